@@ -1,0 +1,52 @@
+# `make help` lists the targets.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.installed
+# Every shell has a USER of its own; only one given to make is meant here.
+TOKEN_USER := $(if $(filter command line,$(origin USER)),$(USER),alice)
+
+.DEFAULT_GOAL := help
+.PHONY: help run token test test-fast lint fmt lock clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+run: $(READY) ## the API on this machine with a real PostgreSQL; HOST, PORT, DATABASE_URL
+	@$(BIN)/python -m local run
+
+token: $(READY) ## a token for the running stack: make token TENANT=acme USER=alice
+	@$(BIN)/python -m local token --tenant '$(or $(TENANT),acme)' --user '$(TOKEN_USER)'
+
+test: $(READY) ## every test, from nothing to green
+	$(BIN)/python -m pytest
+
+test-fast: $(READY) ## without the whole-stack and long tests, for daily work
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(READY) ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fmt: $(READY) ## format and sort imports
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
+
+lock: $(READY) ## pin what pyproject.toml's dependency groups name
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate \
+		--group aws -o requirements.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate \
+		--group dev -c requirements.txt -o requirements-dev.txt
+
+clean: ## remove the virtual environment and caches; orders in .local/ stay
+	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis
+
+$(READY): requirements-dev.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.11, 3.12 or 3.13, or name one: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1): Python 3.11, 3.12 or 3.13 is needed. Name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
+	@echo "Installing into $(VENV) (once, about a minute)" >&2
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt >&2
+	@touch $@

@@ -1,0 +1,190 @@
+"""The routes of the order API. What they call is in chalicelib/."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+from uuid import uuid4
+
+from chalice.app import CognitoUserPoolAuthorizer, CORSConfig, Request, Response
+
+from chalicelib import database, idempotency, settings
+from chalicelib.callers import Caller
+from chalicelib.errors import (
+    Internal,
+    MalformedRequest,
+    MethodNotAllowed,
+    NotFound,
+    PayloadTooLarge,
+    Problem,
+    Unauthorized,
+    UnsupportedMediaType,
+)
+from chalicelib.messages import NewOrder
+from chalicelib.orders import OrderRepository
+from chalicelib.pages import Page, single_values
+from chalicelib.parallel import ParallelChalice
+
+LARGEST_BODY = 1024 * 1024
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+
+app = ParallelChalice(app_name="order-api")
+app.api.binary_types = []
+app.api.cors = cors = CORSConfig(
+    allow_origin=settings.cors_origin(),
+    allow_headers=["Idempotency-Key", "If-None-Match"],
+    expose_headers=["ETag", "Idempotent-Replayed", "Location", "Retry-After", "X-Request-Id"],
+    max_age=3600,
+)
+COMMON_HEADERS = {
+    "Content-Type": "application/json",
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    **cors.get_access_control_headers(),
+}
+customers = CognitoUserPoolAuthorizer("customers", provider_arns=[settings.user_pool_arn()])
+
+
+# content_types=[] on every route: the media type is checked after the token, in json_body().
+
+
+@app.route("/orders", methods=["POST"], authorizer=customers, content_types=[])
+def place_order() -> Response:
+    caller = verified_caller()
+    body = json_body()
+    no_query()
+    key = idempotency.key(request().headers.get("idempotency-key"))
+    order = OrderRepository(caller).add(NewOrder.from_json(body), key)
+    return Response(
+        f'{{"message":"Order created successfully","order":{order.json}}}',
+        {
+            "Location": f"orders/{order.order_id}",
+            "ETag": f'"{order.version}"',
+            **({"Idempotent-Replayed": "true"} if order.replayed else {}),
+        },
+        status_code=201,
+    )
+
+
+@app.route("/orders/{order_id}", methods=["GET", "HEAD"], authorizer=customers, content_types=[])
+def get_order(order_id: str) -> Response:
+    orders = OrderRepository(verified_caller())
+    no_query()
+    order = orders.get(order_id)
+    etag = f'"{order.version}"'
+    if is_fresh(etag):
+        return Response("", {"ETag": etag}, status_code=304)
+    return Response(f'{{"order":{order.json}}}', {"ETag": etag})
+
+
+@app.route("/orders", methods=["GET", "HEAD"], authorizer=customers, content_types=[])
+def list_orders() -> Response:
+    caller = verified_caller()
+    page = Page.from_query(query(), caller)
+    return Response(OrderRepository(caller).page(page))
+
+
+@app.route("/health", methods=["GET", "HEAD"], content_types=[])
+def health() -> Response:
+    return Response('{"status":"ok"}')
+
+
+@app.route("/health/ready", methods=["GET", "HEAD"], content_types=[])
+def ready() -> Response:
+    database.ping()
+    return Response('{"status":"ready"}')
+
+
+@app.route("/openapi.json", methods=["GET", "HEAD"], content_types=[])
+def get_openapi() -> Response:
+    if not settings.docs():
+        raise NotFound
+    from chalicelib import openapi
+
+    return Response(openapi.document())
+
+
+def refuse_method(**_path: str) -> Response:
+    """Every other method of a known path; declared, because API Gateway forwards no other."""
+    raise MethodNotAllowed(allowed_methods(request().path))
+
+
+for known_path, declared in list(app.routes.items()):
+    others = [method for method in METHODS if method not in declared]
+    app.route(known_path, methods=others, content_types=[])(refuse_method)
+
+
+@app.middleware("http")
+def answer(event: Request | None, get_response: Callable[[Any], Response]) -> Response:
+    """Give every answer the contract's headers and every error its shape, Chalice's own included."""
+    request_id = (event and event.context.get("requestId")) or str(uuid4())
+    try:
+        if event is None or event.path not in app.routes:
+            raise NotFound
+        response = get_response(event)
+        if response.status_code >= 400:  # Chalice's own answer: our routes raise their errors
+            raise MethodNotAllowed(allowed_methods(event.path)) if response.status_code == 405 else Internal
+    except Problem as problem:
+        response = problem.response(request_id)
+    except Exception:
+        app.log.exception("unforeseen error in request %s", request_id)
+        response = Internal().response(request_id)
+    response.headers = {**COMMON_HEADERS, **response.headers, "X-Request-Id": request_id}
+    if event is not None and event.method == "HEAD":
+        response.body = ""
+    return response
+
+
+def allowed_methods(path: str) -> list[str]:
+    routes = app.routes[path]
+    return [method for method in METHODS if routes[method].view_function is not refuse_method]
+
+
+def request() -> Request:
+    current = app.current_request
+    assert current is not None  # noqa: S101 (Chalice sets it before any route runs)
+    return current
+
+
+def verified_caller() -> Caller:
+    """Who asks. Raises Unauthorized without a good token, MissingTenant when it names no tenant."""
+    return Caller.from_claims(verified_claims())
+
+
+def verified_claims() -> Mapping[str, Any]:
+    """Claims that API Gateway verified, on Lambda; everywhere else the token itself is verified."""
+    if settings.on_lambda():
+        claims = (request().context.get("authorizer") or {}).get("claims")
+        if not claims:
+            raise Unauthorized
+        return claims  # type: ignore[no-any-return]
+    from chalicelib import tokens
+
+    return tokens.claims(request().headers.get("authorization"))
+
+
+def query() -> Mapping[str, list[str]]:
+    parameters = request().to_original_event()["multiValueQueryStringParameters"]
+    return parameters or {}
+
+
+def no_query() -> None:
+    single_values(query(), allowed=())
+
+
+def json_body() -> bytes:
+    """The body's bytes. Raises PayloadTooLarge, UnsupportedMediaType, or MalformedRequest on bad base64."""
+    try:
+        body = request().raw_body
+    except ValueError:
+        raise MalformedRequest("The body is not valid base64 or not valid Unicode.") from None
+    if len(body) > LARGEST_BODY:
+        raise PayloadTooLarge
+    media_type = request().headers.get("content-type", "application/json").partition(";")[0]
+    if media_type.strip().lower() != "application/json":
+        raise UnsupportedMediaType
+    return body if isinstance(body, bytes) else body.encode()
+
+
+def is_fresh(etag: str) -> bool:
+    """Whether If-None-Match names this version (RFC 9110, section 13.1.2: weak comparison)."""
+    known = [tag.strip().removeprefix("W/") for tag in request().headers.get("if-none-match", "").split(",")]
+    return etag in known or "*" in known

@@ -1,0 +1,229 @@
+"""The way to the database: one tenant, one string, one round trip."""
+
+import logging
+import select
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import psycopg2
+from psycopg2.extensions import cursor as Cursor
+from sqlalchemy import ClauseElement, Dialect
+from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import PoolProxiedConnection, QueuePool
+
+from chalicelib import settings
+from chalicelib.errors import Unavailable
+
+Values = Mapping[str, Any]
+Row = tuple[Any, ...]
+UNIQUE_VIOLATION = "23505"
+LOCK_NOT_AVAILABLE = "55P03"
+
+_log = logging.getLogger("order-api")
+_DIALECT: Dialect = PGDialect_psycopg2()  # type: ignore[no-untyped-call]
+_SET_TENANT = "select set_tenant(%(tenant_id)s);\n"
+# SQLSTATEs after which the same request may succeed: connection, rollback, resources, operator,
+# system, a lock not had in time, a read-only standby.
+_PASSING = ("08", "40", "53", "57", "58", LOCK_NOT_AVAILABLE, "25006")
+
+_pool: QueuePool | None = None
+_pool_lock = threading.Lock()
+
+
+class Statement:
+    """A SQL expression over the tables, built and compiled to text at its first use, once."""
+
+    def __init__(self, build: Callable[[], ClauseElement]) -> None:
+        self._build = build
+        self.__doc__ = build.__doc__
+
+    @cached_property
+    def text(self) -> str:
+        return str(self._build().compile(dialect=_DIALECT))
+
+    def bound(self, cursor: Cursor, values: Values) -> bytes:
+        """The text with its values as literals, made by psycopg2 without asking the server."""
+        return cursor.mogrify(self.text, values)
+
+    def bound_rows(self, cursor: Cursor, rows: Sequence[Values]) -> bytes:
+        """An INSERT of several rows in one statement."""
+        head, one_row = self.text.split(" VALUES ")
+        return head.encode() + b" VALUES " + b", ".join(cursor.mogrify(one_row, row) for row in rows)
+
+
+Step = tuple[Statement, Values | Sequence[Values]]
+"""A statement and its values, or the rows of an INSERT."""
+
+
+class TenantScope:
+    """One verified tenant's way to the database. What it sends is bound to that tenant, always.
+
+    Each call is one string `select set_tenant(...); ...` under autocommit: one round trip and one
+    implicit transaction, safe behind a transaction-mode pooler. Every statement gets `tenant_id`
+    as a value. Raises Unavailable when the database cannot answer.
+    """
+
+    def __init__(self, tenant_id: str) -> None:
+        if not tenant_id:
+            raise ValueError("a scope needs a tenant")
+        self._tenant = {"tenant_id": tenant_id}
+
+    def read(self, statement: Statement, **values: Any) -> list[Row]:
+        """The rows of a SELECT. Asked again once, if the connection broke on the way."""
+        return self._send(
+            lambda cursor: [statement.bound(cursor, {**values, **self._tenant})], repeatable=True
+        )
+
+    def write(self, *steps: Step, repeatable: bool = False) -> None:
+        """All the steps or none. Repeated on a broken connection only if the caller says that is safe."""
+
+        def bound(cursor: Cursor) -> list[bytes]:
+            return [
+                statement.bound(cursor, {**values, **self._tenant})
+                if isinstance(values, Mapping)
+                else statement.bound_rows(cursor, [{**row, **self._tenant} for row in values])
+                for statement, values in steps
+            ]
+
+        self._send(bound, repeatable)
+
+    def _send(self, bound: Callable[[Cursor], list[bytes]], repeatable: bool) -> list[Row]:
+        def send(cursor: Cursor) -> list[Row]:
+            cursor.execute(cursor.mogrify(_SET_TENANT, self._tenant) + b";\n".join(bound(cursor)))
+            return cursor.fetchall() if cursor.description else []
+
+        try:
+            return _on_a_connection(send)
+        except ConnectionBroken as error:
+            if not repeatable:
+                raise _unavailable(error.cause) from error.cause
+        try:
+            return _on_a_connection(send)
+        except ConnectionBroken as error:
+            raise _unavailable(error.cause) from error.cause
+
+
+class Locked(Unavailable):
+    """Another transaction held a lock for longer than the role's lock_timeout."""
+
+
+class ConnectionBroken(Exception):
+    """The connection was lost after something was sent: what the server did is not known."""
+
+    def __init__(self, cause: psycopg2.Error) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+def ping() -> None:
+    """One trip to the database and back. Raises Unavailable."""
+
+    def send(cursor: Cursor) -> list[Row]:
+        cursor.execute("select 1")
+        return []
+
+    try:
+        _on_a_connection(send)
+    except ConnectionBroken as error:
+        raise _unavailable(error.cause) from error.cause
+
+
+def close_pool() -> None:
+    """Close the idle connections and forget the pool; the next request makes a new one."""
+    global _pool  # noqa: PLW0603 (one pool a process)
+    with _pool_lock:
+        if _pool is not None:
+            _pool.dispose()
+        _pool = None
+
+
+def _on_a_connection(send: Callable[[Cursor], list[Row]]) -> list[Row]:
+    connection = _connection()
+    driver: Any = connection.dbapi_connection
+    try:
+        with driver.cursor() as cursor:
+            return send(cursor)
+    except psycopg2.Error as error:
+        if driver.closed:
+            connection.invalidate()
+            raise ConnectionBroken(error) from error
+        if _is_passing(error):
+            raise _unavailable(error) from error
+        raise
+    except BaseException:
+        # Interrupted half-way: nobody else may find this connection's answer.
+        connection.invalidate()
+        raise
+    finally:
+        connection.close()
+
+
+def _connection() -> PoolProxiedConnection:
+    """A live connection from the pool: those that died while idle are thrown away."""
+    pool = _the_pool()
+    try:
+        while True:
+            connection = pool.connect()
+            if not _is_dead(connection.dbapi_connection):
+                return connection
+            connection.invalidate()
+            connection.close()
+    except PoolTimeout as error:
+        raise _unavailable(error) from error
+    except psycopg2.OperationalError as error:
+        raise _unavailable(error) from error
+
+
+def _is_dead(connection: Any) -> bool:
+    """Whether the server hung up. Costs a system call; only an idle socket with news is read."""
+    try:
+        poll = select.poll()
+        poll.register(connection.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
+        if poll.poll(0):
+            connection.poll()
+    except psycopg2.Error:
+        return True
+    return bool(connection.closed)
+
+
+def _the_pool() -> QueuePool:
+    """Made at the first request, never at import: a host may fork after it has imported us."""
+    global _pool  # noqa: PLW0603 (one pool a process)
+    if _pool is None:
+        with _pool_lock:
+            if _pool is None:
+                _pool = _new_pool(settings.database())
+    return _pool
+
+
+def _new_pool(database: settings.Database) -> QueuePool:
+    def connect() -> Any:
+        connection = psycopg2.connect(**database.connect)
+        connection.autocommit = True
+        return connection
+
+    return QueuePool(
+        connect,
+        pool_size=database.pool_idle,
+        max_overflow=database.pool_most - database.pool_idle,
+        recycle=database.pool_recycle,
+        timeout=database.pool_timeout,
+        reset_on_return=None,  # under autocommit nothing is ever left open
+        use_lifo=True,
+    )
+
+
+def _is_passing(error: psycopg2.Error) -> bool:
+    if error.pgcode is None:
+        return isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
+    return error.pgcode.startswith(_PASSING)
+
+
+def _unavailable(error: Exception) -> Unavailable:
+    """Log why, without what a client sent: SQLSTATE and, where there is none, the driver's words."""
+    code = getattr(error, "pgcode", None)
+    _log.error("database unavailable: %s", f"SQLSTATE {code}" if code else " ".join(str(error).split()))
+    return Locked() if code == LOCK_NOT_AVAILABLE else Unavailable()

@@ -1,0 +1,142 @@
+"""`make run` and `make token`: the whole service on this machine."""
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from local import database, docs, issuer
+
+PROJECT = Path(__file__).parent.parent
+FOLDER = PROJECT / ".local"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m local")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("run", help="serve the API with an embedded PostgreSQL")
+    token = commands.add_parser("token", help="print a token for the running stack")
+    token.add_argument("--tenant", required=True)
+    token.add_argument("--user", required=True)
+    chosen = parser.parse_args()
+    if chosen.command == "token":
+        print(issuer.Issuer(FOLDER).token(chosen.tenant, chosen.user))
+    else:
+        run(os.environ.get("HOST") or "127.0.0.1", _port())
+
+
+def run(host: str, port: int) -> None:
+    """Serve until Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with _database() as urls:
+            _serve(host, port, urls)
+    except KeyboardInterrupt:
+        print("\nStopped. The orders are kept in .local/ for the next `make run`.")
+
+
+def _serve(host: str, port: int, urls: database.Urls) -> None:
+    tokens = issuer.Issuer(FOLDER)
+    api = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104
+    environment = {
+        "DATABASE_URL": urls.app,
+        "COGNITO_USER_POOL_ARN": issuer.USER_POOL_ARN,
+        "AUTH_AUDIENCE": issuer.CLIENT_ID,
+        "AUTH_JWKS_URL": f"{api}/.well-known/jwks.json",
+        "DOCS": "on",
+    }
+    os.environ.update(environment)
+    from app import app
+    from local.server import serve
+
+    jwks = json.dumps(tokens.jwks()).encode()
+
+    def local_page(path: str) -> tuple[str, bytes] | None:
+        return ("application/json", jwks) if path == "/.well-known/jwks.json" else docs.page(path)
+
+    try:
+        server = serve(app, host, port, local_page)
+    except OSError as error:
+        raise SystemExit(
+            f"Cannot listen on {host}:{port}: {error.strerror}. Try: make run PORT=8001"
+        ) from None
+    (FOLDER / "env").write_text(
+        "".join(f"{name}={shlex.quote(value)}\n" for name, value in environment.items())
+    )
+    print(_block(api, urls.app, tokens), flush=True)
+    server.server.serve_forever()
+
+
+def _block(api: str, database_url: str, tokens: issuer.Issuer) -> str:
+    acme, globex = tokens.token("acme", "alice"), tokens.token("globex", "bob")
+    key = f"demo-{int(time.time())}"
+    as_acme, as_globex = (f"-H 'Authorization: Bearer {token}'" for token in (acme, globex))
+    body = shlex.quote(f"@{PROJECT / 'test_order.json'}")
+    headers = f"-H 'Content-Type: application/json' -H 'Idempotency-Key: {key}'"
+    place = f"{api}/orders {as_acme} {headers} --data {body}"
+    newest = f"curl -s '{api}/orders?limit=1' {as_acme} | grep -o '[0-9a-f-]\\{{36\\}}' | head -1"
+    return f"""
+  API       {api}
+  Docs      {api}/docs
+  Database  {database_url}
+
+  Token of alice at acme
+{acme}
+
+  Token of bob at globex
+{globex}
+
+  1. Place an order
+curl -i {place}
+
+  2. The same again with the same Idempotency-Key: the same order, placed once
+curl -i {place}
+
+  3. List the orders of acme, newest first
+curl -i '{api}/orders?limit=10' {as_acme}
+
+  4. globex asks for that order: 404
+curl -i {api}/orders/$({newest}) {as_globex}
+
+  More tokens: make token TENANT=acme USER=alice      Stop: Ctrl-C
+"""
+
+
+@contextmanager
+def _database() -> Iterator[database.Urls]:
+    """Your own server when DATABASE_URL names one, else the embedded one."""
+    if app_url := os.environ.get("DATABASE_URL"):
+        owner_url = os.environ.get("OWNER_DATABASE_URL")
+        if owner_url:
+            database.apply_schema(owner_url)
+        if problem := database.check_app_role(app_url):
+            raise SystemExit(f"DATABASE_URL cannot be used: {problem}.")
+        yield database.Urls(owner=owner_url or "", app=app_url)
+        return
+    if opened := database.folders_to_open(FOLDER):
+        print(
+            "You are root, and PostgreSQL runs as the user embedded_postgres. To let it in, these folders "
+            f"become readable for everyone: {', '.join(map(str, opened))}\n"
+            "To avoid that run as another user, or set DATABASE_URL.",
+            file=sys.stderr,
+            flush=True,
+        )
+    with database.embedded(FOLDER) as urls:
+        yield urls
+
+
+def _port() -> int:
+    text = os.environ.get("PORT") or "8000"
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
+        raise SystemExit(f"PORT is {text!r}: use a number from 1 to 65535, as in make run PORT=8001")
+    return int(text)
+
+
+if __name__ == "__main__":
+    main()

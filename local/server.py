@@ -1,0 +1,164 @@
+"""Chalice's local server, with a gateway and a handler that keep the whole HTTP contract.
+
+Chalice's own drop the connection on a token without dots, trust claims nobody verified, answer 403
+on unknown paths, ignore chunked bodies, send a body to HEAD and strip trailing slashes.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+from urllib.parse import parse_qs
+from uuid import uuid4
+
+from chalice.app import Chalice
+from chalice.config import Config
+from chalice.local import ChaliceRequestHandler, LocalDevServer, LocalGateway, ThreadedHTTPServer
+
+LARGEST_READ = 64 * 1024 * 1024
+KEPT = 1024 * 1024 + 1
+"""One byte more than the API accepts: enough for it to refuse the body as too large."""
+
+LocalPage = Callable[[str], tuple[str, bytes] | None]
+
+
+class Server(ThreadedHTTPServer):
+    request_queue_size = 128
+
+
+class Gateway(LocalGateway):
+    """Plays API Gateway: finds the route, decodes the query, builds the event. Tokens are the app's."""
+
+    def handle_request(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None
+    ) -> dict[str, Any]:
+        raw_path, _, query = path.partition("?")
+        route, parameters = self._route(raw_path)
+        event = {
+            "requestContext": {
+                "resourcePath": route,
+                "httpMethod": method,
+                "path": raw_path,
+                "requestId": str(uuid4()),
+                "identity": {"sourceIp": "127.0.0.1"},
+            },
+            "headers": headers,
+            "pathParameters": parameters,
+            "multiValueQueryStringParameters": parse_qs(query, keep_blank_values=True) or None,
+            "stageVariables": None,
+            "body": body,
+            "isBase64Encoded": False,
+        }
+        if method == "OPTIONS" and route in self._app_object.routes:
+            preflight = self._autogen_options_headers(event)
+            return {"statusCode": 200, "headers": preflight, "multiValueHeaders": {}, "body": ""}
+        return self._app_object(event, None)
+
+    def _route(self, path: str) -> tuple[str, dict[str, str]]:
+        """The template and its parameters, still percent-encoded; an unknown path is its own template."""
+        given = path.split("/")
+        for template in sorted(self._app_object.routes):
+            parts = template.split("/")
+            pairs = list(zip(parts, given, strict=False))
+            if len(parts) == len(given) and all(
+                part == value or (part.startswith("{") and value) for part, value in pairs
+            ):
+                return template, {part[1:-1]: value for part, value in pairs if part.startswith("{")}
+        return path, {}
+
+
+class Handler(ChaliceRequestHandler):
+    """HTTP in, the gateway's answer out."""
+
+    timeout = 60
+    disable_nagle_algorithm = True
+    error_content_type = "application/problem+json"
+    error_message_format = json.dumps(
+        {"type": "about:blank", "title": "%(message)s", "status": 0, "detail": "%(explain)s"}
+    ).replace("0,", "%(code)d,")
+
+    def __init__(self, *args: Any, app_object: Chalice, config: Config, local_page: LocalPage) -> None:
+        self.local_gateway = Gateway(app_object, config)
+        self._local_page = local_page
+        BaseHTTPRequestHandler.__init__(self, *args)
+
+    def version_string(self) -> str:
+        return "order-api"
+
+    def _generic_handle(self) -> None:
+        body = self._body()
+        if body is None:
+            self.close_connection = True
+            self.send_error(400, "Bad request", "Send one valid Content-Length, or chunks.")
+            return
+        page = self._local_page(self.path.partition("?")[0]) if self.command in ("GET", "HEAD") else None
+        if page is not None:
+            self._send(200, {"Content-Type": page[0], "Cache-Control": "no-cache"}, page[1])
+            return
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        answer = self.local_gateway.handle_request(self.command, self.path, headers, body)
+        self._send(answer["statusCode"], answer["headers"], answer["body"].encode())
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = _generic_handle
+
+    def _send(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if self.command == "HEAD" or status == 304:
+            body = b""
+        else:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _body(self) -> bytes | None:
+        """The body, cut behind what the API accepts; None when its length is not said clearly."""
+        length = self.headers.get("Content-Length")
+        coding = self.headers.get("Transfer-Encoding")
+        if coding is not None:
+            chunked = coding.strip().lower() == "chunked" and length is None
+            return self._chunks() if chunked else None
+        if length is None:
+            return b""
+        return self._read(int(length)) if length.isascii() and length.isdigit() else None
+
+    def _read(self, length: int) -> bytes:
+        """`length` bytes off the wire, of which KEPT are handed on, so that the client can hear why."""
+        kept: bytes = self.rfile.read(min(length, KEPT))
+        rest = length - len(kept)
+        self.close_connection = self.close_connection or rest > LARGEST_READ
+        for _ in range(min(rest, LARGEST_READ) // 65536 + 1):
+            if not (rest and self.rfile.read(min(rest, 65536))):
+                break
+            rest -= min(rest, 65536)
+        return kept
+
+    def _chunks(self) -> bytes | None:
+        body = b""
+        while True:
+            size = self.rfile.readline(100).partition(b";")[0].strip()
+            try:
+                length = int(size, 16)
+            except ValueError:
+                return None
+            if length < 0:
+                return None
+            if length == 0:
+                while self.rfile.readline(65537).strip():
+                    pass  # trailers
+                return body
+            body = (body + self._read(length))[:KEPT]
+            self.rfile.readline(3)
+
+
+def serve(app: Chalice, host: str, port: int, local_page: LocalPage) -> LocalDevServer:
+    """A server bound to the address, not yet serving. Raises OSError when the port is taken."""
+    if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:
+        raise SystemExit("AWS_LAMBDA_FUNCTION_NAME is set, which means: claims were verified. Unset it here.")
+
+    def handler(*args: Any, **kwargs: Any) -> Handler:
+        return Handler(*args, local_page=local_page, **kwargs)
+
+    return LocalDevServer(app, Config.create(), host, port, handler_cls=handler, server_cls=Server)

@@ -1,0 +1,162 @@
+-- The schema of the order API, for PostgreSQL 15 to 18.
+--
+-- Apply it as the owner of the database (it needs CREATEROLE the first time):
+--     psql "$OWNER_DATABASE_URL" -v ON_ERROR_STOP=1 -f schema.sql
+-- It brings an empty database, or one of any earlier version, to the version recorded at the
+-- end of the file. Applied again it changes nothing.
+--
+-- Every key leads with tenant_id, so that the tables can be distributed by tenant as they are.
+
+begin;
+
+do $$ begin
+    -- One at a time: two deployments that apply the file together must not race.
+    perform pg_advisory_xact_lock(hashtext('order-api schema'));
+end $$;
+
+-- One row for each version of this file that was applied here.
+create table if not exists schema_version (
+    version     integer      not null,
+    applied_at  timestamptz  not null default now(),
+    constraint schema_version_pkey primary key (version)
+);
+
+do $$ declare newest integer := (select max(version) from schema_version); begin
+    if newest > 1 then
+        raise exception 'this database is at schema version %, this file is version 1', newest
+            using hint = 'Apply the schema.sql that belongs to the newest deployed release.';
+    end if;
+end $$;
+
+
+-- Roles -------------------------------------------------------------------------------------
+
+-- orders_app is what the API logs in as. It owns nothing and cannot bypass row-level security.
+-- It is made without a password: give it one with
+--     alter role orders_app password '...';
+do $$ begin
+    if not exists (select from pg_roles where rolname = 'orders_app') then
+        create role orders_app login;
+    end if;
+    -- Both stay below every cloud's function timeout. Values that an operator set are kept.
+    if not exists (select from pg_db_role_setting where setrole = 'orders_app'::regrole) then
+        alter role orders_app set statement_timeout = '5s';
+        alter role orders_app set lock_timeout = '2s';
+    end if;
+end $$;
+
+
+-- Tenancy -----------------------------------------------------------------------------------
+
+-- Names the tenant for the rest of the transaction. Every statement of the API travels behind
+-- `select set_tenant('...');` in the same string: one round trip, one implicit transaction,
+-- nothing left on the connection afterwards. (set_config() would never reach Citus workers.)
+create or replace function set_tenant(tenant text) returns void
+language plpgsql as $$
+begin
+    execute pg_catalog.format('set local app.tenant_id = %L', tenant);
+end $$;
+
+
+-- Tables ------------------------------------------------------------------------------------
+
+-- An order as it was placed. order_id is a UUID version 7 made by the API: the primary key
+-- serves both `where tenant_id = ? and order_id = ?` and the list, newest first.
+create table if not exists orders (
+    tenant_id         varchar(255)   not null,
+    order_id          uuid           not null,
+    created_by        varchar(255)   not null,
+    status            text           not null,
+    version           integer        not null,
+    customer_name     varchar(255)   not null,
+    customer_email    varchar(254)   not null,
+    customer_phone    varchar(255),
+    shipping_address  varchar(2000),
+    billing_address   varchar(2000),
+    -- The scale is the currency's: 99.99 USD, 100 JPY. Plain numeric keeps it as it was written.
+    total_amount      numeric        not null,
+    currency          char(3)        not null,
+    created_at        timestamptz    not null,
+    updated_at        timestamptz    not null,
+
+    constraint orders_pkey           primary key (tenant_id, order_id),
+    -- After one SET LOCAL the setting is '' for the rest of the session: '' must be nobody.
+    constraint orders_tenant_named   check (tenant_id <> ''),
+    constraint orders_status_known   check (status in ('pending')),
+    constraint orders_version_counts check (version >= 1),
+    constraint orders_amount_range   check (total_amount between 0 and 999999999999.999
+                                            and scale(total_amount) <= 4),
+    constraint orders_currency_code  check (currency ~ '^[A-Z]{3}$')
+);
+
+-- `my_orders`: where tenant_id = ? and created_by = ? order by order_id desc
+create index if not exists orders_created_by_idx on orders (tenant_id, created_by, order_id);
+
+-- One line of an order, in the order in which the client sent them (1..n).
+create table if not exists order_items (
+    tenant_id     varchar(255)  not null,
+    order_id      uuid          not null,
+    line_no       integer       not null,
+    product_name  varchar(255)  not null,
+    product_sku   varchar(255)  not null,
+    quantity      integer       not null,
+    unit_price    numeric       not null,
+
+    constraint order_items_pkey           primary key (tenant_id, order_id, line_no),
+    constraint order_items_order_fkey     foreign key (tenant_id, order_id) references orders (tenant_id, order_id),
+    constraint order_items_tenant_named   check (tenant_id <> ''),
+    constraint order_items_line_range     check (line_no between 1 and 500),
+    constraint order_items_quantity_range check (quantity between 1 and 1000000),
+    constraint order_items_amount_range   check (unit_price between 0 and 999999999999.999
+                                                 and scale(unit_price) <= 4)
+);
+
+-- One Idempotency-Key that made an order. It is written in the order's own transaction, before
+-- the order, so that a second request with the same key waits here and has done no work yet:
+-- that is why it has no foreign key to orders.
+create table if not exists idempotency_keys (
+    tenant_id        varchar(255)  not null,
+    created_by       varchar(255)  not null,
+    idempotency_key  varchar(255)  not null,
+    -- SHA-256, in hex, of the validated order: the same key with another order is refused.
+    fingerprint      char(64)      not null,
+    order_id         uuid          not null,
+    created_at       timestamptz   not null,
+
+    constraint idempotency_keys_pkey         primary key (tenant_id, created_by, idempotency_key),
+    constraint idempotency_keys_tenant_named check (tenant_id <> '')
+);
+
+
+-- Row-level security: the database's own answer, whatever a statement forgot. With no tenant
+-- named no row is seen and none can be written. FORCE binds the owner too.
+do $$ declare tenant_table text; begin
+    foreach tenant_table in array array['orders', 'order_items', 'idempotency_keys'] loop
+        if not (select relrowsecurity and relforcerowsecurity
+                from pg_class where oid = tenant_table::regclass) then
+            execute format('alter table %I enable row level security', tenant_table);
+            execute format('alter table %I force row level security', tenant_table);
+        end if;
+        if not exists (select from pg_policy
+                       where polrelid = tenant_table::regclass and polname = 'tenant_isolation') then
+            execute format('create policy tenant_isolation on %I '
+                           'using (tenant_id = current_setting(''app.tenant_id'', true)) '
+                           'with check (tenant_id = current_setting(''app.tenant_id'', true))',
+                           tenant_table);
+        end if;
+    end loop;
+end $$;
+
+
+-- Grants: what the API does and nothing else. It can neither change nor delete an order.
+do $$ begin
+    execute format('grant usage on schema %I to orders_app', current_schema());
+end $$;
+grant select, insert on orders, order_items, idempotency_keys to orders_app;
+grant select on schema_version to orders_app;
+revoke execute on function set_tenant(text) from public;
+grant execute on function set_tenant(text) to orders_app;
+
+insert into schema_version (version) values (1) on conflict do nothing;
+
+commit;

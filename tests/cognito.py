@@ -1,0 +1,86 @@
+"""A Cognito user pool of moto's, with its keys served over HTTP on loopback."""
+
+import os
+from functools import cached_property
+from typing import Any
+
+import boto3
+from moto.server import ThreadedMotoServer
+
+REGION = "eu-west-1"
+PASSWORD = "Correct-horse-7"  # of users that exist in this process only
+
+
+class UserPool:
+    """A pool with `custom:tenant_id`, one app client, and users made on demand."""
+
+    def __init__(self, endpoint: str, name: str) -> None:
+        self._endpoint = endpoint
+        self._cognito: Any = boto3.client(
+            "cognito-idp",
+            region_name=REGION,
+            endpoint_url=endpoint,
+            aws_access_key_id="testing",
+            aws_secret_access_key="testing",
+        )
+        pool = self._cognito.create_user_pool(
+            PoolName=name,
+            Schema=[{"Name": "tenant_id", "AttributeDataType": "String", "Mutable": False}],
+        )["UserPool"]
+        self.id: str = pool["Id"]
+        self.arn: str = pool["Arn"]
+        self.client_id = self.new_client("shop")
+        self._tokens: dict[tuple[str | None, str, str], dict[str, str]] = {}
+
+    @property
+    def jwks_url(self) -> str:
+        return f"{self._endpoint}/{self.id}/.well-known/jwks.json"
+
+    @cached_property
+    def other_client_id(self) -> str:
+        return self.new_client("another-shop")
+
+    def new_client(self, name: str) -> str:
+        client = self._cognito.create_user_pool_client(
+            UserPoolId=self.id,
+            ClientName=name,
+            ExplicitAuthFlows=["ALLOW_ADMIN_USER_PASSWORD_AUTH"],
+            ReadAttributes=["email", "custom:tenant_id"],
+        )["UserPoolClient"]
+        return str(client["ClientId"])
+
+    def token(self, tenant: str | None, user: str = "alice", kind: str = "IdToken") -> str:
+        """A token that Cognito signed for `user` of `tenant`; None: a user without a tenant."""
+        return self.tokens(tenant, user, self.client_id)[kind]
+
+    def tokens(self, tenant: str | None, user: str, client_id: str) -> dict[str, str]:
+        known = self._tokens.get((tenant, user, client_id))
+        return known or self._tokens.setdefault(
+            (tenant, user, client_id), self._sign_in(tenant, user, client_id)
+        )
+
+    def _sign_in(self, tenant: str | None, user: str, client_id: str) -> dict[str, str]:
+        name = f"{user}-at-{tenant}-{client_id}"
+        attributes = [{"Name": "email", "Value": f"{user}@{tenant or 'nowhere'}.example"}]
+        if tenant is not None:
+            attributes.append({"Name": "custom:tenant_id", "Value": tenant})
+        self._cognito.admin_create_user(UserPoolId=self.id, Username=name, UserAttributes=attributes)
+        self._cognito.admin_set_user_password(
+            UserPoolId=self.id, Username=name, Password=PASSWORD, Permanent=True
+        )
+        signed_in = self._cognito.admin_initiate_auth(
+            UserPoolId=self.id,
+            ClientId=client_id,
+            AuthFlow="ADMIN_USER_PASSWORD_AUTH",
+            AuthParameters={"USERNAME": name, "PASSWORD": PASSWORD},
+        )
+        return dict(signed_in["AuthenticationResult"])
+
+
+def start() -> tuple[ThreadedMotoServer, str]:
+    """moto's server on a free port, and its endpoint."""
+    os.environ.setdefault("AWS_DEFAULT_REGION", REGION)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    return server, f"http://{host}:{port}"

@@ -1,0 +1,163 @@
+"""One real PostgreSQL, one user pool and one local server for the whole session."""
+
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg2
+import pytest
+
+from local.database import Urls, embedded
+from tests import cognito
+from tests.client import Answer, Client, Transport, over_http
+
+NewClient = Callable[..., Client]
+
+
+@pytest.fixture(scope="session")
+def databases() -> Iterator[Path]:
+    """A folder that the embedded server's own user may enter; gone after the session."""
+    folder = Path(tempfile.mkdtemp(prefix="order-api-tests-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def database(databases: Path) -> Iterator[Urls]:
+    """PostgreSQL with schema.sql applied by its owner."""
+    with embedded(databases / "main") as urls:
+        yield urls
+
+
+@pytest.fixture(scope="session")
+def admin_url(database: Urls) -> str:
+    """The superuser, for looking behind row-level security."""
+    return database.owner.replace("orders_owner@", "postgres@")
+
+
+@pytest.fixture
+def rows(admin_url: str) -> Callable[..., list[tuple[Any, ...]]]:
+    """Asks the database as its superuser: what is really there."""
+
+    def ask(query: str, *values: Any) -> list[tuple[Any, ...]]:
+        with connected(admin_url) as connection, connection.cursor() as cursor:
+            cursor.execute(query, values)
+            return cursor.fetchall()
+
+    return ask
+
+
+@pytest.fixture(scope="session")
+def user_pool() -> Iterator[cognito.UserPool]:
+    server, endpoint = cognito.start()
+    yield cognito.UserPool(endpoint, "shops")
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def environment(database: Urls, user_pool: cognito.UserPool) -> dict[str, str]:
+    """What the API reads; set for this process before app.py is imported."""
+    variables = {
+        "DATABASE_URL": database.app,
+        "COGNITO_USER_POOL_ARN": user_pool.arn,
+        "AUTH_AUDIENCE": user_pool.client_id,
+        "AUTH_JWKS_URL": user_pool.jwks_url,
+        "DOCS": "on",
+    }
+    os.environ.update(variables)
+    return variables
+
+
+@pytest.fixture(scope="session")
+def app(environment: dict[str, str]) -> Iterator[Any]:  # noqa: ARG001 (it must be set first)
+    """The one real app object."""
+    from app import app
+    from chalicelib.database import close_pool
+
+    yield app
+    close_pool()
+
+
+@pytest.fixture(scope="session")
+def in_process(app: Any) -> Transport:
+    """Requests through the local gateway and the real app, without sockets."""
+    from chalice.config import Config
+
+    from local.server import Gateway
+
+    gateway = Gateway(app, Config.create())
+
+    def send(method: str, target: str, headers: Any, body: bytes) -> Answer:
+        answer = gateway.handle_request(method, target, headers, body)
+        found = {name.lower(): value for name, value in answer["headers"].items()}
+        return Answer(answer["statusCode"], found, answer["body"].encode())
+
+    return send
+
+
+@pytest.fixture(scope="session")
+def server(app: Any) -> Iterator[tuple[str, int]]:
+    """The local server, on a free port."""
+    from local import docs
+    from local.server import serve
+
+    server = serve(app, "127.0.0.1", 0, docs.page)
+    thread = threading.Thread(target=server.server.serve_forever, daemon=True)
+    thread.start()
+    yield "127.0.0.1", server.server.server_address[1]
+    server.shutdown()
+    thread.join()
+
+
+@pytest.fixture(scope="session")
+def http(server: tuple[str, int]) -> Transport:
+    return over_http(*server)
+
+
+@pytest.fixture
+def tenant() -> str:
+    """A tenant that no other test knows."""
+    return f"tenant-{uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def client(in_process: Transport, user_pool: cognito.UserPool, tenant: str) -> NewClient:
+    """client() is alice of this test's tenant; client(tenant=..., user=...) somebody else."""
+
+    def make(tenant: str | None = tenant, user: str = "alice", transport: Transport = in_process) -> Client:
+        return Client(transport, user_pool.token(tenant, user))
+
+    return make
+
+
+@pytest.fixture
+def alice(client: NewClient) -> Client:
+    return client()
+
+
+@pytest.fixture
+def stranger(client: NewClient) -> Client:
+    """A user of another tenant."""
+    return client(tenant=f"other-{uuid4().hex[:12]}", user="mallory")
+
+
+@pytest.fixture
+def nobody(in_process: Transport) -> Client:
+    """A caller without a token."""
+    return Client(in_process, None)
+
+
+@contextmanager
+def connected(url: str) -> Iterator[Any]:
+    connection = psycopg2.connect(url)
+    connection.autocommit = True
+    try:
+        yield connection
+    finally:
+        connection.close()
