@@ -89,11 +89,12 @@ def _package() -> Any:
 
 def _create_database(admin: str) -> None:
     with _connected(admin) as connection, connection.cursor() as cursor:
+        cursor.execute("select pg_advisory_lock(1)")  # until this connection closes: two may start at once
         cursor.execute("select from pg_roles where rolname = 'orders_owner'")
-        if not cursor.fetchone():
+        if cursor.rowcount == 0:
             cursor.execute("create role orders_owner login createrole")
         cursor.execute("select from pg_database where datname = 'orders'")
-        if not cursor.fetchone():
+        if cursor.rowcount == 0:
             cursor.execute("create database orders owner orders_owner")
 
 

@@ -48,7 +48,8 @@ def rows(admin_url: str) -> Callable[..., list[tuple[Any, ...]]]:
     def ask(query: str, *values: Any) -> list[tuple[Any, ...]]:
         with connected(admin_url) as connection, connection.cursor() as cursor:
             cursor.execute(query, values)
-            return cursor.fetchall()
+            found: list[tuple[Any, ...]] = cursor.fetchall()
+            return found
 
     return ask
 
