@@ -120,8 +120,11 @@ def answer(event: Request | None, get_response: Callable[[Any], Response]) -> Re
         if event is None or event.path not in app.routes:
             raise NotFound
         response = get_response(event)
-        if response.status_code >= 400:  # Chalice's own answer: our routes raise their errors
-            raise MethodNotAllowed(allowed_methods(event.path)) if response.status_code == 405 else Internal
+        if response.status_code == 405:  # outside METHODS: Chalice's own answer
+            raise MethodNotAllowed(allowed_methods(event.path))
+        if response.status_code >= 500:  # a route raised what is no Problem: Chalice has logged it
+            app.log.error("request %s ended with the error above", request_id)
+            raise Internal
     except Problem as problem:
         response = problem.response(request_id)
     except Exception:

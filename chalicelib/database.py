@@ -26,8 +26,8 @@ _log = logging.getLogger("order-api")
 _DIALECT: Dialect = PGDialect_psycopg2()  # type: ignore[no-untyped-call]
 _SET_TENANT = "select set_tenant(%(tenant_id)s);\n"
 # SQLSTATEs after which the same request may succeed: connection, rollback, resources, operator,
-# system, a lock not had in time, a read-only standby.
-_PASSING = ("08", "40", "53", "57", "58", LOCK_NOT_AVAILABLE, "25006")
+# system, a read-only standby.
+_PASSING = ("08", "40", "53", "57", "58", "25006")
 
 _pool: QueuePool | None = None
 _pool_lock = threading.Lock()
@@ -63,7 +63,7 @@ class TenantScope:
 
     Each call is one string `select set_tenant(...); ...` under autocommit: one round trip and one
     implicit transaction, safe behind a transaction-mode pooler. Every statement gets `tenant_id`
-    as a value. Raises Unavailable when the database cannot answer.
+    as a value. Raises Unavailable when the database cannot answer, Refused when it will not.
     """
 
     def __init__(self, tenant_id: str) -> None:
@@ -97,25 +97,28 @@ class TenantScope:
 
         try:
             return _on_a_connection(send)
-        except ConnectionBroken as error:
+        except ConnectionBroken:
             if not repeatable:
-                raise _unavailable(error.cause) from error.cause
-        try:
-            return _on_a_connection(send)
-        except ConnectionBroken as error:
-            raise _unavailable(error.cause) from error.cause
+                raise
+        return _on_a_connection(send)
 
 
 class Locked(Unavailable):
     """Another transaction held a lock for longer than the role's lock_timeout."""
 
 
-class ConnectionBroken(Exception):
+class ConnectionBroken(Unavailable):
     """The connection was lost after something was sent: what the server did is not known."""
 
-    def __init__(self, cause: psycopg2.Error) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
+
+class Refused(Exception):
+    """The database refused a statement. Says why without the values: a log may keep it."""
+
+    def __init__(self, error: psycopg2.Error) -> None:
+        self.sqlstate = error.pgcode or ""
+        # Only class 42 (missing table, missing privilege, ...) speaks of the schema and never of a row.
+        reason = error.diag.message_primary if self.sqlstate.startswith("42") else error.diag.constraint_name
+        super().__init__(f"SQLSTATE {self.sqlstate or 'unknown'}: {reason or type(error).__name__}")
 
 
 def ping() -> None:
@@ -125,10 +128,7 @@ def ping() -> None:
         cursor.execute("select 1")
         return []
 
-    try:
-        _on_a_connection(send)
-    except ConnectionBroken as error:
-        raise _unavailable(error.cause) from error.cause
+    _on_a_connection(send)
 
 
 def close_pool() -> None:
@@ -149,10 +149,12 @@ def _on_a_connection(send: Callable[[Cursor], list[Row]]) -> list[Row]:
     except psycopg2.Error as error:
         if driver.closed:
             connection.invalidate()
-            raise ConnectionBroken(error) from error
+            raise _unavailable(error, ConnectionBroken) from None
+        if error.pgcode == LOCK_NOT_AVAILABLE:
+            raise _unavailable(error, Locked) from None
         if _is_passing(error):
-            raise _unavailable(error) from error
-        raise
+            raise _unavailable(error) from None
+        raise Refused(error) from None
     except BaseException:
         # Interrupted half-way: nobody else may find this connection's answer.
         connection.invalidate()
@@ -172,21 +174,19 @@ def _connection() -> PoolProxiedConnection:
             connection.invalidate()
             connection.close()
     except PoolTimeout as error:
-        raise _unavailable(error) from error
+        raise _unavailable(error) from None
     except psycopg2.OperationalError as error:
-        raise _unavailable(error) from error
+        raise _unavailable(error) from None
 
 
 def _is_dead(connection: Any) -> bool:
-    """Whether the server hung up. Costs a system call; only an idle socket with news is read."""
-    try:
-        poll = select.poll()
-        poll.register(connection.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
-        if poll.poll(0):
-            connection.poll()
-    except psycopg2.Error:
-        return True
-    return bool(connection.closed)
+    """Whether the server hung up: an idle connection has nothing to read but its farewell.
+
+    One system call. Asking psycopg2 would not do: it reads the farewell and misses the end behind it.
+    """
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _the_pool() -> QueuePool:
@@ -222,8 +222,8 @@ def _is_passing(error: psycopg2.Error) -> bool:
     return error.pgcode.startswith(_PASSING)
 
 
-def _unavailable(error: Exception) -> Unavailable:
+def _unavailable(error: Exception, kind: type[Unavailable] = Unavailable) -> Unavailable:
     """Log why, without what a client sent: SQLSTATE and, where there is none, the driver's words."""
     code = getattr(error, "pgcode", None)
     _log.error("database unavailable: %s", f"SQLSTATE {code}" if code else " ".join(str(error).split()))
-    return Locked() if code == LOCK_NOT_AVAILABLE else Unavailable()
+    return kind()

@@ -68,11 +68,10 @@ def _refuse(constant: str) -> NoReturn:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(printable(name) for name in names if names.count(name) > 1)
-        raise MalformedRequest(
-            "The body names a member twice.", [(repeated, "appears more than once: send it once")]
-        )
+        seen: set[str] = set()
+        repeated = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        where = [(printable(repeated), "appears more than once: send it once")]
+        raise MalformedRequest("The body names a member twice.", where)
     return members
 
 

@@ -10,7 +10,6 @@ from json.encoder import encode_basestring as quoted
 from typing import Any
 from uuid import UUID
 
-import psycopg2
 from sqlalchemy import (
     ColumnElement,
     Select,
@@ -27,7 +26,7 @@ from sqlmodel import col
 from uuid_utils.compat import uuid7
 
 from chalicelib.callers import Caller
-from chalicelib.database import UNIQUE_VIOLATION, Locked, Row, Statement, TenantScope, Values
+from chalicelib.database import UNIQUE_VIOLATION, Locked, Refused, Row, Statement, TenantScope, Values
 from chalicelib.errors import IdempotencyInFlight, IdempotencyMismatch, NotFound
 from chalicelib.messages import NewOrder
 from chalicelib.pages import Page, cursor_after
@@ -92,10 +91,10 @@ class OrderRepository:
                 self._scope.write((INSERT_KEY, claim), *steps, repeatable=True)
             except Locked:
                 raise IdempotencyInFlight from None
-            except psycopg2.Error as error:
-                if error.pgcode == UNIQUE_VIOLATION:
-                    return self._replay(claim)
-                raise
+            except Refused as refused:
+                if refused.sqlstate != UNIQUE_VIOLATION:
+                    raise
+                return self._replay(claim)
         return StoredOrder(order_id, 1, _order_json(order, self._caller.tenant_id, content))
 
     def get(self, order_id: str) -> StoredOrder:

@@ -33,7 +33,8 @@ def main() -> None:
 
 def run(host: str, port: int) -> None:
     """Serve until Ctrl-C or SIGTERM."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stop in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: shells start background jobs without it
+        signal.signal(stop, signal.default_int_handler)
     try:
         with _database() as urls:
             _serve(host, port, urls)
