@@ -18,6 +18,7 @@ _REFUSED = r"\x00-\x1f\x7f-\x9f\ufffd"
 _UNSAFE = re.compile(rf"[{_REFUSED}\ud800-\udfff]")
 _PATTERN = rf"^[^{_REFUSED}]*[^\s{_REFUSED}][^{_REFUSED}]*$"
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+")
+_EMAIL_PATTERN = rf"^[^@\s{_REFUSED}]+@[^@\s{_REFUSED}]+$"
 _MOST_ERRORS = 100
 SERVER_OWNED = {
     "tenant_id",
@@ -69,17 +70,8 @@ def _quantity(value: Any) -> int:
     return int(value)
 
 
-def _text_schema(most: int, **more: Any) -> WithJsonSchema:
-    pattern = rf"^[^{_REFUSED}]*[^\s{_REFUSED}][^{_REFUSED}]*$".encode("unicode_escape").decode()
-    return WithJsonSchema(
-        {
-            "type": "string",
-            "minLength": 1,
-            "maxLength": most,
-            "pattern": pattern.replace("\\\\s", "\\s"),
-            **more,
-        }
-    )
+def _text_schema(most: int) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "minLength": 1, "maxLength": most, "pattern": _PATTERN})
 
 
 Name = Annotated[str, PlainValidator(_text(255)), _text_schema(255)]
@@ -87,7 +79,7 @@ Address = Annotated[str, PlainValidator(_text(2000)), _text_schema(2000)]
 Email = Annotated[
     str,
     PlainValidator(_email),
-    WithJsonSchema({"type": "string", "format": "email", "maxLength": 254}),
+    WithJsonSchema({"type": "string", "maxLength": 254, "pattern": _EMAIL_PATTERN}),
 ]
 Currency = Annotated[
     str,
@@ -107,7 +99,7 @@ Amount = Annotated[
             "description": "Exact; at most the currency's decimals. A decimal string is accepted too.",
             "anyOf": [
                 {"type": "number", "minimum": 0, "maximum": float(GREATEST)},
-                {"type": "string", "pattern": r"^(0|[1-9][0-9]{0,11})(\.[0-9]+)?$"},
+                {"type": "string", "pattern": r"^(0|[1-9][0-9]{0,11})(\.[0-9]{1,4}0*)?$"},
             ],
         }
     ),

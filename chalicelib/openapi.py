@@ -2,17 +2,32 @@
 
 import json
 from functools import cache
-from typing import Any
+from itertools import groupby
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
-from pydantic.json_schema import models_json_schema
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from chalicelib import settings
+from chalicelib.errors import (
+    IdempotencyInFlight,
+    IdempotencyMismatch,
+    Internal,
+    Invalid,
+    MalformedRequest,
+    MissingTenant,
+    NotFound,
+    PayloadTooLarge,
+    Problem,
+    Unauthorized,
+    Unavailable,
+    UnsupportedMediaType,
+)
 from chalicelib.messages import NewOrder
 
 Json = dict[str, Any]
 
-SEED = {
+SEED: Json = {
     "customer_name": "John Doe",
     "customer_email": "john@example.com",
     "customer_phone": "+1234567890",
@@ -22,6 +37,25 @@ SEED = {
     "currency": "USD",
     "items": [{"product_name": "Widget", "product_sku": "WDG-001", "quantity": 2, "unit_price": 49.99}],
 }
+PLACED: Json = {
+    "order_id": "01a2027b-d6fb-7cc0-98c4-dc0c0c07398f",
+    "tenant_id": "acme",
+    "created_by": "5f0c6d9e-3c1b-5a57-9a53-1f3f6b0b7f4e",
+    "status": "pending",
+    "version": 1,
+    **{name: value for name, value in SEED.items() if name != "items"},
+    "items": [{"line_no": 1, **item} for item in SEED["items"]],
+    "created_at": "2026-11-22T09:00:00.123000Z",
+    "updated_at": "2026-11-22T09:00:00.123000Z",
+}
+
+Moment = Annotated[
+    str,
+    Field(
+        pattern=r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}Z$",
+        json_schema_extra={"format": "date-time"},
+    ),
+]
 
 
 class PlacedItem(BaseModel):
@@ -30,8 +64,8 @@ class PlacedItem(BaseModel):
     line_no: int = Field(ge=1, le=500, description="1..n, in the order in which the lines were sent")
     product_name: str
     product_sku: str
-    quantity: int
-    unit_price: float = Field(description="Exactly the currency's decimals")
+    quantity: int = Field(ge=1, le=1_000_000)
+    unit_price: float = Field(ge=0, description="Exactly the currency's decimals")
 
 
 class PlacedOrder(BaseModel):
@@ -41,19 +75,17 @@ class PlacedOrder(BaseModel):
     tenant_id: str
     created_by: str = Field(description="The `sub` of the token that placed it")
     status: str = Field(json_schema_extra={"enum": ["pending"]})
-    version: int = Field(description="The ETag, without its quotes")
+    version: int = Field(ge=1, description="The ETag, without its quotes")
     customer_name: str
     customer_email: str
     customer_phone: str | None
     shipping_address: str | None
     billing_address: str | None
-    total_amount: float = Field(description="Exactly the currency's decimals: 99.99, 100.00, JPY 100")
-    currency: str
-    items: list[PlacedItem]
-    created_at: str = Field(
-        json_schema_extra={"format": "date-time"}, examples=["2026-11-22T09:00:00.123000Z"]
-    )
-    updated_at: str = Field(json_schema_extra={"format": "date-time"})
+    total_amount: float = Field(ge=0, description="Exactly the currency's decimals: 99.99, 100.00, JPY 100")
+    currency: str = Field(description="ISO 4217 code")
+    items: list[PlacedItem] = Field(min_length=1, max_length=500)
+    created_at: Moment
+    updated_at: Moment
 
 
 class OrderCreated(BaseModel):
@@ -73,23 +105,30 @@ class OrderPage(BaseModel):
 
 
 class FieldError(BaseModel):
-    field: str = Field(examples=["items[0].quantity"])
+    field: str
     message: str
 
 
 class ProblemDetails(BaseModel):
-    """RFC 9457."""
+    """What went wrong (RFC 9457); `type` tells programs, `detail` and `errors` tell people."""
 
-    type: str = Field(examples=["urn:order-api:problem:validation"])
+    type: str = Field(pattern="^urn:order-api:problem:[a-z-]+$")
     title: str
     status: int
     detail: str
-    request_id: str
-    errors: list[FieldError]
+    request_id: str = Field(description="The X-Request-Id of the answer")
+    errors: list[FieldError] = Field(description="Each wrong field, parameter or header; often empty")
 
 
 class Health(BaseModel):
     status: str
+
+
+class _Untitled(GenerateJsonSchema):
+    """Without the titles that only repeat the names."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
+        return False
 
 
 @cache
@@ -97,11 +136,12 @@ def document() -> str:
     """The document as JSON text."""
     models = (NewOrder, OrderCreated, OneOrder, OrderPage, ProblemDetails, Health)
     _, definitions = models_json_schema(
-        [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
+        [(model, "validation") for model in models],
+        ref_template="#/components/schemas/{model}",
+        schema_generator=_Untitled,
     )
     schemas = definitions["$defs"]
     schemas["NewOrder"]["properties"]["currency"]["default"] = settings.default_currency()
-    schemas["NewOrder"]["examples"] = [SEED]
     return json.dumps(
         {
             "openapi": "3.1.0",
@@ -111,7 +151,7 @@ def document() -> str:
                 "description": _DESCRIPTION,
                 "license": {"name": "MIT", "identifier": "MIT"},
             },
-            "servers": [{"url": "."}],
+            "servers": [{"url": ".", "description": "This host"}],
             "tags": [
                 {"name": "orders", "description": "Placing and reading orders"},
                 {"name": "operations", "description": "For load balancers, operators and tools"},
@@ -125,7 +165,14 @@ def document() -> str:
                 "/openapi.json": _readable(_openapi()),
             },
             "components": {
-                "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+                "securitySchemes": {
+                    "token": {
+                        "type": "http",
+                        "scheme": "bearer",
+                        "bearerFormat": "JWT",
+                        "description": "The ID token of a user who has a tenant.",
+                    }
+                },
                 "headers": _HEADERS,
                 "schemas": schemas,
             },
@@ -145,7 +192,10 @@ def _place_order() -> Json:
                 "in": "header",
                 "description": "1 to 255 visible ASCII characters, bare or as a quoted string. "
                 "Kept for at least 24 hours, per tenant and user.",
-                "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!#-~][!-~]*$"},
+                "schema": {
+                    "type": "string",
+                    "pattern": r'^([!#-~][!-~]{0,254}|"([!#-\[\]-~]|\\["\\]){1,255}")$',
+                },
             }
         ],
         "requestBody": {
@@ -153,18 +203,27 @@ def _place_order() -> Json:
             "content": {"application/json": {"schema": _ref("NewOrder"), "example": SEED}},
         },
         "responses": {
-            "201": _json(
-                "The order. `Idempotent-Replayed: true` when this key placed it before.",
-                "OrderCreated",
-                "Location",
-                "ETag",
-                "Idempotent-Replayed",
+            "201": {
+                **_json(
+                    "The order",
+                    "OrderCreated",
+                    {"message": "Order created successfully", "order": PLACED},
+                    "Location",
+                    "ETag",
+                    "Idempotent-Replayed",
+                ),
+                "links": {"order": _link("getOrder", order_id="$response.body#/order/order_id")},
+            },
+            **_problems(
+                *_FOR_EVERYBODY,
+                *_FOR_CALLERS,
+                MalformedRequest(errors=[("items", "appears more than once: send it once")]),
+                IdempotencyInFlight(),
+                PayloadTooLarge(),
+                UnsupportedMediaType(),
+                Invalid(errors=[("items[0].quantity", "must be a whole number from 1 to 1,000,000")]),
+                IdempotencyMismatch(),
             ),
-            "409": _problem("A request with the same Idempotency-Key is still running", "Retry-After"),
-            "413": _problem("The body is larger than 1 MiB"),
-            "415": _problem("The body is not declared as application/json"),
-            "422": _problem("A field is wrong, or the Idempotency-Key belongs to another order"),
-            **_problems(400, 401, 403, 500, 503),
         },
     }
 
@@ -185,9 +244,23 @@ def _list_orders() -> Json:
                 {"type": "integer", "minimum": 0, "maximum": 2**63 - 1, "default": 0},
             ),
             _query("my_orders", "Only those that this user placed", {"type": "boolean", "default": False}),
-            _query("cursor", "`next_cursor` of the page before", {"type": "string"}),
+            _query("cursor", "`next_cursor` of the page before, of the same list", {"type": "string"}),
         ],
-        "responses": {"200": _json("A page", "OrderPage"), **_problems(400, 401, 403, 500, 503)},
+        "responses": {
+            "200": {
+                **_json(
+                    "A page",
+                    "OrderPage",
+                    {"orders": [PLACED], "limit": 50, "offset": 0, "next_cursor": None},
+                ),
+                "links": {"next": _link("listOrders", cursor="$response.body#/next_cursor")},
+            },
+            **_problems(
+                *_FOR_EVERYBODY,
+                *_FOR_CALLERS,
+                MalformedRequest(errors=[("limit", "must be a whole number from 1 to 100")]),
+            ),
+        },
     }
 
 
@@ -203,19 +276,19 @@ def _get_order() -> Json:
                 "in": "path",
                 "required": True,
                 "schema": {"type": "string"},
-                "example": "01936f3c-3b5e-7cc0-98c4-dc0c0c07398f",
+                "example": PLACED["order_id"],
             },
             {
                 "name": "If-None-Match",
                 "in": "header",
-                "description": "An ETag that is known already",
-                "schema": {"type": "string", "pattern": "^[ -~]*$"},
+                "description": "ETags that are known already; a match answers 304",
+                "schema": {"type": "string"},
             },
         ],
         "responses": {
-            "200": _json("The order", "OneOrder", "ETag"),
+            "200": _json("The order", "OneOrder", {"order": PLACED}, "ETag"),
             "304": {"description": "The known version is the newest", "headers": _headers("ETag")},
-            **_problems(400, 401, 403, 404, 500, 503),
+            **_problems(*_FOR_EVERYBODY, *_FOR_CALLERS, MalformedRequest(), NotFound()),
         },
     }
 
@@ -226,7 +299,7 @@ def _health() -> Json:
         "tags": ["operations"],
         "summary": "Whether the process runs; asks no database",
         "security": [],
-        "responses": {"200": _json("It runs", "Health"), **_problems(500)},
+        "responses": {"200": _json("It runs", "Health", {"status": "ok"}), **_problems(*_FOR_EVERYBODY)},
     }
 
 
@@ -236,7 +309,10 @@ def _ready() -> Json:
         "tags": ["operations"],
         "summary": "Whether the database answers",
         "security": [],
-        "responses": {"200": _json("It answers", "Health"), **_problems(500, 503)},
+        "responses": {
+            "200": _json("It answers", "Health", {"status": "ready"}),
+            **_problems(*_FOR_EVERYBODY, Unavailable()),
+        },
     }
 
 
@@ -252,7 +328,7 @@ def _openapi() -> Json:
                 "headers": _headers(),
                 "content": {"application/json": {"schema": {"type": "object"}}},
             },
-            **_problems(404, 500),
+            **_problems(*_FOR_EVERYBODY, NotFound()),
         },
     }
 
@@ -260,7 +336,7 @@ def _openapi() -> Json:
 def _readable(get: Json) -> Json:
     """GET, and HEAD, which answers the same without a body."""
     bodiless = {
-        status: {member: value for member, value in response.items() if member != "content"}
+        status: {member: value for member, value in response.items() if member not in ("content", "links")}
         for status, response in get["responses"].items()
     }
     head = {**get, "operationId": f"{get['operationId']}Head", "summary": f"{get['summary']} (headers only)"}
@@ -271,28 +347,45 @@ def _query(name: str, description: str, schema: Json) -> Json:
     return {"name": name, "in": "query", "description": description, "schema": schema}
 
 
-def _json(description: str, model: str, *headers: str) -> Json:
+def _json(description: str, model: str, example: Json, *headers: str) -> Json:
     return {
         "description": description,
         "headers": _headers(*headers),
-        "content": {"application/json": {"schema": _ref(model)}},
+        "content": {"application/json": {"schema": _ref(model), "example": example}},
     }
 
 
-def _problem(description: str, *headers: str) -> Json:
+def _problems(*problems: Problem) -> Json:
+    """A response for each status, with an example of each problem that has it."""
+    by_status = groupby(sorted(problems, key=lambda each: each.status), key=lambda each: each.status)
+    return {str(status): _problem(*same) for status, same in by_status}
+
+
+def _problem(*problems: Problem) -> Json:
     return {
-        "description": description,
-        "headers": _headers(*headers),
-        "content": {"application/problem+json": {"schema": _ref("ProblemDetails")}},
+        "description": " ".join(problem.__doc__ or problem.title for problem in problems),
+        "headers": _headers(*problems[0].headers),
+        "content": {
+            "application/problem+json": {
+                "schema": _ref("ProblemDetails"),
+                "examples": {
+                    problem.slug: {
+                        "summary": problem.title,
+                        "value": json.loads(problem.response(_REQUEST_ID).body),
+                    }
+                    for problem in problems
+                },
+            }
+        },
     }
-
-
-def _problems(*statuses: int) -> Json:
-    return {str(status): _problem(*_PROBLEMS[status]) for status in statuses}
 
 
 def _headers(*names: str) -> Json:
     return {name: {"$ref": f"#/components/headers/{name}"} for name in ("X-Request-Id", *names)}
+
+
+def _link(operation: str, **parameters: str) -> Json:
+    return {"operationId": operation, "parameters": parameters}
 
 
 def _ref(model: str) -> Json:
@@ -301,24 +394,40 @@ def _ref(model: str) -> Json:
 
 _DESCRIPTION = (
     "Orders of many shops on one database. The tenant comes from the verified token and from nowhere else. "
-    "Amounts are exact decimals. Every error is an RFC 9457 problem."
+    "Amounts are exact decimals. Every error is an RFC 9457 problem. HEAD answers as GET, without a body. "
+    "Answers may gain members later: ignore those that you do not know."
 )
-_PROBLEMS: dict[int, tuple[str, ...]] = {
-    400: ("The body, a query parameter or a header could not be read",),
-    401: ("No token, or one that failed verification", "WWW-Authenticate"),
-    403: ("The token names no tenant",),
-    404: ("Nothing here, or nothing of this tenant",),
-    500: ("Something went wrong on our side",),
-    503: ("The database cannot answer at the moment", "Retry-After"),
-}
+_REQUEST_ID = "9b2f1c9e-1f0a-4c58-9d51-3a8f4a3f7c11"
+_FOR_EVERYBODY = (Internal(),)
+_FOR_CALLERS = (Unauthorized(), MissingTenant(), Unavailable())
 _HEADERS = {
-    name: {"description": description, "schema": {"type": "string"}}
-    for name, description in {
-        "ETag": "The order's version, quoted",
-        "Idempotent-Replayed": "true when an earlier answer is repeated",
-        "Location": "The order, relative to the request's own URI",
-        "Retry-After": "Seconds to wait before the next try",
-        "WWW-Authenticate": "Bearer",
-        "X-Request-Id": "Names this request in logs and reports",
-    }.items()
+    "ETag": {
+        "description": "The order's version, quoted",
+        "required": True,
+        "schema": {"type": "string", "pattern": '^"[1-9][0-9]*"$'},
+    },
+    "Idempotent-Replayed": {
+        "description": "An earlier answer is repeated: this key placed the order before",
+        "schema": {"type": "string", "enum": ["true"]},
+    },
+    "Location": {
+        "description": "The order, relative to the request's own URI",
+        "required": True,
+        "schema": {"type": "string", "format": "uri-reference"},
+    },
+    "Retry-After": {
+        "description": "Seconds to wait before the next try",
+        "required": True,
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    "WWW-Authenticate": {
+        "description": "How to send the token",
+        "required": True,
+        "schema": {"type": "string", "enum": ["Bearer"]},
+    },
+    "X-Request-Id": {
+        "description": "Names this request in logs and reports",
+        "required": True,
+        "schema": {"type": "string", "minLength": 1},
+    },
 }
