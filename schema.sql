@@ -34,13 +34,17 @@ end $$;
 -- orders_app is what the API logs in as. It owns nothing and cannot bypass row-level security.
 -- It is made without a password: give it one with
 --     alter role orders_app password '...';
-do $$ begin
+do $$ declare already text[]; begin
     if not exists (select from pg_roles where rolname = 'orders_app') then
         create role orders_app login;
     end if;
     -- Both stay below every cloud's function timeout. Values that an operator set are kept.
-    if not exists (select from pg_db_role_setting where setrole = 'orders_app'::regrole) then
+    select coalesce(array_agg(split_part(setting, '=', 1)), '{}') into already
+        from pg_db_role_setting, unnest(setconfig) as setting where setrole = 'orders_app'::regrole;
+    if 'statement_timeout' <> all (already) then
         alter role orders_app set statement_timeout = '5s';
+    end if;
+    if 'lock_timeout' <> all (already) then
         alter role orders_app set lock_timeout = '2s';
     end if;
 end $$;
@@ -90,7 +94,12 @@ create table if not exists orders (
 );
 
 -- `my_orders`: where tenant_id = ? and created_by = ? order by order_id desc
-create index if not exists orders_created_by_idx on orders (tenant_id, created_by, order_id);
+-- (`if not exists` alone would lock the table before it looks, and wait for every running write.)
+do $$ begin
+    if to_regclass('orders_created_by_idx') is null then
+        create index orders_created_by_idx on orders (tenant_id, created_by, order_id);
+    end if;
+end $$;
 
 -- One line of an order, in the order in which the client sent them (1..n).
 create table if not exists order_items (

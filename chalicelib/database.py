@@ -169,7 +169,9 @@ def _connection() -> PoolProxiedConnection:
     try:
         while True:
             connection = pool.connect()
-            if not _is_dead(connection.dbapi_connection):
+            is_fresh = not connection.info
+            connection.info["used"] = True
+            if is_fresh or not _is_dead(connection.dbapi_connection):
                 return connection
             connection.invalidate()
             connection.close()

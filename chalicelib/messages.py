@@ -109,7 +109,7 @@ Amount = Annotated[
 class NewItem(SQLModel):
     """One line of a new order."""
 
-    model_config = ConfigDict(extra="forbid")  # type: ignore[assignment]
+    model_config = ConfigDict(extra="forbid", from_attributes=False)  # type: ignore[assignment]
 
     product_name: Name
     product_sku: Name
@@ -120,7 +120,7 @@ class NewItem(SQLModel):
 class NewOrder(SQLModel):
     """A new order. Its total is the caller's own: it carries tax, shipping and discounts."""
 
-    model_config = ConfigDict(extra="forbid")  # type: ignore[assignment]
+    model_config = ConfigDict(extra="forbid", from_attributes=False)  # type: ignore[assignment]
 
     customer_name: Name
     customer_email: Email

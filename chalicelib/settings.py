@@ -11,6 +11,7 @@ from chalicelib.currencies import DECIMALS
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _USER_POOL_ARN = re.compile(r"arn:aws[a-z-]*:cognito-idp:([a-z0-9-]+):\d{12}:userpool/([\w-]+_[0-9a-zA-Z]+)")
 _LOCAL_HOST = re.compile(r"|localhost|[/@].*|127\.\d+\.\d+\.\d+|::1")
+_PORTS = re.compile(r"[0-9,]*")
 _ORIGIN = re.compile(r"\*|https?://[^\s/,*]+")
 
 
@@ -59,12 +60,15 @@ def tokens() -> Tokens:
     """Read COGNITO_USER_POOL_ARN and the AUTH_ variables that refine it."""
     region, user_pool = _user_pool()
     issuer = os.environ.get("AUTH_ISSUER") or f"https://cognito-idp.{region}.amazonaws.com/{user_pool}"
-    audience = _required("AUTH_AUDIENCE", "the app client ids whose tokens are accepted, comma-separated")
+    meaning = "the app client ids whose tokens are accepted, comma-separated"
+    audience = [client.strip() for client in _required("AUTH_AUDIENCE", meaning).split(",")]
+    if not any(audience):
+        raise SettingsError(f"AUTH_AUDIENCE is not set: {meaning}")
     return Tokens(
         region=region,
         user_pool=user_pool,
         issuer=issuer,
-        audience=tuple(client.strip() for client in audience.split(",")),
+        audience=tuple(filter(None, audience)),
         jwks_url=os.environ.get("AUTH_JWKS_URL") or f"{issuer}/.well-known/jwks.json",
     )
 
@@ -123,7 +127,7 @@ def _connect() -> dict[str, Any]:
         if mode not in SSL_MODES:
             raise SettingsError(f"DB_SSLMODE is {mode!r}: use one of {', '.join(SSL_MODES)}")
         parameters["sslmode"] = mode
-    elif not _is_local(parameters.get("host", "")):
+    elif not (_is_local(parameters.get("host", "")) and _is_local(parameters.get("hostaddr", ""))):
         parameters.setdefault("sslmode", "require")
     return {
         "application_name": "order-api",
@@ -140,11 +144,19 @@ def _parsed(url: str) -> dict[str, Any]:
     try:
         parameters: dict[str, Any] = parse_dsn(url.replace("postgresql+psycopg2://", "postgresql://", 1))
     except ProgrammingError:
+        parameters = {}
+    # A password with a bare @ or / ends up in the host, the port or the name, and so in libpq's messages.
+    if (
+        not parameters
+        or not _PORTS.fullmatch(parameters.get("port", ""))
+        or any("@" in host[1:] for host in parameters.get("host", "").split(","))
+        or "@" in parameters.get("dbname", "")
+    ):
         # Without the cause: its text quotes the URL, and so the password.
         raise SettingsError(
             "DATABASE_URL is not a connection URL: write postgresql://user:password@host:5432/name, "
             "with special characters of the password percent-encoded"
-        ) from None
+        )
     return parameters
 
 

@@ -5,6 +5,8 @@ here: it checks no issuer and no nbf, fetches keys without a timeout and keeps t
 raises KeyError, ValueError or JOSEError on malformed tokens (cognitojwt 1.4.1, jwt_sync.py).
 """
 
+import logging
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -28,6 +30,11 @@ REFRESH_EVERY = 60
 RETRY_AFTER = 5
 """Seconds until the next fetch after one that failed."""
 FETCH_TIMEOUT = 3
+"""Seconds that a request waits for the keys."""
+
+_log = logging.getLogger("order-api")
+# cognitojwt's decoder skips other characters; RFC 7515, 5.2 refuses them.
+_COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 
 def claims(authorization: str | None) -> Claims:
@@ -36,7 +43,7 @@ def claims(authorization: str | None) -> Claims:
     Raises Unauthorized for every token that is not good, whatever is wrong with it.
     """
     scheme, _, token = (authorization or "").strip().rpartition(" ")
-    if not token or scheme.strip().lower() not in ("", "bearer"):
+    if not _COMPACT.fullmatch(token) or scheme.strip().lower() not in ("", "bearer"):
         raise Unauthorized
     try:
         return _verified(token, _accepted())
@@ -64,8 +71,8 @@ def _verified(token: str, accepted: settings.Tokens) -> Claims:
     if (
         found["iss"] != accepted.issuer
         or found["token_use"] != "id"
-        or now > float(found["exp"]) + SKEW
-        or now < float(found.get("nbf", 0)) - SKEW
+        # Said this way round, because every comparison with NaN is false.
+        or not float(found.get("nbf", 0)) - SKEW <= now <= float(found["exp"]) + SKEW
     ):
         raise Unauthorized
     return found
@@ -88,24 +95,40 @@ class KeySet:
         if not self._knows(kid):
             with self._fetching:
                 if not self._knows(kid) and time.monotonic() >= self._next_fetch:
-                    self._next_fetch = time.monotonic() + RETRY_AFTER
-                    self._keys = self._fetched()
-                    self._next_fetch = time.monotonic() + REFRESH_EVERY
+                    self._next_fetch = time.monotonic() + FETCH_TIMEOUT + RETRY_AFTER
+                    # requests' timeout bounds neither the look-up of the name nor an answer that trickles.
+                    fetch = threading.Thread(target=self._fetch, daemon=True)
+                    fetch.start()
+                    fetch.join(FETCH_TIMEOUT)
         return self._knows(kid)
 
     def _knows(self, kid: str) -> bool:
         return any(key["kid"] == kid for key in self._keys)
 
-    def _fetched(self) -> list[Key]:
-        answer = requests.get(self._url, timeout=FETCH_TIMEOUT, allow_redirects=False)
-        answer.raise_for_status()
-        return [
-            {**key, "alg": "RS256"}
-            for key in answer.json()["keys"]
-            if key.get("kty") == "RSA"
-            and key.get("alg", "RS256") == "RS256"
-            and key.get("use", "sig") == "sig"
-        ]
+    def _fetch(self) -> None:
+        """Replace the keys, unless there is none to be had."""
+        try:
+            answer = requests.get(self._url, timeout=FETCH_TIMEOUT, allow_redirects=False)
+            answer.raise_for_status()
+            keys: list[Key] = [{**key, "alg": "RS256"} for key in answer.json()["keys"] if _is_ours(key)]
+            if not keys:
+                raise ValueError("no RS256 key in the answer")
+        except Exception as error:
+            _log.error("cannot fetch the token keys from %s: %s", self._url, error)
+        else:
+            self._keys = keys
+            self._next_fetch = time.monotonic() + REFRESH_EVERY
+
+
+def _is_ours(key: Any) -> bool:
+    """Whether this member of a key set has an id and is for RS256 (RFC 7517, 5: others are ignored)."""
+    return (
+        isinstance(key, dict)
+        and isinstance(key.get("kid"), str)
+        and key.get("kty") == "RSA"
+        and key.get("alg", "RS256") == "RS256"
+        and key.get("use", "sig") == "sig"
+    )
 
 
 @cache

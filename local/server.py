@@ -6,6 +6,7 @@ on unknown paths, ignore chunked bodies, send a body to HEAD and strip trailing 
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -16,6 +17,10 @@ from chalice.app import Chalice
 from chalice.config import Config
 from chalice.local import ChaliceRequestHandler, LocalDevServer, LocalGateway, ThreadedHTTPServer
 
+from chalicelib.errors import MethodNotAllowed
+
+_LENGTH = re.compile(r"[0-9]{1,15}")
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\n]*)?\r?\n")
 LARGEST_READ = 64 * 1024 * 1024
 KEPT = 1024 * 1024 + 1
 """One byte more than the API accepts: enough for it to refuse the body as too large."""
@@ -83,6 +88,13 @@ class Handler(ChaliceRequestHandler):
         self._local_page = local_page
         BaseHTTPRequestHandler.__init__(self, *args)
 
+    def parse_request(self) -> bool:
+        """As http.server does it, but `//orders` stays what it is: an unknown path."""
+        parsed: bool = super().parse_request()
+        if parsed:
+            self.path = self.requestline.split()[1]
+        return parsed
+
     def version_string(self) -> str:
         return "order-api"
 
@@ -92,9 +104,9 @@ class Handler(ChaliceRequestHandler):
             self.close_connection = True
             self.send_error(400, "Bad request", "Send one valid Content-Length, or chunks.")
             return
-        page = self._local_page(self.path.partition("?")[0]) if self.command in ("GET", "HEAD") else None
-        if page is not None:
-            self._send(200, {"Content-Type": page[0], "Cache-Control": "no-cache"}, page[1])
+        page = self._local_page(self.path.partition("?")[0])
+        if page is not None and self.command != "OPTIONS":
+            self._send_page(*page)
             return
         headers = {name.lower(): value for name, value in self.headers.items()}
         answer = self.local_gateway.handle_request(self.command, self.path, headers, body)
@@ -102,7 +114,17 @@ class Handler(ChaliceRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = _generic_handle
 
-    def _send(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+    def _send_page(self, content_type: str, content: bytes) -> None:
+        from app import COMMON_HEADERS
+
+        headers: dict[str, Any] = {**COMMON_HEADERS, "X-Request-Id": str(uuid4())}
+        if self.command in ("GET", "HEAD"):
+            self._send(200, {**headers, "Content-Type": content_type}, content)
+        else:
+            refused = MethodNotAllowed(["GET", "HEAD"]).response(headers["X-Request-Id"])
+            self._send(405, {**headers, **refused.headers}, refused.body.encode())
+
+    def _send(self, status: int, headers: Mapping[str, Any], body: bytes) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -114,43 +136,46 @@ class Handler(ChaliceRequestHandler):
         self.wfile.write(body)
 
     def _body(self) -> bytes | None:
-        """The body, cut behind what the API accepts; None when its length is not said clearly."""
-        length = self.headers.get("Content-Length")
-        coding = self.headers.get("Transfer-Encoding")
-        if coding is not None:
-            chunked = coding.strip().lower() == "chunked" and length is None
-            return self._chunks() if chunked else None
-        if length is None:
+        """The body, cut behind what the API accepts; None when its framing is wrong or it ends early."""
+        lengths = self.headers.get_all("Content-Length", [])
+        codings = [coding.strip().lower() for coding in self.headers.get_all("Transfer-Encoding", [])]
+        if codings:
+            return self._chunks() if codings == ["chunked"] and not lengths else None
+        if not lengths:
             return b""
-        return self._read(int(length)) if length.isascii() and length.isdigit() else None
+        return self._read(int(lengths[0])) if len(lengths) == 1 and _LENGTH.fullmatch(lengths[0]) else None
 
-    def _read(self, length: int) -> bytes:
-        """`length` bytes off the wire, of which KEPT are handed on, so that the client can hear why."""
+    def _read(self, length: int) -> bytes | None:
+        """`length` bytes off the wire, of which KEPT are handed on, so that the client can hear why.
+
+        None when they end before that.
+        """
         kept: bytes = self.rfile.read(min(length, KEPT))
-        rest = length - len(kept)
-        self.close_connection = self.close_connection or rest > LARGEST_READ
-        for _ in range(min(rest, LARGEST_READ) // 65536 + 1):
-            if not (rest and self.rfile.read(min(rest, 65536))):
-                break
-            rest -= min(rest, 65536)
+        rest = min(length, LARGEST_READ) - len(kept)
+        self.close_connection = self.close_connection or length > LARGEST_READ
+        while rest > 0:
+            dropped = len(self.rfile.read(min(rest, 65536)))
+            if not dropped:
+                return None
+            rest -= dropped
         return kept
 
     def _chunks(self) -> bytes | None:
-        body = b""
-        while True:
-            size = self.rfile.readline(100).partition(b";")[0].strip()
-            try:
-                length = int(size, 16)
-            except ValueError:
-                return None
-            if length < 0:
-                return None
+        body, read = b"", 0
+        while size := _CHUNK.fullmatch(self.rfile.readline(4096)):
+            length = int(size[1], 16)
             if length == 0:
                 while self.rfile.readline(65537).strip():
                     pass  # trailers
                 return body
-            body = (body + self._read(length))[:KEPT]
-            self.rfile.readline(3)
+            chunk = self._read(length)
+            if chunk is None or self.rfile.readline(3).strip():
+                return None
+            body, read = (body + chunk)[:KEPT], read + length
+            if read > LARGEST_READ:
+                self.close_connection = True
+                return body
+        return None
 
 
 def serve(app: Chalice, host: str, port: int, local_page: LocalPage) -> LocalDevServer:

@@ -28,7 +28,7 @@ MASKED = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d{4}-\d\d-\d\dT
 
 def block(text: str, language: str, containing: str) -> str:
     """The fenced block of this language that holds this text."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    blocks: list[str] = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
     return next(found for found in blocks if containing in found)
 
 

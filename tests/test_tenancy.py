@@ -31,7 +31,7 @@ def as_app(database: Urls, tenant: str | None, statement: str) -> list[tuple[Any
         if tenant is not None:
             cursor.execute("select set_tenant(%s)", (tenant,))
         cursor.execute(statement)
-        found = cursor.fetchall() if cursor.description else cursor.rowcount
+        found: list[tuple[Any, ...]] | int = cursor.fetchall() if cursor.description else cursor.rowcount
         cursor.execute("commit")
         return found
 

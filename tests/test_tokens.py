@@ -1,0 +1,476 @@
+"""Whose requests are answered: good tokens only, and only as the caller that they name."""
+
+import hashlib
+import hmac
+import json
+import time
+from base64 import urlsafe_b64decode
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.request import urlopen
+from uuid import uuid4
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from tests import issuer
+from tests.client import SEED_BYTES, Answer, Client, Transport
+from tests.cognito import UserPool
+from tests.issuer import KeyServer, SigningKey, accepted, decoded, encoded, id_claims
+
+Place = Callable[[str | None], Answer]
+Refuses = Callable[[str | None], None]
+Rows = Callable[..., list[tuple[Any, ...]]]
+
+JSON = {"content-type": "application/json"}
+KEY = SigningKey()
+
+
+@pytest.fixture
+def place(http: Transport) -> Place:
+    """Posts the seed order with this Authorization header, over a real connection."""
+
+    def send(authorization: str | None) -> Answer:
+        headers = JSON if authorization is None else {**JSON, "authorization": authorization}
+        return http("POST", "/orders", headers, SEED_BYTES)
+
+    return send
+
+
+@pytest.fixture
+def refuses(http: Transport, place: Place, rows: Rows) -> Refuses:
+    """Asserts that this Authorization header opens nothing: reading and writing are a 401."""
+
+    def check(authorization: str | None) -> None:
+        headers = {} if authorization is None else {"authorization": authorization}
+        before = stored(rows)
+        for answer in (
+            place(authorization),
+            http("GET", "/orders", headers, b""),
+            http("GET", f"/orders/{uuid4()}", headers, b""),
+        ):
+            assert_unauthorized(answer)
+        assert stored(rows) == before
+
+    return check
+
+
+@pytest.fixture
+def good(user_pool: UserPool, tenant: str) -> str:
+    """A token that the user pool signed."""
+    return user_pool.token(tenant)
+
+
+@pytest.fixture
+def own_issuer(app: Any) -> Iterator[KeyServer]:  # noqa: ARG001 (it reads its settings first)
+    """The API accepts what KEY signs, instead of the user pool's tokens."""
+    keys = KeyServer(KEY.jwk())
+    with accepted(issuer.variables(keys)):
+        yield keys
+    keys.stop()
+
+
+def assert_unauthorized(answer: Answer) -> None:
+    assert (answer.status, answer.slug) == (401, "unauthorized"), answer
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert answer.headers["x-request-id"] == answer.json["request_id"]
+    assert set(answer.json) == {"type", "title", "status", "detail", "request_id", "errors"}
+    assert answer.json["errors"] == []
+
+
+def stored(rows: Rows) -> list[tuple[Any, ...]]:
+    return rows("select (select count(*) from orders), (select count(*) from idempotency_keys)")
+
+
+# Good tokens
+
+
+@pytest.mark.parametrize(
+    "form", ["Bearer {}", "bearer {}", "BEARER {}", "{}", "Bearer  {}", " Bearer {} "], ids=repr
+)
+def test_a_good_token_is_accepted_with_and_without_its_scheme(
+    place: Place, good: str, tenant: str, form: str
+) -> None:
+    answer = place(form.format(good))
+
+    assert answer.status == 201
+    assert answer.json["order"]["tenant_id"] == tenant
+    assert answer.json["order"]["created_by"] == decoded(good.split(".")[1])["sub"]
+
+
+@pytest.mark.parametrize("claims", [{"exp": -20}, {"nbf": 20}, {"nbf": -600}, {"iat": 20}], ids=str)
+@pytest.mark.usefixtures("own_issuer")
+def test_clocks_may_differ_by_half_a_minute(place: Place, tenant: str, claims: dict[str, int]) -> None:
+    moments = {name: int(time.time()) + seconds for name, seconds in claims.items()}
+
+    assert place(KEY.token(id_claims(tenant, **moments))).status == 201
+
+
+def test_one_of_several_app_clients_is_enough(place: Place, tenant: str, own_issuer: KeyServer) -> None:
+    clients = f"web, {issuer.CLIENT_ID}"
+    with accepted({**issuer.variables(own_issuer), "AUTH_AUDIENCE": clients}):
+        assert place(KEY.token(id_claims(tenant))).status == 201
+        assert place(KEY.token(id_claims(tenant, aud="web"))).status == 201
+        assert place(KEY.token(id_claims(tenant, aud="we"))).status == 401
+        assert place(KEY.token(id_claims(tenant, aud=clients))).status == 401
+
+
+# What is no token at all
+
+GARBAGE = {
+    "absent": None,
+    "empty": "",
+    "blank": "   ",
+    "a bare scheme": "Bearer",
+    "a scheme and a blank": "Bearer ",
+    "Basic": "Basic YWxpY2U6c2VjcmV0",
+    "Digest": 'Digest username="alice"',
+    "a word": "garbage",
+    "Bearer and a word": "Bearer garbage",
+    "null": "Bearer null",
+    "one dot": "Bearer a.b",
+    "two dots": "Bearer a.b.c",
+    "dots alone": "Bearer ..",
+    "many dots": "Bearer " + "." * 10_000,
+    "10,000 characters": "Bearer " + "x" * 10_000,
+    "10,000 characters in three parts": f"{'A' * 3333}.{'A' * 3333}.{'A' * 3333}",
+    "Latin-1": "Bearer \u00fc.\u00fc.\u00fc",
+    "UTF-8": "Bearer 李.李.李".encode().decode("latin-1"),
+    "a no-break space": "Bearer\u00a0a.b.c",
+    "bytes that are no UTF-8": "Bearer \u00ff\u00fe",
+    "empty objects": "Bearer e30.e30.",
+    "quoted": 'Bearer "a.b.c"',
+    "a header that is a list": f"{encoded(['RS256'])}.e30.AA",
+    "a header that is null": f"{encoded(None)}.e30.AA",
+    "a header that is not JSON": f"{encoded(b'{')}.e30.AA",
+    "a header that is no UTF-8": f"{encoded(bytes([255]))}.e30.AA",
+    "a header nested deep": f"{encoded(b'[' * 20_000)}.e30.AA",
+    "a kid that is a list": f"{encoded({'alg': 'RS256', 'kid': ['key-1']})}.e30.AA",
+    "a kid that is an object": f"{encoded({'alg': 'RS256', 'kid': {}})}.e30.AA",
+    "an alg that is a list": f"{encoded({'alg': ['RS256'], 'kid': 'key-1'})}.e30.AA",
+}
+
+
+@pytest.mark.parametrize("authorization", GARBAGE.values(), ids=GARBAGE)
+def test_what_is_no_token_is_refused(refuses: Refuses, authorization: str | None) -> None:
+    refuses(authorization)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "Basic {}",
+        "Token {}",
+        "BearerX {}",
+        "Bearer:{}",
+        "Bearer={}",
+        "Bearer Bearer {}",
+        "Bearer {} {}",
+        "{} {}",
+        "{},{}",
+        "Bearer {}, Bearer {}",
+        'Bearer "{}"',
+        "Bearer {}.{}",
+        "Bearer .{}",
+        "Bearer {}.",
+        "Bearer {},",
+    ],
+)
+def test_a_good_token_in_a_wrong_form_is_refused(refuses: Refuses, good: str, form: str) -> None:
+    refuses(form.format(good, good))
+
+
+@pytest.mark.parametrize("addition", ["!", "!!!!", "\u00fc", "====A", "=="])
+def test_a_signature_with_foreign_characters_is_refused(refuses: Refuses, good: str, addition: str) -> None:
+    """RFC 7515, section 5.2: no additional characters in what is base64url-decoded."""
+    refuses(f"Bearer {good}{addition}")
+
+
+# Signed by the user pool, but not for this API
+
+
+def test_another_pools_token_is_refused(
+    refuses: Refuses, place: Place, user_pool: UserPool, good: str, tenant: str
+) -> None:
+    """All of moto's pools sign with one key: nothing but the issuer tells them apart."""
+    other = UserPool(user_pool._endpoint, "another-pool")
+    foreign = other.token(tenant)
+    refuses(foreign)
+
+    with accepted({"AUTH_AUDIENCE": f"{user_pool.client_id},{other.client_id}"}):
+        refuses(foreign)
+        assert place(good).status == 201
+
+
+def test_another_app_clients_token_is_refused(refuses: Refuses, user_pool: UserPool, tenant: str) -> None:
+    refuses(user_pool.tokens(tenant, "alice", user_pool.other_client_id)["IdToken"])
+
+
+def test_an_access_token_is_refused(refuses: Refuses, user_pool: UserPool, tenant: str) -> None:
+    refuses(user_pool.token(tenant, kind="AccessToken"))
+
+
+# Forged from a good token
+
+
+@pytest.mark.parametrize("algorithm", ["none", "None", "NONE", "", None, "HS256", "RS512", "rs256"])
+@pytest.mark.parametrize("signature", ["", "AA", "of the token"])
+def test_a_token_that_names_another_algorithm_is_refused(
+    refuses: Refuses, good: str, algorithm: str | None, signature: str
+) -> None:
+    header, payload, signed = good.split(".")
+    forged = {**decoded(header), "alg": algorithm}
+
+    refuses(f"Bearer {encoded(forged)}.{payload}.{signed if signature == 'of the token' else signature}")
+
+
+@pytest.mark.parametrize("kid", ["of the key", None])
+@pytest.mark.parametrize("form", ["pem", "pem without newline", "der", "jwk", "compact jwk", "jwks", "n"])
+def test_a_public_key_is_no_shared_secret(
+    refuses: Refuses, user_pool: UserPool, good: str, form: str, kid: str | None
+) -> None:
+    with urlopen(user_pool.jwks_url) as answer:
+        jwks = answer.read()
+    jwk = json.loads(jwks)["keys"][0]
+    e, n = (int.from_bytes(urlsafe_b64decode(jwk[name] + "==="), "big") for name in "en")
+    key = RSAPublicNumbers(e, n).public_key()
+    pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    secret = {
+        "pem": pem,
+        "pem without newline": pem.strip(),
+        "der": key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+        "jwk": json.dumps(jwk).encode(),
+        "compact jwk": json.dumps(jwk, separators=(",", ":")).encode(),
+        "jwks": jwks,
+        "n": jwk["n"].encode(),
+    }[form]
+    header = {"alg": "HS256", "typ": "JWT", **({"kid": jwk["kid"]} if kid else {})}
+    signing_input = f"{encoded(header)}.{good.split('.')[1]}"
+
+    refuses(f"{signing_input}.{encoded(hmac.digest(secret, signing_input.encode(), hashlib.sha256))}")
+
+
+def test_a_changed_payload_is_refused(refuses: Refuses, good: str) -> None:
+    header, payload, signature = good.split(".")
+    victim = {**decoded(payload), "custom:tenant_id": "victim"}
+
+    refuses(f"{header}.{encoded(victim)}.{signature}")
+
+
+def test_a_changed_signature_is_refused(refuses: Refuses, good: str) -> None:
+    header, payload, signature = good.split(".")
+    for changed in (
+        ("B" if signature[0] == "A" else "A") + signature[1:],
+        signature[:-4],
+        signature + "AAAA",
+        signature[::-1],
+        "A" * len(signature),
+        "",
+    ):
+        refuses(f"{header}.{payload}.{changed}")
+
+
+def test_a_signature_of_another_token_is_refused(refuses: Refuses, user_pool: UserPool, good: str) -> None:
+    other = user_pool.token("another-tenant")
+
+    refuses(".".join([*good.split(".")[:2], other.split(".")[2]]))
+
+
+# Signed with the right key, but wrong inside
+
+
+@pytest.mark.usefixtures("own_issuer")
+def test_the_tests_own_issuer_signs_good_tokens(place: Place, tenant: str) -> None:
+    answer = place(KEY.token(id_claims(tenant)))
+
+    assert (answer.status, answer.json["order"]["tenant_id"]) == (201, tenant)
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"exp": -40},
+        {"exp": -86_400},
+        {"nbf": 40},
+        {"nbf": 86_400},
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("own_issuer")
+def test_a_token_is_refused_outside_its_time(refuses: Refuses, tenant: str, claims: dict[str, int]) -> None:
+    moments = {name: int(time.time()) + seconds for name, seconds in claims.items()}
+
+    refuses(KEY.token(id_claims(tenant, **moments)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"exp": None},
+        {"exp": 0},
+        {"exp": True},
+        {"exp": "9999999999"},
+        {"exp": [9_999_999_999]},
+        {"exp": float("nan")},
+        {"nbf": "tomorrow"},
+        {"nbf": [0]},
+        {"nbf": float("nan")},
+        {"iss": None},
+        {"iss": ""},
+        {"iss": issuer.ISSUER + "/"},
+        {"iss": issuer.ISSUER.upper()},
+        {"iss": [issuer.ISSUER]},
+        {"iss": "https://attacker.example"},
+        {"aud": None},
+        {"aud": ""},
+        {"aud": "another-client"},
+        {"aud": issuer.CLIENT_ID.upper()},
+        {"aud": issuer.CLIENT_ID[:-1]},
+        {"aud": ["another-client"]},
+        {"aud": {}},
+        {"token_use": None},
+        {"token_use": ""},
+        {"token_use": "access"},
+        {"token_use": "access", "client_id": issuer.CLIENT_ID},
+        {"token_use": "refresh"},
+        {"token_use": ["id"]},
+        {"sub": None},
+        {"sub": ""},
+        {"sub": 5},
+        {"sub": "x" * 256},
+        {"sub": "a\x00b"},
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("own_issuer")
+def test_a_token_with_a_wrong_claim_is_refused(
+    refuses: Refuses, tenant: str, changes: dict[str, Any]
+) -> None:
+    refuses(KEY.token(id_claims(tenant, **changes)))
+
+
+@pytest.mark.parametrize("payload", [[], None, "alice", 5, b"", b"{", b"\xff", b"[" * 20_000], ids=str)
+@pytest.mark.usefixtures("own_issuer")
+def test_claims_that_are_no_object_are_refused(refuses: Refuses, payload: Any) -> None:
+    refuses(KEY.token(payload))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"kid": None},
+        {"kid": ""},
+        {"kid": "unknown"},
+        {"kid": 1},
+        {"kid": "../../key-1"},
+        {"alg": None},
+        {"alg": "RS384"},
+        {"alg": "RS512"},
+        {"alg": "PS256"},
+        {"alg": "ES256"},
+        {"alg": "HS256"},
+        {"alg": "none"},
+        {"crit": ["exp"]},
+        {"crit": ["b64"], "b64": True},
+        {"crit": []},
+        {"crit": "exp"},
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("own_issuer")
+def test_a_token_with_a_wrong_header_is_refused(
+    refuses: Refuses, tenant: str, header: dict[str, Any]
+) -> None:
+    refuses(KEY.token(id_claims(tenant), **header))
+
+
+@pytest.mark.usefixtures("own_issuer")
+def test_a_stronger_hash_is_another_algorithm_too(refuses: Refuses, tenant: str) -> None:
+    refuses(KEY.token(id_claims(tenant), hashes.SHA512(), alg="RS512"))
+    refuses(KEY.token(id_claims(tenant), hashes.SHA512()))
+
+
+@pytest.mark.parametrize("kid", ["attackers-key", KEY.kid])
+@pytest.mark.parametrize("pointer", ["jku", "x5u", "jwk", "x5c", "iss"])
+@pytest.mark.usefixtures("own_issuer")
+def test_a_token_cannot_bring_its_own_key(refuses: Refuses, tenant: str, pointer: str, kid: str) -> None:
+    attacker = SigningKey("attackers-key")
+    attackers_server = KeyServer(attacker.jwk(kid=kid))
+    pointers: dict[str, dict[str, Any]] = {
+        "jku": {"jku": attackers_server.url},
+        "x5u": {"x5u": attackers_server.url},
+        "jwk": {"jwk": attacker.jwk(kid=kid)},
+        "x5c": {"x5c": [attacker.jwk()["n"]]},
+        "iss": {},
+    }
+    claims = id_claims(tenant, **({"iss": attackers_server.url} if pointer == "iss" else {}))
+
+    refuses(attacker.token(claims, **pointers[pointer], kid=kid))
+
+    attackers_server.stop()
+    assert attackers_server.fetches == 0
+
+
+# Good tokens without a tenant
+
+WITHOUT_TENANT: dict[str, Any] = {
+    "absent": None,
+    "empty": "",
+    "a space": " ",
+    "blanks": " \t ",
+    "too long": "x" * 256,
+    "a newline": "acme\n",
+    "NUL": "ac\x00me",
+    "DEL": "acme\x7f",
+    "an escape": "\x1b[31macme",
+    "a lone surrogate": "\ud800",
+    "a no-break space": "\u00a0",
+    "a line separator": "acme\u2028",
+    "a number": 5,
+    "a list": ["acme"],
+    "an object": {"acme": 1},
+    "true": True,
+}
+
+
+@pytest.mark.parametrize("tenant_claim", WITHOUT_TENANT.values(), ids=WITHOUT_TENANT)
+@pytest.mark.usefixtures("own_issuer")
+def test_a_good_token_that_names_no_tenant_is_forbidden(
+    http: Transport, rows: Rows, tenant_claim: Any
+) -> None:
+    caller = Client(http, KEY.token(id_claims(tenant_claim)))
+    before = stored(rows)
+
+    for answer in (caller.place(), caller.get("/orders"), caller.get(f"/orders/{uuid4()}")):
+        assert (answer.status, answer.slug) == (403, "missing-tenant")
+        assert answer.json["detail"] == "Missing tenant_id in claims"
+        assert answer.headers["access-control-allow-origin"] == "*"
+        assert "www-authenticate" not in answer.headers
+    assert stored(rows) == before
+
+
+def test_a_user_of_the_pool_without_a_tenant_is_forbidden(place: Place, user_pool: UserPool) -> None:
+    answer = place(f"Bearer {user_pool.token(None)}")
+
+    assert (answer.status, answer.slug) == (403, "missing-tenant")
+    assert answer.json["detail"] == "Missing tenant_id in claims"
+
+
+@pytest.mark.parametrize("tenant_claim", ["x" * 255, "李", "a b", "'; drop table orders; --", "%s", "100%"])
+@pytest.mark.usefixtures("own_issuer")
+def test_a_tenant_may_have_any_name_of_up_to_255_characters(place: Place, tenant_claim: str) -> None:
+    answer = place(KEY.token(id_claims(tenant_claim)))
+
+    assert (answer.status, answer.json["order"]["tenant_id"]) == (201, tenant_claim)
+
+
+def test_a_token_is_asked_for_before_the_body_is_looked_at(http: Transport, user_pool: UserPool) -> None:
+    def send(token: str | None) -> Answer:
+        return Client(http, token).send("POST", "/orders", b"{", {"content-type": "text/plain"})
+
+    assert_unauthorized(send(None))
+    assert send(user_pool.token(None)).slug == "missing-tenant"

@@ -1,0 +1,99 @@
+"""A proxy in front of PostgreSQL's socket that counts what really goes over the wire."""
+
+import os
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SOCKET = ".s.PGSQL.5432"
+TERMINATE = "X"
+
+
+@dataclass
+class Traffic:
+    """What clients sent while it was watched (PostgreSQL's protocol 3, frontend messages)."""
+
+    messages: list[str] = field(default_factory=list)
+    """`startup`, and then each message's type: `Q` is a simple query."""
+    statements: list[str] = field(default_factory=list)
+    """The text of each simple query."""
+    trips: int = 0
+    """How often a client spoke and then waited for the server."""
+
+
+class Proxy:
+    """Listens on a socket in `folder` and passes everything on to the server behind `upstream`."""
+
+    def __init__(self, folder: Path, upstream: Path) -> None:
+        self.traffic = Traffic()
+        self._upstream = upstream
+        self._lock = threading.Lock()
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(os.fspath(folder / SOCKET))
+        self._listener.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @contextmanager
+    def watched(self) -> Iterator[Traffic]:
+        self.traffic = Traffic()
+        yield self.traffic
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.socket(socket.AF_UNIX)
+                server.connect(os.fspath(self._upstream / SOCKET))
+                conversation = Conversation(self, client, server)
+                threading.Thread(target=conversation.pass_questions, daemon=True).start()
+                threading.Thread(target=conversation.pass_answers, daemon=True).start()
+
+    def count(self, kind: str, payload: bytes, new_trip: bool) -> None:
+        with self._lock:
+            self.traffic.messages.append(kind)
+            if kind == "Q":
+                self.traffic.statements.append(payload.rstrip(b"\0").decode())
+            self.traffic.trips += new_trip
+
+
+class Conversation:
+    """One client's connection. A question is counted before it is passed on, and so is its answer."""
+
+    def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
+        self._proxy, self._client, self._server = proxy, client, server
+        self._answered = True
+
+    def pass_questions(self) -> None:
+        stream = self._client.makefile("rb")
+        kind = b""  # the startup message has no type
+        with suppress(OSError, struct.error):  # the client hung up
+            while True:
+                head = stream.read(len(kind) + 4)
+                (length,) = struct.unpack("!I", head[len(kind) :])
+                payload = stream.read(length - 4)
+                name = head[: len(kind)].decode() or "startup"
+                self._proxy.count(name, payload, new_trip=self._answered and name != TERMINATE)
+                self._answered = False
+                self._server.sendall(head + payload)
+                kind = b"?"
+        self._hang_up()
+
+    def pass_answers(self) -> None:
+        with suppress(OSError):
+            while answer := self._server.recv(65536):
+                self._answered = True
+                self._client.sendall(answer)
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        for side in (self._client, self._server):
+            with suppress(OSError):
+                side.shutdown(socket.SHUT_RDWR)
