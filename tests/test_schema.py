@@ -16,7 +16,7 @@ from sqlalchemy import Table
 from sqlalchemy.dialects import postgresql
 from sqlmodel import SQLModel
 
-from chalicelib import orders
+from chalicelib import statements
 from chalicelib.database import Statement
 from chalicelib.tables import IdempotencyKey, Order, OrderItem
 from local.database import Urls, apply_schema
@@ -437,13 +437,13 @@ def many_orders(admin_url: str) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("statement", "index", "condition"),
     [
-        (orders.ORDER_BY_ID, "orders_pkey", "order_id ="),
-        (orders.ORDER_BY_KEY, "orders_pkey", "order_id ="),
-        (orders.ORDER_BY_KEY, "idempotency_keys_pkey", "idempotency_key)::text ="),
-        (orders._orders_page(False, False), "orders_pkey", "tenant_id)::text ="),
-        (orders._orders_page(False, True), "orders_pkey", "order_id <"),
-        (orders._orders_page(True, False), "orders_created_by_idx", "created_by)::text ="),
-        (orders._orders_page(True, True), "orders_created_by_idx", "order_id <"),
+        (statements.ORDER_BY_ID, "orders_pkey", "order_id ="),
+        (statements.ORDER_BY_KEY, "orders_pkey", "order_id ="),
+        (statements.ORDER_BY_KEY, "idempotency_keys_pkey", "idempotency_key)::text ="),
+        (statements.orders_page(False, False), "orders_pkey", "tenant_id)::text ="),
+        (statements.orders_page(False, True), "orders_pkey", "order_id <"),
+        (statements.orders_page(True, False), "orders_created_by_idx", "created_by)::text ="),
+        (statements.orders_page(True, True), "orders_created_by_idx", "order_id <"),
     ],
 )
 def test_statements_read_no_more_than_they_answer(

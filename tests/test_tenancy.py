@@ -15,7 +15,7 @@ from sqlalchemy import text
 from chalicelib.callers import Caller
 from chalicelib.database import Statement, TenantScope
 from chalicelib.errors import MissingTenant, Unauthorized
-from chalicelib.orders import ORDER_BY_ID
+from chalicelib.statements import ORDER_BY_ID
 from local.database import Urls
 from tests.client import Client, seed
 from tests.conftest import NewClient, connected

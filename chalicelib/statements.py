@@ -1,0 +1,110 @@
+"""The SQL of the repository, as expressions over the tables.
+
+The tenant is named on every table, so that each statement stays on one shard; JSON is built inside,
+so that no row becomes a Python object.
+"""
+
+from functools import cache
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    Subquery,
+    Text,
+    bindparam,
+    cast,
+    func,
+    insert,
+    literal_column,
+    select,
+)
+from sqlmodel import col
+
+from chalicelib.database import Statement
+from chalicelib.tables import IdempotencyKey, Order, OrderItem
+
+
+def _order_by_id() -> Select[Any]:
+    order = select(Order).where(_OWN_ORDERS, col(Order.order_id) == bindparam("order_id"))
+    return _as_answered(order.subquery())
+
+
+def _order_by_key() -> Select[Any]:
+    """The order that an idempotency key placed, behind the key's fingerprint."""
+    key = select(IdempotencyKey).where(
+        col(IdempotencyKey.tenant_id) == bindparam("tenant_id"),
+        col(IdempotencyKey.created_by) == bindparam("created_by"),
+        col(IdempotencyKey.idempotency_key) == bindparam("idempotency_key"),
+    )
+    order_id = key.with_only_columns(col(IdempotencyKey.order_id)).scalar_subquery()
+    fingerprint = key.with_only_columns(col(IdempotencyKey.fingerprint)).scalar_subquery()
+    order = select(Order).where(_OWN_ORDERS, col(Order.order_id) == order_id).subquery()
+    return _as_answered(order, fingerprint)
+
+
+@cache
+def orders_page(my_orders: bool, after_cursor: bool) -> Statement:
+    """A page of orders. It is cut before items are looked up: skipped rows cost no items."""
+
+    def page() -> Select[Any]:
+        rows = select(Order).where(_OWN_ORDERS)
+        if my_orders:
+            rows = rows.where(col(Order.created_by) == bindparam("created_by"))
+        if after_cursor:
+            rows = rows.where(col(Order.order_id) < bindparam("after"))
+        newest_first = rows.order_by(col(Order.order_id).desc())
+        return _as_answered(newest_first.limit(bindparam("limit")).offset(bindparam("offset")).subquery())
+
+    return Statement(page)
+
+
+def _as_answered(orders: Subquery, *before: ColumnElement[Any]) -> Select[Any]:
+    """Columns order_id, version and the order's JSON text, newest first."""
+    order = orders.c
+    item = (
+        select(
+            col(OrderItem.line_no),
+            col(OrderItem.product_name),
+            col(OrderItem.product_sku),
+            col(OrderItem.quantity),
+            col(OrderItem.unit_price),
+        )
+        .where(col(OrderItem.tenant_id) == bindparam("tenant_id"), col(OrderItem.order_id) == order.order_id)
+        .order_by(col(OrderItem.line_no))
+        .correlate(orders)
+        .subquery("item")
+    )
+    items = select(func.row_to_json(item.table_valued())).correlate(orders).scalar_subquery()
+    answered = select(
+        order.order_id,
+        order.tenant_id,
+        order.created_by,
+        order.status,
+        order.version,
+        order.customer_name,
+        order.customer_email,
+        order.customer_phone,
+        order.shipping_address,
+        order.billing_address,
+        order.total_amount,
+        order.currency,
+        func.array_to_json(func.array(items)).label("items"),
+        _utc(order.created_at).label("created_at"),
+        _utc(order.updated_at).label("updated_at"),
+    ).subquery("answered")
+    text = cast(func.row_to_json(answered.table_valued()), Text)
+    return select(*before, answered.c.order_id, answered.c.version, text).order_by(answered.c.order_id.desc())
+
+
+def _utc(moment: ColumnElement[Any]) -> ColumnElement[str]:
+    in_utc = func.timezone(literal_column("'UTC'"), moment)
+    return func.to_char(in_utc, literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"""))
+
+
+_OWN_ORDERS = col(Order.tenant_id) == bindparam("tenant_id")
+INSERT_KEY = Statement(lambda: insert(IdempotencyKey))
+INSERT_ORDER = Statement(lambda: insert(Order))
+INSERT_ITEMS = Statement(lambda: insert(OrderItem))
+ORDER_BY_ID = Statement(_order_by_id)
+ORDER_BY_KEY = Statement(_order_by_key)
