@@ -10,7 +10,7 @@ TOKEN_USER := $(if $(filter command line,$(origin USER)),$(USER),alice)
 .PHONY: help run token test test-fast lint fmt lock clean
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(READY) ## the API on this machine with a real PostgreSQL; HOST, PORT, DATABASE_URL
 	@$(BIN)/python -m local run
