@@ -7,7 +7,7 @@ READY  := $(VENV)/.installed
 TOKEN_USER := $(if $(filter command line,$(origin USER)),$(USER),alice)
 
 .DEFAULT_GOAL := help
-.PHONY: help run token test test-fast lint fmt lock clean
+.PHONY: help run token test test-fast lint fmt lock system-packages clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,12 +39,18 @@ lock: $(READY) ## pin what pyproject.toml's dependency groups name
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate \
 		--group dev -c requirements.txt -o requirements-dev.txt
 
+system-packages: ## the browser and the PostgreSQL 15 that tests drive, on Debian and as root
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+		chromium chromium-driver curl postgresql-15 >/dev/null
+
 clean: ## remove the virtual environment and caches; orders in .local/ stay
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis
 
 $(READY): requirements-dev.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.11, 3.12 or 3.13, or name one: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1): Python 3.11, 3.12 or 3.13 is needed. Name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is too old: Python 3.11, 3.12 or 3.13 is needed. Name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 14))' || echo "Note: tested with Python 3.11 to 3.13, $(PYTHON) is newer" >&2
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
 	@echo "Installing into $(VENV) (once, about a minute)" >&2
 	@$(PYTHON) -m venv $(VENV)

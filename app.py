@@ -1,5 +1,6 @@
 """The routes of the order API. What they call is in chalicelib/."""
 
+from base64 import b64decode
 from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import uuid4
@@ -50,7 +51,7 @@ customers = CognitoUserPoolAuthorizer("customers", provider_arns=[settings.user_
 def place_order() -> Response:
     caller = verified_caller()
     body = json_body()
-    no_query()
+    refuse_query()
     key = idempotency.key(request().headers.get("idempotency-key"))
     order = OrderRepository(caller).add(NewOrder.from_json(body), key)
     return Response(
@@ -67,7 +68,7 @@ def place_order() -> Response:
 @app.route("/orders/{order_id}", methods=["GET", "HEAD"], authorizer=customers, content_types=[])
 def get_order(order_id: str) -> Response:
     orders = OrderRepository(verified_caller())
-    no_query()
+    refuse_query()
     order = orders.get(order_id)
     etag = f'"{order.version}"'
     if is_fresh(etag):
@@ -95,7 +96,7 @@ def ready() -> Response:
 
 @app.route("/openapi.json", methods=["GET", "HEAD"], content_types=[])
 def get_openapi() -> Response:
-    if not settings.docs():
+    if not settings.docs_are_on():
         raise NotFound
     from chalicelib import openapi
 
@@ -169,14 +170,19 @@ def query() -> Mapping[str, list[str]]:
     return parameters or {}
 
 
-def no_query() -> None:
+def refuse_query() -> None:
     single_values(query(), allowed=())
 
 
 def json_body() -> bytes:
-    """The body's bytes. Raises PayloadTooLarge, UnsupportedMediaType, or MalformedRequest on bad base64."""
+    """The body's bytes. Raises MalformedRequest on bad base64, PayloadTooLarge or UnsupportedMediaType."""
+    event = request().to_original_event()
+    body: bytes | str = event["body"] or b""
     try:
-        body = request().raw_body
+        if event.get("isBase64Encoded"):
+            body = b64decode(body, validate=True)
+        elif isinstance(body, str):
+            body = body.encode()
     except ValueError:
         raise MalformedRequest("The body is not valid base64 or not valid Unicode.") from None
     if len(body) > LARGEST_BODY:
@@ -184,7 +190,7 @@ def json_body() -> bytes:
     media_type = request().headers.get("content-type", "application/json").partition(";")[0]
     if media_type.strip().lower() != "application/json":
         raise UnsupportedMediaType
-    return body if isinstance(body, bytes) else body.encode()
+    return body
 
 
 def is_fresh(etag: str) -> bool:

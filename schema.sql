@@ -40,7 +40,9 @@ do $$ declare already text[]; begin
     end if;
     -- Both stay below every cloud's function timeout. Values that an operator set are kept.
     select coalesce(array_agg(split_part(setting, '=', 1)), '{}') into already
-        from pg_db_role_setting, unnest(setconfig) as setting where setrole = 'orders_app'::regrole;
+        from pg_db_role_setting, unnest(setconfig) as setting
+        where setrole = 'orders_app'::regrole
+          and setdatabase in (0, (select oid from pg_database where datname = current_database()));
     if 'statement_timeout' <> all (already) then
         alter role orders_app set statement_timeout = '5s';
     end if;

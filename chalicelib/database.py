@@ -27,7 +27,7 @@ _DIALECT: Dialect = PGDialect_psycopg2()  # type: ignore[no-untyped-call]
 _SET_TENANT = "select set_tenant(%(tenant_id)s);\n"
 # SQLSTATEs after which the same request may succeed: connection, rollback, resources, operator,
 # system, a read-only standby.
-_PASSING = ("08", "40", "53", "57", "58", "25006")
+_TRANSIENT = ("08", "40", "53", "57", "58", "25006")
 
 _pool: QueuePool | None = None
 _pool_lock = threading.Lock()
@@ -49,7 +49,7 @@ class Statement:
         return cursor.mogrify(self.text, values)
 
     def bound_rows(self, cursor: Cursor, rows: Sequence[Values]) -> bytes:
-        """An INSERT of several rows in one statement."""
+        """An INSERT of several rows in one statement; SQLAlchemy compiles it with one row."""
         head, one_row = self.text.split(" VALUES ")
         return head.encode() + b" VALUES " + b", ".join(cursor.mogrify(one_row, row) for row in rows)
 
@@ -152,7 +152,7 @@ def _on_a_connection(send: Callable[[Cursor], list[Row]]) -> list[Row]:
             raise _unavailable(error, ConnectionBroken) from None
         if error.pgcode == LOCK_NOT_AVAILABLE:
             raise _unavailable(error, Locked) from None
-        if _is_passing(error):
+        if _is_transient(error):
             raise _unavailable(error) from None
         raise Refused(error) from None
     except BaseException:
@@ -218,10 +218,10 @@ def _new_pool(database: settings.Database) -> QueuePool:
     )
 
 
-def _is_passing(error: psycopg2.Error) -> bool:
+def _is_transient(error: psycopg2.Error) -> bool:
     if error.pgcode is None:
         return isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
-    return error.pgcode.startswith(_PASSING)
+    return error.pgcode.startswith(_TRANSIENT)
 
 
 def _unavailable(error: Exception, kind: type[Unavailable] = Unavailable) -> Unavailable:

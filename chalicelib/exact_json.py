@@ -44,7 +44,7 @@ def too_deep() -> MalformedRequest:
     return MalformedRequest(f"The body nests deeper than {DEEPEST} levels.")
 
 
-def printable(name: str) -> str:
+def nameable(name: str) -> str:
     """A member name of the client's that is safe to name in an answer: no surrogates, not long."""
     return name[:100].encode("utf-8", "replace").decode()
 
@@ -70,7 +70,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(members) != len(pairs):
         seen: set[str] = set()
         repeated = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        where = [(printable(repeated), "appears more than once: send it once")]
+        where = [(nameable(repeated), "appears more than once: send it once")]
         raise MalformedRequest("The body names a member twice.", where)
     return members
 

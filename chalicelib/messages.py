@@ -118,7 +118,10 @@ class NewItem(SQLModel):
 
 
 class NewOrder(SQLModel):
-    """A new order. Its total is the caller's own: it carries tax, shipping and discounts."""
+    """A new order. Its total is the caller's own: it carries tax, shipping and discounts.
+
+    Spaces around text are trimmed; control characters, tabs and newlines too, are refused.
+    """
 
     model_config = ConfigDict(extra="forbid", from_attributes=False)  # type: ignore[assignment]
 
@@ -171,7 +174,7 @@ def _invalid(error: ValidationError) -> Problem:
 
 def _path(location: tuple[int | str, ...]) -> str:
     """`items[0].unit_price`; `body` for the whole."""
-    steps = (f"[{each}]" if isinstance(each, int) else f".{exact_json.printable(each)}" for each in location)
+    steps = (f"[{each}]" if isinstance(each, int) else f".{exact_json.nameable(each)}" for each in location)
     path = "".join(steps)
     return path.removeprefix(".") or "body"
 
@@ -186,7 +189,6 @@ def _message(kind: str, location: tuple[int | str, ...], otherwise: str) -> str:
 _MESSAGES = {
     "missing": "is required",
     "model_type": "must be an object",
-    "model_attributes_type": "must be an object",
     "list_type": "must be an array",
     "too_short": "must have 1 to 500 items",
     "too_long": "must have 1 to 500 items",

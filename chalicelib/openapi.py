@@ -96,7 +96,8 @@ def _place_order() -> Json:
         "operationId": "placeOrder",
         "tags": ["orders"],
         "summary": "Place an order",
-        "description": "With an `Idempotency-Key` the same order can be sent again and is placed once.",
+        "description": "With an `Idempotency-Key` the same order can be sent again and is placed once. "
+        "Without a `Content-Type` the body is taken for JSON.",
         "parameters": [
             {
                 "name": "Idempotency-Key",

@@ -1,4 +1,4 @@
-"""One tenant's orders: placing, reading, listing. Every method is one round trip."""
+"""One tenant's orders: placing, reading, listing. One round trip each; the replay of a key takes two."""
 
 import hashlib
 import re

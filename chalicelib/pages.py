@@ -33,10 +33,10 @@ class Page:
             return cls(limit, _whole("offset", value.get("offset", "0"), 0, _LARGEST_OFFSET), mine)
         if "offset" in value:
             raise _wrong("offset", "cannot be used together with cursor: leave one out")
-        return cls(limit, None, mine, after=_order_id(value["cursor"], caller, mine))
+        return cls(limit, None, mine, after=_place_in(value["cursor"], caller, mine))
 
 
-def single_values(query: Query, allowed: Sequence[str] = ()) -> dict[str, str]:
+def single_values(query: Query, allowed: Sequence[str]) -> dict[str, str]:
     """Each parameter's one value. Raises MalformedRequest naming an unknown or repeated parameter."""
     for name, values in query.items():
         if name not in allowed:
@@ -52,7 +52,7 @@ def cursor_after(order_id: UUID, caller: Caller, my_orders: bool) -> str:
     return base64.urlsafe_b64encode(order_id.bytes + _seal(order_id.bytes, caller, my_orders)).decode()
 
 
-def _order_id(cursor: str, caller: Caller, my_orders: bool) -> UUID:
+def _place_in(cursor: str, caller: Caller, my_orders: bool) -> UUID:
     try:
         raw = base64.b64decode(cursor, altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):

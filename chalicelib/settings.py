@@ -104,7 +104,7 @@ def default_currency() -> str:
     return code
 
 
-def docs() -> bool:
+def docs_are_on() -> bool:
     """Whether GET /openapi.json is served."""
     return os.environ.get("DOCS", "").lower() in ("on", "1", "true")
 

@@ -1,8 +1,10 @@
 """`make run` and `make token`: the whole service on this machine."""
 
 import argparse
+import errno
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -11,6 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg2
+
+from chalicelib import settings
 from local import database, docs, issuer
 
 PROJECT = Path(__file__).parent.parent
@@ -39,21 +44,27 @@ def run(host: str, port: int) -> None:
         with _database() as urls:
             _serve(host, port, urls)
     except KeyboardInterrupt:
-        print("\nStopped. The orders are kept in .local/ for the next `make run`.")
+        print("\nStopped. The orders are kept.")
 
 
 def _serve(host: str, port: int, urls: database.Urls) -> None:
     tokens = issuer.Issuer(FOLDER)
-    api = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104
+    api = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104
     environment = {
         "DATABASE_URL": urls.app,
         "COGNITO_USER_POOL_ARN": issuer.USER_POOL_ARN,
+        "AUTH_ISSUER": issuer.ISSUER,
         "AUTH_AUDIENCE": issuer.CLIENT_ID,
         "AUTH_JWKS_URL": f"{api}/.well-known/jwks.json",
         "DOCS": "on",
     }
     os.environ.update(environment)
-    from app import app
+    try:
+        settings.database()
+        settings.default_currency()
+        from app import app
+    except settings.SettingsError as error:
+        raise SystemExit(str(error)) from None
     from local.server import serve
 
     jwks = json.dumps(tokens.jwks()).encode()
@@ -64,12 +75,9 @@ def _serve(host: str, port: int, urls: database.Urls) -> None:
     try:
         server = serve(app, host, port, local_page)
     except OSError as error:
-        raise SystemExit(
-            f"Cannot listen on {host}:{port}: {error.strerror}. Try: make run PORT=8001"
-        ) from None
-    (FOLDER / "env").write_text(
-        "".join(f"{name}={shlex.quote(value)}\n" for name, value in environment.items())
-    )
+        hint = " Try: make run PORT=8001" if error.errno == errno.EADDRINUSE else ""
+        raise SystemExit(f"Cannot listen on {host}:{port}: {error.strerror}.{hint}") from None
+    _write_private("env", "".join(f"{name}={shlex.quote(value)}\n" for name, value in environment.items()))
     print(_block(api, urls.app, tokens), flush=True)
     server.server.serve_forever()
 
@@ -85,7 +93,7 @@ def _block(api: str, database_url: str, tokens: issuer.Issuer) -> str:
     return f"""
   API       {api}
   Docs      {api}/docs
-  Database  {database_url}
+  Database  {re.sub("(?<=:)[^:@/]+(?=@)|(?<=password=)[^&]+", "***", database_url)}
 
   Token of alice at acme
 {acme}
@@ -114,9 +122,13 @@ def _database() -> Iterator[database.Urls]:
     """Your own server when DATABASE_URL names one, else the embedded one."""
     if app_url := os.environ.get("DATABASE_URL"):
         owner_url = os.environ.get("OWNER_DATABASE_URL")
-        if owner_url:
-            database.apply_schema(owner_url)
-        if problem := database.check_app_role(app_url):
+        try:
+            if owner_url:
+                database.apply_schema(owner_url)
+            problem = database.check_app_role(app_url)
+        except psycopg2.Error as error:
+            raise SystemExit(f"Your database cannot be used: {str(error).strip()}") from None
+        if problem:
             raise SystemExit(f"DATABASE_URL cannot be used: {problem}.")
         yield database.Urls(owner=owner_url or "", app=app_url)
         return
@@ -130,6 +142,14 @@ def _database() -> Iterator[database.Urls]:
         )
     with database.embedded(FOLDER) as urls:
         yield urls
+
+
+def _write_private(name: str, text: str) -> None:
+    """A file in FOLDER that only its owner may read: a DATABASE_URL may hold a password."""
+    path = FOLDER / name
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+        file.write(text)
 
 
 def _port() -> int:

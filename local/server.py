@@ -4,7 +4,6 @@ Chalice's own drop the connection on a token without dots, trust claims nobody v
 on unknown paths, ignore chunked bodies, send a body to HEAD and strip trailing slashes.
 """
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -17,7 +16,8 @@ from chalice.app import Chalice
 from chalice.config import Config
 from chalice.local import ChaliceRequestHandler, LocalDevServer, LocalGateway, ThreadedHTTPServer
 
-from chalicelib.errors import MethodNotAllowed
+from app import COMMON_HEADERS
+from chalicelib.errors import MalformedRequest, MethodNotAllowed, Problem
 
 _LENGTH = re.compile(r"[0-9]{1,15}")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\n]*)?\r?\n")
@@ -79,9 +79,7 @@ class Handler(ChaliceRequestHandler):
     timeout = 60
     disable_nagle_algorithm = True
     error_content_type = "application/problem+json"
-    error_message_format = json.dumps(
-        {"type": "about:blank", "title": "%(message)s", "status": 0, "detail": "%(explain)s"}
-    ).replace("0,", "%(code)d,")
+    error_message_format = '{"type":"about:blank","title":"%(message)s","status":%(code)d}'
 
     def __init__(self, *args: Any, app_object: Chalice, config: Config, local_page: LocalPage) -> None:
         self.local_gateway = Gateway(app_object, config)
@@ -102,7 +100,9 @@ class Handler(ChaliceRequestHandler):
         body = self._body()
         if body is None:
             self.close_connection = True
-            self.send_error(400, "Bad request", "Send one valid Content-Length, or chunks.")
+            self._send_problem(
+                MalformedRequest("Send one valid Content-Length, or chunks."), Connection="close"
+            )
             return
         page = self._local_page(self.path.partition("?")[0])
         if page is not None and self.command != "OPTIONS":
@@ -115,14 +115,17 @@ class Handler(ChaliceRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = _generic_handle
 
     def _send_page(self, content_type: str, content: bytes) -> None:
-        from app import COMMON_HEADERS
-
-        headers: dict[str, Any] = {**COMMON_HEADERS, "X-Request-Id": str(uuid4())}
         if self.command in ("GET", "HEAD"):
-            self._send(200, {**headers, "Content-Type": content_type}, content)
+            headers = {**COMMON_HEADERS, "X-Request-Id": str(uuid4()), "Content-Type": content_type}
+            self._send(200, headers, content)
         else:
-            refused = MethodNotAllowed(["GET", "HEAD"]).response(headers["X-Request-Id"])
-            self._send(405, {**headers, **refused.headers}, refused.body.encode())
+            self._send_problem(MethodNotAllowed(["GET", "HEAD"]))
+
+    def _send_problem(self, problem: Problem, **headers: str) -> None:
+        request_id = str(uuid4())
+        response = problem.response(request_id)
+        headers = {**COMMON_HEADERS, **headers, "X-Request-Id": request_id}
+        self._send(response.status_code, {**headers, **response.headers}, response.body.encode())
 
     def _send(self, status: int, headers: Mapping[str, Any], body: bytes) -> None:
         self.send_response(status)

@@ -206,14 +206,14 @@ def test_an_empty_variable_is_an_unset_one(only: Set) -> None:
     assert settings.database().connect["port"] == 5432
     assert settings.cors_origin() == "*"
     assert settings.default_currency() == "USD"
-    assert not settings.docs()
+    assert not settings.docs_are_on()
 
 
 @pytest.mark.parametrize(("value", "served"), [("on", True), ("1", True), ("TRUE", True), ("off", False)])
 def test_docs_are_switched_on(only: Set, value: str, served: bool) -> None:
     only(DOCS=value)
 
-    assert settings.docs() is served
+    assert settings.docs_are_on() is served
 
 
 @pytest.mark.parametrize("origin", ["*", "https://shop.example", "http://localhost:3000"])
