@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,12 @@ def seed(**changes: Any) -> dict[str, Any]:
 def item(**changes: Any) -> dict[str, Any]:
     """The seed order's item, with some members changed."""
     return {**json.loads(SEED_BYTES)["items"][0], **changes}
+
+
+def free_port() -> int:
+    """A TCP port of loopback where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
 
 
 @dataclass(frozen=True)

@@ -221,6 +221,18 @@ def test_a_base64_body_is_decoded(post: Callable[..., Answer]) -> None:
     assert answer.json["order"]["customer_name"] == "Zoë 李"
 
 
+def test_base64_with_foreign_characters_is_refused(post: Callable[..., Answer]) -> None:
+    encoded = base64.b64encode(SEED_BYTES).decode()
+
+    for broken in (
+        encoded[:8] + "!" + encoded[8:],
+        encoded + "#",
+        encoded[:-1],
+        encoded.replace("A", "\n", 1),
+    ):
+        assert post(broken, is_base64=True).slug == "malformed-request"
+
+
 def test_a_text_body_is_read_as_it_is(post: Callable[..., Answer]) -> None:
     answer = post(json.dumps(seed(customer_name="Zoë 李"), ensure_ascii=False))
 

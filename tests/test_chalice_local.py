@@ -1,7 +1,6 @@
 """Plain `chalice local`: its gateway verifies nothing, so that the app must."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.client import SEED_BYTES, Answer, Client, Transport, over_http
+from tests.client import SEED_BYTES, Answer, Client, Transport, free_port, over_http
 from tests.cognito import UserPool
 from tests.issuer import SigningKey, decoded, encoded
 
@@ -46,11 +45,6 @@ def chalice_local(
         process.terminate()
         process.wait(10)
         log.close()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 def wait_for(transport: Transport, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -5,13 +5,12 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -19,6 +18,7 @@ import pytest
 
 from chalicelib import errors
 from local.database import Urls
+from tests.client import free_port
 
 PROJECT = Path(__file__).parent.parent
 README = (PROJECT / "README.md").read_text()
@@ -30,12 +30,6 @@ def block(text: str, language: str, containing: str) -> str:
     """The fenced block of this language that holds this text."""
     blocks: list[str] = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
     return next(found for found in blocks if containing in found)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Stack:
@@ -63,7 +57,8 @@ class Stack:
 
     def ctrl_c(self) -> None:
         """What a terminal does: SIGINT to make and to what it runs."""
-        os.killpg(self.process.pid, signal.SIGINT)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGINT)
         self.process.wait(timeout=30)
 
 
@@ -84,12 +79,14 @@ def shell(command: str, folder: Path) -> str:
 @contextmanager
 def cloned() -> Iterator[Path]:
     """The project as a newcomer has it, with the virtual environment that runs these tests."""
-    folder = Path(tempfile.mkdtemp(prefix="order-api-clone-")) / "ecommerce-order-api"
-    shutil.copytree(PROJECT, folder, ignore=shutil.ignore_patterns(".*_cache", ".venv", ".local", ".git"))
-    (Path(sys.prefix) / ".installed").touch()
-    (folder / ".venv").symlink_to(sys.prefix)
-    yield folder
-    shutil.rmtree(folder.parent, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="order-api-clone-", ignore_cleanup_errors=True) as parent:
+        folder = Path(parent) / "ecommerce-order-api"
+        left_out = shutil.ignore_patterns(".*_cache", ".venv", ".local", ".git", "__pycache__")
+        shutil.copytree(PROJECT, folder, ignore=left_out)
+        assert sys.prefix != sys.base_prefix, "run the tests in a virtual environment: make test"
+        (Path(sys.prefix) / ".installed").touch()
+        (folder / ".venv").symlink_to(sys.prefix)
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -98,15 +95,21 @@ def clone() -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture(scope="module")
-def stack(clone: Path) -> Iterator[Stack]:
-    stack = Stack(clone, free_port())
+@contextmanager
+def running_stack(folder: Path, port: int, **environment: str) -> Iterator[Stack]:
+    """A stack that is ready, and gets its Ctrl-C whatever happens."""
+    stack = Stack(folder, port, **environment)
     try:
         assert "Ctrl-C" in stack.output(), stack.output()
         yield stack
     finally:
-        if stack.process.poll() is None:
-            stack.ctrl_c()
+        stack.ctrl_c()
+
+
+@pytest.fixture(scope="module")
+def stack(clone: Path) -> Iterator[Stack]:
+    with running_stack(clone, free_port()) as stack:
+        yield stack
 
 
 @pytest.mark.slow
@@ -171,37 +174,24 @@ def test_a_taken_port_is_said(stack: Stack) -> None:
 @pytest.mark.slow
 def test_ctrl_c_stops_everything_and_loses_nothing() -> None:
     with cloned() as clone:
-        place_stop_and_find_again(clone, free_port())
+        port = free_port()
+        curl = block(README, "sh", "test_order.json").replace(":8000", f":{port}")
+        with running_stack(clone, port):
+            order = json.loads(shell(curl, clone))["order"]
 
-
-def place_stop_and_find_again(clone: Path, port: int) -> None:
-    first = Stack(clone, port)
-    assert "Ctrl-C" in first.output()
-    curl = block(README, "sh", "test_order.json").replace(":8000", f":{port}")
-    order = json.loads(shell(curl, clone))["order"]
-
-    first.ctrl_c()
-
-    assert not running(clone / ".local/postgres")
-    second = Stack(clone, port)
-    assert "Ctrl-C" in second.output()
-    try:
-        token = '-H "Authorization: Bearer $(make -s token TENANT=acme)"'
-        found = shell(f"curl -s http://127.0.0.1:{port}/orders/{order['order_id']} {token}", clone)
-        assert json.loads(found) == {"order": order}
-    finally:
-        second.ctrl_c()
+        assert not running(clone / ".local/postgres")
+        with running_stack(clone, port):
+            token = '-H "Authorization: Bearer $(make -s token TENANT=acme)"'
+            found = shell(f"curl -s http://127.0.0.1:{port}/orders/{order['order_id']} {token}", clone)
+            assert json.loads(found) == {"order": order}
 
 
 @pytest.mark.slow
 def test_an_own_server_is_used_with_database_url(clone: Path, database: Urls, admin_url: str) -> None:
     urls = {"DATABASE_URL": database.app, "OWNER_DATABASE_URL": database.owner}
 
-    own = Stack(clone, free_port(), **urls)
-    try:
-        assert f"Database  {urls['DATABASE_URL']}" in own.output()
-    finally:
-        own.ctrl_c()
+    with running_stack(clone, free_port(), **urls) as own:
+        assert f"Database  {database.app}" in own.output()
 
     refused = Stack(clone, free_port(), DATABASE_URL=admin_url)
     assert refused.process.wait(timeout=60) != 0

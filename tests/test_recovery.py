@@ -268,6 +268,29 @@ def waits_for_a_lock(server: Server) -> bool:
         return bool(cursor.fetchone() != (0,))
 
 
+def test_a_read_whose_connection_breaks_on_the_way_is_asked_again(api: Client, own_server: Server) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with locked_orders(own_server):
+            reading = pool.submit(api.get, "/orders")
+            until(lambda: waits_for_a_lock(own_server))
+            cut(own_server)
+            until(lambda: waits_for_a_lock(own_server))
+
+        assert reading.result().status == 200
+
+
+def test_an_order_without_a_key_is_not_sent_twice(api: Client, tenant: str, own_server: Server) -> None:
+    with ThreadPoolExecutor(1) as pool, locked_orders(own_server):
+        placing = pool.submit(api.place)
+        until(lambda: waits_for_a_lock(own_server))
+        cut(own_server)
+        assert_unavailable(placing.result())
+
+    with connected(own_server.url("postgres")) as connection, connection.cursor() as cursor:
+        cursor.execute("select count(*) from orders where tenant_id = %s", [tenant])
+        assert cursor.fetchone() == (0,)
+
+
 def test_a_read_only_database_still_answers_reads(api: Client, own_server: Server) -> None:
     order_id = api.place().json["order"]["order_id"]
 
