@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 # Every shell has a USER of its own; only one given to make is meant here.
-TOKEN_USER := $(if $(filter command line,$(origin USER)),$(USER),alice)
+TOKEN_USER := $(if $(filter command line,$(origin USER)),$(USER))
 
 .DEFAULT_GOAL := help
 .PHONY: help run token test test-fast lint fmt lock system-packages clean
@@ -15,8 +15,10 @@ help: ## this list
 run: $(READY) ## the API on this machine with a real PostgreSQL; HOST, PORT, DATABASE_URL
 	@$(BIN)/python -m local run
 
+token: export TENANT := $(TENANT)
+token: export TOKEN_USER := $(TOKEN_USER)
 token: $(READY) ## a token for the running stack: make token TENANT=acme USER=alice
-	@$(BIN)/python -m local token --tenant '$(or $(TENANT),acme)' --user '$(TOKEN_USER)'
+	@$(BIN)/python -m local token
 
 test: $(READY) ## every test, from nothing to green
 	$(BIN)/python -m pytest
@@ -48,11 +50,11 @@ clean: ## remove the virtual environment and caches; orders in .local/ stay
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis
 
 $(READY): requirements-dev.txt
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.11, 3.12 or 3.13, or name one: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is too old: Python 3.11, 3.12 or 3.13 is needed. Name one: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 14))' || echo "Note: tested with Python 3.11 to 3.13, $(PYTHON) is newer" >&2
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
+	@command -v "$(PYTHON)" >/dev/null || { echo "$(PYTHON) is missing: install Python 3.11, 3.12 or 3.13, or name one: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is too old: Python 3.11, 3.12 or 3.13 is needed. Name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info >= (3, 14))' || echo "Note: tested with Python 3.11 to 3.13, $(PYTHON) is newer" >&2
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
 	@echo "Installing into $(VENV) (once, about a minute)" >&2
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -r requirements-dev.txt >&2
+	@"$(PYTHON)" -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -r requirements-dev.txt >&2 || { echo "Installing failed. Is the package index reachable? A proxy: HTTPS_PROXY, a mirror: PIP_INDEX_URL" >&2; exit 1; }
 	@touch $@

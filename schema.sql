@@ -49,6 +49,11 @@ do $$ declare already text[]; begin
     if 'lock_timeout' <> all (already) then
         alter role orders_app set lock_timeout = '2s';
     end if;
+exception when insufficient_privilege then
+    raise exception '% may not make orders_app or set its timeouts', current_user
+        using hint = 'As an administrator: create role orders_app login; '
+                     'alter role orders_app set statement_timeout = ''5s''; '
+                     'alter role orders_app set lock_timeout = ''2s'';';
 end $$;
 
 

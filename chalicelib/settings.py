@@ -56,6 +56,30 @@ def database() -> Database:
     )
 
 
+def connection(url: str, name: str = "DATABASE_URL") -> dict[str, Any]:
+    """libpq's parameters in a connection URL, which is the value of the variable `name`."""
+    from psycopg2 import ProgrammingError
+    from psycopg2.extensions import parse_dsn
+
+    try:
+        parameters: dict[str, Any] = parse_dsn(url.replace("postgresql+psycopg2://", "postgresql://", 1))
+    except ProgrammingError:
+        parameters = {}
+    # A password with a bare @ or / ends up in the host, the port or the name, and so in libpq's messages.
+    if (
+        not parameters
+        or not _PORTS.fullmatch(parameters.get("port", ""))
+        or any("@" in host[1:] for host in parameters.get("host", "").split(","))
+        or "@" in parameters.get("dbname", "")
+    ):
+        # Without the cause: its text quotes the URL, and so the password.
+        raise SettingsError(
+            f"{name} is not a connection URL: write postgresql://user:password@host:5432/name, "
+            "with special characters of the password percent-encoded"
+        )
+    return parameters
+
+
 def tokens() -> Tokens:
     """Read COGNITO_USER_POOL_ARN and the AUTH_ variables that refine it."""
     region, user_pool = _user_pool()
@@ -112,7 +136,7 @@ def docs_are_on() -> bool:
 def _connect() -> dict[str, Any]:
     """The connection parameters; `sslmode=require` for any host that is not this machine."""
     if url := os.environ.get("DATABASE_URL"):
-        parameters = _parsed(url)
+        parameters = connection(url)
     else:
         hint = "or set DATABASE_URL=postgresql://user:password@host:5432/name"
         parameters = {
@@ -135,29 +159,6 @@ def _connect() -> dict[str, Any]:
         **parameters,
         "connect_timeout": _whole("DB_CONNECT_TIMEOUT", 3, least=2),
     }
-
-
-def _parsed(url: str) -> dict[str, Any]:
-    from psycopg2 import ProgrammingError
-    from psycopg2.extensions import parse_dsn
-
-    try:
-        parameters: dict[str, Any] = parse_dsn(url.replace("postgresql+psycopg2://", "postgresql://", 1))
-    except ProgrammingError:
-        parameters = {}
-    # A password with a bare @ or / ends up in the host, the port or the name, and so in libpq's messages.
-    if (
-        not parameters
-        or not _PORTS.fullmatch(parameters.get("port", ""))
-        or any("@" in host[1:] for host in parameters.get("host", "").split(","))
-        or "@" in parameters.get("dbname", "")
-    ):
-        # Without the cause: its text quotes the URL, and so the password.
-        raise SettingsError(
-            "DATABASE_URL is not a connection URL: write postgresql://user:password@host:5432/name, "
-            "with special characters of the password percent-encoded"
-        )
-    return parameters
 
 
 def _is_local(hosts: str) -> bool:

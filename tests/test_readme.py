@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from base64 import urlsafe_b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -144,6 +145,9 @@ def test_a_token_is_one_line(stack: Stack) -> None:
     token = shell("make -s token TENANT=acme USER=alice", stack.folder)
 
     assert re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+\n", token)
+    odd = shell("""make -s token TENANT="it's; echo \\`pwd\\`" USER=zoë""", stack.folder)
+    claims = json.loads(urlsafe_b64decode(odd.split(".")[1] + "=="))
+    assert (claims["custom:tenant_id"], claims["cognito:username"]) == ("it's; echo `pwd`", "zoë")
 
 
 @pytest.mark.slow
