@@ -105,7 +105,10 @@ def get_openapi() -> Response:
 
 def refuse_method(**_path: str) -> Response:
     """Every other method of a known path; declared, because API Gateway forwards no other."""
-    raise MethodNotAllowed(allowed_methods(request().path))
+    path = request().path
+    if path == "/openapi.json" and not settings.docs_are_on():
+        raise NotFound
+    raise MethodNotAllowed(allowed_methods(path))
 
 
 for known_path, declared in list(app.routes.items()):

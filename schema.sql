@@ -10,6 +10,13 @@
 begin;
 
 do $$ begin
+    if current_setting('server_encoding') <> 'UTF8' then
+        raise exception 'the database is encoded as %, UTF8 is needed', current_setting('server_encoding')
+            using hint = 'create database orders encoding ''UTF8'' template template0';
+    end if;
+end $$;
+
+do $$ begin
     -- One at a time: two deployments that apply the file together must not race.
     perform pg_advisory_xact_lock(hashtext('order-api schema'));
 end $$;

@@ -12,6 +12,9 @@ from chalicelib.callers import Caller
 from chalicelib.database import Row, Values
 from chalicelib.pages import Page, cursor_after
 
+LARGEST_PAGE = 1536 * 1024
+"""Bytes after which a page ends early. Lambda answers 6 MB at most, of which escapes may take two thirds."""
+
 
 def content_json(order: Values, items: Sequence[Values]) -> str:
     """The members that the client sent, validated: what an idempotency key is good for."""
@@ -38,15 +41,26 @@ def order_json(order: Values, tenant_id: str, content: str) -> str:
     )
 
 
+def _fitting(rows: Sequence[Row]) -> Sequence[Row]:
+    """As many as LARGEST_PAGE holds, and at least one."""
+    size = 0
+    for shown, (_, _, json) in enumerate(rows):
+        size += len(json.encode())
+        if shown and size > LARGEST_PAGE:
+            return rows[:shown]
+    return rows
+
+
 def _optional(text: str | None) -> str:
     return "null" if text is None else quoted(text)
 
 
 def page_json(rows: Sequence[Row], page: Page, caller: Caller) -> str:
-    orders = ",".join(json for _, _, json in rows[: page.limit])
+    """A page and the cursor behind it. `rows` has one more than the limit where there is a next page."""
+    shown = _fitting(rows[: page.limit])
+    orders = ",".join(json for _, _, json in shown)
     offset = "null" if page.offset is None else page.offset
     cursor = "null"
-    if len(rows) > page.limit:
-        last = UUID(rows[page.limit - 1][0])
-        cursor = f'"{cursor_after(last, caller, page.my_orders)}"'
+    if len(rows) > len(shown):
+        cursor = f'"{cursor_after(UUID(shown[-1][0]), caller, page.my_orders)}"'
     return f'{{"orders":[{orders}],"limit":{page.limit},"offset":{offset},"next_cursor":{cursor}}}'

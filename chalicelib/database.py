@@ -99,7 +99,7 @@ class TenantScope:
             return _on_a_connection(send)
         except ConnectionBroken:
             if not repeatable:
-                raise
+                raise OutcomeUnknown from None
         return _on_a_connection(send)
 
 
@@ -111,13 +111,22 @@ class ConnectionBroken(Unavailable):
     """The connection was lost after something was sent: what the server did is not known."""
 
 
+class OutcomeUnknown(Unavailable):
+    """The connection was lost behind a write that must not be repeated."""
+
+    detail = (
+        "The database went away before it answered: it is not known whether this took effect. Look before "
+        "you send it again; with an Idempotency-Key it can be repeated safely."
+    )
+
+
 class Refused(Exception):
     """The database refused a statement. Says why without the values: a log may keep it."""
 
     def __init__(self, error: psycopg2.Error) -> None:
         self.sqlstate = error.pgcode or ""
-        # Only class 42 (missing table, missing privilege, ...) speaks of the schema and never of a row.
-        reason = error.diag.message_primary if self.sqlstate.startswith("42") else error.diag.constraint_name
+        about_the_schema = self.sqlstate in ("42501", "42703", "42804", "42883", "42P01")
+        reason = error.diag.message_primary if about_the_schema else error.diag.constraint_name
         super().__init__(f"SQLSTATE {self.sqlstate or 'unknown'}: {reason or type(error).__name__}")
 
 

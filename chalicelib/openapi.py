@@ -145,7 +145,8 @@ def _list_orders() -> Json:
         "operationId": "listOrders",
         "tags": ["orders"],
         "summary": "List orders, newest first",
-        "description": "`next_cursor` costs the same on every page; `offset` costs what it skips.",
+        "description": "A page of very large orders ends early, at 1.5 MiB: `next_cursor` goes on behind it. "
+        "`next_cursor` costs the same on every page; `offset` costs what it skips.",
         "parameters": [
             _query(
                 "limit", "Orders on a page", {"type": "integer", "minimum": 1, "maximum": 100, "default": 50}

@@ -155,8 +155,8 @@ def _connect() -> dict[str, Any]:
         parameters.setdefault("sslmode", "require")
     return {
         "application_name": "order-api",
-        "client_encoding": "UTF8",
         **parameters,
+        "client_encoding": "UTF8",
         "connect_timeout": _whole("DB_CONNECT_TIMEOUT", 3, least=2),
     }
 

@@ -42,8 +42,8 @@ def claims(authorization: str | None) -> Claims:
 
     Raises Unauthorized for every token that is not good, whatever is wrong with it.
     """
-    scheme, _, token = (authorization or "").strip().rpartition(" ")
-    if not _COMPACT.fullmatch(token) or scheme.strip().lower() not in ("", "bearer"):
+    scheme, _, token = (authorization or "").strip(" \t").rpartition(" ")
+    if not _COMPACT.fullmatch(token) or scheme.strip(" \t").lower() not in ("", "bearer"):
         raise Unauthorized
     try:
         return _verified(token, _accepted())

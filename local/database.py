@@ -130,10 +130,8 @@ class Server:
             utils, binaries = self._commands.utils, _binaries()
             utils.ensure_user_exists(self._user)
         wanted = pwd.getpwnam(self._user).pw_uid if self._user else os.geteuid()
-        if self._data.exists() and self._data.stat().st_uid != wanted:
-            raise SystemExit(
-                f"{self._data} belongs to {self._data.owner()}: run as that user, or move it away"
-            )
+        if self._data.exists() and (owner := self._data.stat().st_uid) != wanted:
+            raise SystemExit(f"{self._data} belongs to user id {owner}: run as that user, or move it away")
         if self._user:
             utils.ensure_prefix_permissions(self._data.parent / "postgres.lock")
             utils.ensure_prefix_permissions(binaries)

@@ -1,5 +1,6 @@
 """The docs page: Swagger UI out of a package, no other host asked."""
 
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -49,15 +50,15 @@ def page(path: str) -> tuple[str, bytes] | None:
     if path in OURS:
         content_type, text = OURS[path]
         return content_type, text.encode()
-    folder, _, name = path.rpartition("/")
-    file = _assets() / name
-    if folder == "/docs" and file.suffix in TYPES and file.is_file():
-        return TYPES[file.suffix], file.read_bytes()
-    return None
+    file = _assets().get(path)
+    return (TYPES[file.suffix], file.read_bytes()) if file else None
 
 
-def _assets() -> Path:
+@cache
+def _assets() -> dict[str, Path]:
+    """What the package serves, by its path here; never a name that a client wrote."""
     package = find_spec("flask_swagger_ui")
     if package is None or package.origin is None:
         raise ModuleNotFoundError("flask-swagger-ui is not installed: pip install -r requirements-dev.txt")
-    return Path(package.origin).parent / "dist"
+    files = (Path(package.origin).parent / "dist").iterdir()
+    return {f"/docs/{file.name}": file for file in files if file.suffix in TYPES}

@@ -4,6 +4,7 @@ Chalice's own drop the connection on a token without dots, trust claims nobody v
 on unknown paths, ignore chunked bodies, send a body to HEAD and strip trailing slashes.
 """
 
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from chalicelib.errors import MalformedRequest, MethodNotAllowed, Problem
 
 _LENGTH = re.compile(r"[0-9]{1,15}")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\n]*)?\r?\n")
+_LINE_ENDS = (b"\r\n", b"\n", b"")
 LARGEST_READ = 64 * 1024 * 1024
 KEPT = 1024 * 1024 + 1
 """One byte more than the API accepts: enough for it to refuse the body as too large."""
@@ -78,8 +80,6 @@ class Handler(ChaliceRequestHandler):
 
     timeout = 60
     disable_nagle_algorithm = True
-    error_content_type = "application/problem+json"
-    error_message_format = '{"type":"about:blank","title":"%(message)s","status":%(code)d}'
 
     def __init__(self, *args: Any, app_object: Chalice, config: Config, local_page: LocalPage) -> None:
         self.local_gateway = Gateway(app_object, config)
@@ -88,10 +88,21 @@ class Handler(ChaliceRequestHandler):
 
     def parse_request(self) -> bool:
         """As http.server does it, but `//orders` stays what it is: an unknown path."""
-        parsed: bool = super().parse_request()
-        if parsed:
-            self.path = self.requestline.split()[1]
-        return parsed
+        if not super().parse_request():
+            return False
+        self.path = self.requestline.split()[1]
+        if self.headers.defects or any("\n" in value for value in self.headers.values()):
+            # The parser gave up half-way: what it takes for the body would be read as the next request.
+            self.send_error(400, "Malformed header line")
+            return False
+        return True
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:  # noqa: ARG002
+        """What http.server refuses before there is a request for the app."""
+        self.close_connection = True
+        title = message or self.responses[code][0]
+        body = json.dumps({"type": "about:blank", "title": title, "status": code}).encode()
+        self._send(code, {"Content-Type": "application/problem+json", "Connection": "close"}, body)
 
     def version_string(self) -> str:
         return "order-api"
@@ -164,20 +175,21 @@ class Handler(ChaliceRequestHandler):
         return kept
 
     def _chunks(self) -> bytes | None:
-        body, read = b"", 0
+        body, read = bytearray(), 0
         while size := _CHUNK.fullmatch(self.rfile.readline(4096)):
             length = int(size[1], 16)
             if length == 0:
-                while self.rfile.readline(65537).strip():
+                while self.rfile.readline(65537) not in _LINE_ENDS:
                     pass  # trailers
-                return body
+                return bytes(body)
             chunk = self._read(length)
-            if chunk is None or self.rfile.readline(3).strip():
+            if chunk is None or self.rfile.readline(3) not in _LINE_ENDS:
                 return None
-            body, read = (body + chunk)[:KEPT], read + length
+            body += chunk[: KEPT - len(body)]
+            read += length
             if read > LARGEST_READ:
                 self.close_connection = True
-                return body
+                return bytes(body)
         return None
 
 

@@ -83,7 +83,14 @@ def test_nothing_else_is_served_beside_the_page(http: Transport) -> None:
 
     assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert http("HEAD", "/docs", {}, b"").body == b""
-    for path in ("/docs/", "/docs/LICENSE", "/docs/nothing.js", "/docs/../docs.py", "/docs/%2e%2e/docs.py"):
+    for path in (
+        "/docs/",
+        "/docs/LICENSE",
+        "/docs/nothing.js",
+        "/docs/../docs.py",
+        "/docs/%2e%2e/docs.py",
+        f"/docs/{'a' * 300}.js",
+    ):
         assert http("GET", path, {}, b"").status == 404, path
     assert http("POST", "/docs", {}, b"").status == 405
 

@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -185,6 +186,46 @@ def test_an_unclear_length_is_refused(
     assert answer.status == 400
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "foo bar\nContent-Length: 38",
+        "X-Foo\nContent-Length: 38",
+        "Content-Length : 38",
+        "Content-Length:\n 38",
+        "Transfer-Encoding:\n chunked",
+    ],
+)
+def test_what_stands_behind_a_malformed_header_line_is_no_request(
+    server: tuple[str, int], bearer: dict[str, str], line: str
+) -> None:
+    smuggled = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    request = f"POST /orders HTTP/1.1\nHost: x\nAuthorization: {bearer['authorization']}\n{line}\n\n"
+    with socket.create_connection(server, timeout=30) as wire:
+        wire.sendall(request.replace("\n", "\r\n").encode() + smuggled)
+        answers = b"".join(iter(lambda: wire.recv(65536), b""))
+
+    assert answers.startswith(b"HTTP/1.1 400 ")
+    assert answers.count(b"HTTP/1.1 ") == 1
+
+
+def test_a_method_nobody_knows_is_refused_in_json(wire: Callable[..., Answer]) -> None:
+    answer = wire('G"\\T /orders HTTP/1.1\nHost: x')
+
+    assert (answer.status, answer.json["status"]) == (501, 501)
+
+
+def test_very_small_chunks_are_read_in_time(
+    connection: http.client.HTTPConnection, bearer: dict[str, str]
+) -> None:
+    started = time.monotonic()
+
+    connection.request("POST", "/orders", (b"x" for _ in range(200_000)), bearer, encode_chunked=True)
+
+    assert connection.getresponse().status == 400
+    assert time.monotonic() - started < 20
 
 
 SIZE = f"{len(SEED_BYTES):x}"

@@ -115,7 +115,8 @@ def test_it_is_served_only_where_docs_are_on(
     monkeypatch.setenv("DOCS", docs)
 
     assert nobody.get("/openapi.json").slug == "not-found"
-    assert nobody.send("HEAD", "/openapi.json").status == 404
+    for method in ("HEAD", "POST", "DELETE"):
+        assert nobody.send(method, "/openapi.json").status == 404
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Placing, reading and listing orders, as the contract says it."""
 
+import json
 import re
 
 import pytest
@@ -97,6 +98,23 @@ def test_cursors_walk_the_whole_list_once(alice: Client) -> None:
     while page["next_cursor"]:
         page = alice.get(f"/orders?limit=2&cursor={page['next_cursor']}").json
         assert page["offset"] is None
+        seen.append(page["orders"])
+
+    assert [len(orders) for orders in seen] == [2, 2, 1]
+    assert [order["order_id"] for orders in seen for order in orders] == placed[::-1]
+
+
+def test_a_page_of_very_large_orders_ends_early_and_goes_on(alice: Client) -> None:
+    large = seed(items=[item(product_name="\U0001f600" * 255, product_sku="\U0001f600" * 200)] * 400)
+    raw = json.dumps(large, ensure_ascii=False).encode()
+    placed = [alice.place(raw=raw).json["order"]["order_id"] for _ in range(5)]
+
+    page = alice.get("/orders").json
+    seen = [page["orders"]]
+    while page["next_cursor"]:
+        answer = alice.get(f"/orders?cursor={page['next_cursor']}")
+        assert len(answer.body) < 2 * 1024 * 1024
+        page = answer.json
         seen.append(page["orders"])
 
     assert [len(orders) for orders in seen] == [2, 2, 1]

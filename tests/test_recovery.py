@@ -285,6 +285,7 @@ def test_an_order_without_a_key_is_not_sent_twice(api: Client, tenant: str, own_
         until(lambda: waits_for_a_lock(own_server))
         cut(own_server)
         assert_unavailable(placing.result())
+        assert "it is not known whether" in placing.result().json["detail"]
 
     with connected(own_server.url("postgres")) as connection, connection.cursor() as cursor:
         cursor.execute("select count(*) from orders where tenant_id = %s", [tenant])

@@ -217,6 +217,20 @@ def test_other_settings_of_an_operator_do_not_cost_the_timeouts(
     assert set(role_settings(rows)) == {"work_mem=8MB", "statement_timeout=5s", "lock_timeout=2s"}
 
 
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_that_is_not_utf8_is_refused(database: Urls, admin_url: str, encoding: str) -> None:
+    name = f"as_{encoding.lower()}"
+    execute(
+        admin_url,
+        f"create database {name} owner orders_owner encoding '{encoding}' locale 'C' template template0",
+    )
+
+    with pytest.raises(psycopg2.errors.RaiseException, match="UTF8 is needed"):
+        apply_schema(database.owner.replace("/orders?", f"/{name}?"))
+
+    execute(admin_url, f"drop database {name}")
+
+
 @pytest.mark.usefixtures("kept_role_settings")
 def test_settings_for_another_database_do_not_cost_the_timeouts(
     database: Urls, rows: Ask, admin_url: str

@@ -401,3 +401,9 @@ def server_process(pool: QueuePool) -> int:
     with closing(pool.connect()) as connection, closing(connection.cursor()) as cursor:
         cursor.execute("select pg_backend_pid()")
         return int(cursor.fetchall()[0][0])
+
+
+def test_no_url_changes_the_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://orders_app@/orders?client_encoding=latin1")
+
+    assert settings.database().connect["client_encoding"] == "UTF8"
