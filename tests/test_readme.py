@@ -109,7 +109,8 @@ def running_stack(folder: Path, port: int, **environment: str) -> Iterator[Stack
 
 @pytest.fixture(scope="module")
 def stack(clone: Path) -> Iterator[Stack]:
-    with running_stack(clone, free_port()) as stack:
+    # Many a newcomer sits behind a proxy; this one is down.
+    with running_stack(clone, free_port(), HTTP_PROXY="http://127.0.0.1:9") as stack:
         yield stack
 
 
