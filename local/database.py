@@ -7,6 +7,7 @@ import os
 import pwd
 import re
 import shlex
+import shutil
 import stat
 import subprocess
 import tempfile
@@ -85,13 +86,10 @@ class Server:
     def start(self) -> None:
         """Make the cluster if there is none, and start it if it does not run. Raises SystemExit."""
         self._let_the_user_in()
-        self._data.mkdir(mode=0o700, exist_ok=True)
-        self._own(self._data)
         log = self._data / "log"
         try:
             if not (self._data / "PG_VERSION").exists():
-                trust = ["--auth=trust", "--encoding=UTF8", "--username=postgres"]
-                self._commands.initdb(trust, pgdata=self._data, user=self._user)
+                self._make()
             if not self._runs():
                 (self._data / "postmaster.pid").unlink(missing_ok=True)
                 sockets = shlex.join(["-h", "", "-p", "5432", "-k", str(self._sockets())])
@@ -104,6 +102,16 @@ class Server:
     def stop(self) -> None:
         with suppress(subprocess.CalledProcessError):  # it has ended already
             self._commands.pg_ctl(["-w", "-m", "fast", "stop"], pgdata=self._data, user=self._user)
+
+    def _make(self) -> None:
+        """Beside its place and then into it: one that was interrupted is never taken for whole."""
+        unfinished = self._folder / "postgres.new"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(mode=0o700)
+        self._own(unfinished)
+        trust = ["--auth=trust", "--encoding=UTF8", "--username=postgres"]
+        self._commands.initdb(trust, pgdata=unfinished, user=self._user)
+        unfinished.rename(self._data)
 
     def _runs(self) -> bool:
         """Whether the process named in postmaster.pid is this cluster's server, and no other's."""

@@ -135,6 +135,15 @@ def test_the_server_starts_and_starts_again_wherever_the_project_is(databases: P
             assert cursor.fetchone() == (0, "orders_app"), round_no
 
 
+def test_a_cluster_that_was_interrupted_is_made_anew(databases: Path) -> None:
+    folder = databases / "interrupted"
+    (folder / "postgres.new/base").mkdir(parents=True)
+    (folder / "postgres.new/PG_VERSION").write_text("18\n")
+
+    with embedded(folder) as urls, connected(urls.app):
+        assert not (folder / "postgres.new").exists()
+
+
 def test_another_process_with_the_old_servers_id_is_no_server(databases: Path) -> None:
     folder = databases / "stale"
     with embedded(folder):
