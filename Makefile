@@ -10,7 +10,7 @@ TOKEN_USER := $(if $(filter command line,$(origin USER)),$(USER))
 .PHONY: help run token test test-fast lint fmt lock system-packages clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(READY) ## the API on this machine with a real PostgreSQL; HOST, PORT, DATABASE_URL
 	@$(BIN)/python -m local run

@@ -41,6 +41,17 @@ def order_json(order: Values, tenant_id: str, content: str) -> str:
     )
 
 
+def page_json(rows: Sequence[Row], page: Page, caller: Caller) -> str:
+    """A page and the cursor behind it. `rows` has one more than the limit where there is a next page."""
+    shown = _fitting(rows[: page.limit])
+    orders = ",".join(json for _, _, json in shown)
+    offset = "null" if page.offset is None else page.offset
+    cursor = "null"
+    if len(rows) > len(shown):
+        cursor = f'"{cursor_after(UUID(shown[-1][0]), caller, page.my_orders)}"'
+    return f'{{"orders":[{orders}],"limit":{page.limit},"offset":{offset},"next_cursor":{cursor}}}'
+
+
 def _fitting(rows: Sequence[Row]) -> Sequence[Row]:
     """As many as LARGEST_PAGE holds, and at least one."""
     size = 0
@@ -53,14 +64,3 @@ def _fitting(rows: Sequence[Row]) -> Sequence[Row]:
 
 def _optional(text: str | None) -> str:
     return "null" if text is None else quoted(text)
-
-
-def page_json(rows: Sequence[Row], page: Page, caller: Caller) -> str:
-    """A page and the cursor behind it. `rows` has one more than the limit where there is a next page."""
-    shown = _fitting(rows[: page.limit])
-    orders = ",".join(json for _, _, json in shown)
-    offset = "null" if page.offset is None else page.offset
-    cursor = "null"
-    if len(rows) > len(shown):
-        cursor = f'"{cursor_after(UUID(shown[-1][0]), caller, page.my_orders)}"'
-    return f'{{"orders":[{orders}],"limit":{page.limit},"offset":{offset},"next_cursor":{cursor}}}'

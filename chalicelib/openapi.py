@@ -145,8 +145,9 @@ def _list_orders() -> Json:
         "operationId": "listOrders",
         "tags": ["orders"],
         "summary": "List orders, newest first",
-        "description": "A page of very large orders ends early, at 1.5 MiB: `next_cursor` goes on behind it. "
-        "`next_cursor` costs the same on every page; `offset` costs what it skips.",
+        "description": "`next_cursor` costs the same on every page; `offset` costs what it skips. "
+        "A page of very large orders ends early, at 1.5 MiB: `next_cursor` goes on behind it; with `offset`, "
+        "go on by the number of orders received.",
         "parameters": [
             _query(
                 "limit", "Orders on a page", {"type": "integer", "minimum": 1, "maximum": 100, "default": 50}

@@ -18,7 +18,7 @@ import psycopg2
 from chalicelib import settings
 from chalicelib.callers import Caller
 from chalicelib.errors import Problem
-from local import database, docs, issuer
+from local import database, docs, issuer, postgres
 
 PROJECT = Path(__file__).parent.parent
 FOLDER = PROJECT / ".local"
@@ -151,7 +151,7 @@ def _database() -> Iterator[database.Urls]:
         raise SystemExit(
             "To use your own server set DATABASE_URL, and OWNER_DATABASE_URL to apply schema.sql"
         )
-    if opened := database.folders_to_open(FOLDER):
+    if opened := postgres.folders_to_open(FOLDER):
         print(
             "You are root, and PostgreSQL runs as the user embedded_postgres. To let it in, these folders "
             f"become readable for everyone: {', '.join(map(str, opened))}\n"

