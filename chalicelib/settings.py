@@ -57,7 +57,7 @@ def database() -> Database:
 
 
 def connection(url: str, name: str = "DATABASE_URL") -> dict[str, Any]:
-    """libpq's parameters in a connection URL, which is the value of the variable `name`."""
+    """libpq's parameters in a connection URL, the value of the variable `name`, with TLS where it is due."""
     from psycopg2 import ProgrammingError
     from psycopg2.extensions import parse_dsn
 
@@ -77,7 +77,7 @@ def connection(url: str, name: str = "DATABASE_URL") -> dict[str, Any]:
             f"{name} is not a connection URL: write postgresql://user:password@host:5432/name, "
             "with special characters of the password percent-encoded"
         )
-    return parameters
+    return _with_tls(parameters)
 
 
 def tokens() -> Tokens:
@@ -134,7 +134,6 @@ def docs_are_on() -> bool:
 
 
 def _connect() -> dict[str, Any]:
-    """The connection parameters; `sslmode=require` for any host that is not this machine."""
     if url := os.environ.get("DATABASE_URL"):
         parameters = connection(url)
     else:
@@ -147,18 +146,25 @@ def _connect() -> dict[str, Any]:
         }
         if password := os.environ.get("DB_PASSWORD"):
             parameters["password"] = password
-    if mode := os.environ.get("DB_SSLMODE"):
-        if mode not in SSL_MODES:
-            raise SettingsError(f"DB_SSLMODE is {mode!r}: use one of {', '.join(SSL_MODES)}")
-        parameters["sslmode"] = mode
-    elif not (_is_local(parameters.get("host", "")) and _is_local(parameters.get("hostaddr", ""))):
-        parameters.setdefault("sslmode", "require")
+        parameters = _with_tls(parameters)
     return {
         "application_name": "order-api",
         **parameters,
         "client_encoding": "UTF8",
         "connect_timeout": _whole("DB_CONNECT_TIMEOUT", 3, least=2),
     }
+
+
+def _with_tls(parameters: dict[str, Any]) -> dict[str, Any]:
+    """DB_SSLMODE, else what the parameters say, else `require` for any host that is not this machine."""
+    mode = os.environ.get("DB_SSLMODE")
+    if mode and mode not in SSL_MODES:
+        raise SettingsError(f"DB_SSLMODE is {mode!r}: use one of {', '.join(SSL_MODES)}")
+    if mode:
+        return {**parameters, "sslmode": mode}
+    if _is_local(parameters.get("host", "")) and _is_local(parameters.get("hostaddr", "")):
+        return parameters
+    return {"sslmode": "require", **parameters}
 
 
 def _is_local(hosts: str) -> bool:

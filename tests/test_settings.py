@@ -407,3 +407,10 @@ def test_no_url_changes_the_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://orders_app@/orders?client_encoding=latin1")
 
     assert settings.database().connect["client_encoding"] == "UTF8"
+
+
+def test_the_owner_too_is_reached_through_tls() -> None:
+    url = "postgresql://owner@db.example/orders"
+
+    assert settings.connection(url, "OWNER_DATABASE_URL")["sslmode"] == "require"
+    assert settings.connection(f"{url}?sslmode=verify-full", "OWNER_DATABASE_URL")["sslmode"] == "verify-full"
