@@ -1,5 +1,6 @@
 """One real PostgreSQL, one user pool and one local server for the whole session."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ import pytest
 from local.database import Urls, embedded
 from tests import cognito
 from tests.client import Answer, Client, Transport, over_http
+from tests.refusals import STATUS, UNSAID, Refused
 
 NewClient = Callable[..., Client]
 
@@ -152,6 +154,30 @@ def stranger(client: NewClient) -> Client:
 def nobody(in_process: Transport) -> Client:
     """A caller without a token."""
     return Client(in_process, None)
+
+
+@pytest.fixture
+def refused(rows: Callable[..., list[tuple[Any, ...]]], tenant: str) -> Refused:
+    """Checks what an answer says, what it does not repeat, and that the tenant still has no rows."""
+
+    def check(answer: Answer, slug: str, *fields: str, unsaid: str = UNSAID) -> None:
+        assert (answer.status, answer.slug) == (STATUS[slug], slug), answer.body
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json["status"] == answer.status
+        if slug in ("validation", "malformed-request"):
+            assert answer.fields == list(fields)
+        assert all(error["message"] for error in answer.json["errors"])
+        said = json.dumps({**answer.json, "request_id": ""}, ensure_ascii=False)
+        assert UNSAID not in said
+        assert unsaid not in said
+        assert rows(
+            "select (select count(*) from orders where tenant_id = %s)"
+            " + (select count(*) from order_items where tenant_id = %s)"
+            " + (select count(*) from idempotency_keys where tenant_id = %s)",
+            *[tenant] * 3,
+        ) == [(0,)]
+
+    return check
 
 
 @contextmanager
