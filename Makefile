@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
+LOCK   := $(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate
 # Every shell has a USER of its own; only one given to make is meant here.
 TOKEN_USER := $(if $(filter command line,$(origin USER)),$(USER))
 
@@ -36,10 +37,11 @@ fmt: $(READY) ## format and sort imports
 	$(BIN)/ruff format .
 
 lock: $(READY) ## pin what pyproject.toml's dependency groups name
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate \
-		--group aws -o requirements.txt
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate \
-		--group dev -c requirements.txt -o requirements-dev.txt
+	$(LOCK) --group aws -o requirements.txt
+	$(LOCK) --group azure -c requirements.txt -o shims/azure/requirements.txt
+	$(LOCK) --group gcp -c requirements.txt -o shims/gcp/requirements.txt
+	$(LOCK) --group oci -c requirements.txt -o shims/oci/requirements.txt
+	$(LOCK) --group dev -c requirements.txt -o requirements-dev.txt
 
 system-packages: ## the browser and the PostgreSQL 15 that tests drive, on Debian and as root
 	apt-get update -qq
