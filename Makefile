@@ -4,14 +4,17 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 LOCK   := $(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate
+STAGE  ?= dev
+ARCH   ?= arm64
+VIA    ?= chalice
 # Every shell has a USER of its own; only one given to make is meant here.
 TOKEN_USER := $(if $(filter command line,$(origin USER)),$(USER))
 
 .DEFAULT_GOAL := help
-.PHONY: help run token test test-fast lint fmt lock system-packages clean
+.PHONY: help run token build-aws deploy-aws gateway-responses build-azure build-gcp build-oci local-aws local-azure local-gcp local-oci deploy-azure deploy-gcp deploy-run deploy-oci conform test test-fast lint fmt lock system-packages clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z -]+:.*## / {gsub(/ /, ", ", $$1); printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(READY) ## the API on this machine with a real PostgreSQL; HOST, PORT, DATABASE_URL
 	@$(BIN)/python -m local run
@@ -26,6 +29,27 @@ test: $(READY) ## every test, from nothing to green
 
 test-fast: $(READY) ## without the whole-stack and long tests, for daily work
 	$(BIN)/python -m pytest -m "not slow"
+
+build-aws: $(READY) ## build/aws, ready for chalice deploy and SAM; STAGE=dev ARCH=arm64
+	@$(BIN)/python -m deploy build aws --stage "$(STAGE)" --arch "$(ARCH)"
+
+deploy-aws: build-aws ## deploy it; STAGE=dev VIA=chalice or sam
+	@$(BIN)/python -m deploy deploy aws --stage "$(STAGE)" --via "$(VIA)"
+
+gateway-responses: $(READY) ## API Gateway's own errors in our shape, after a plain chalice deploy; STAGE=dev
+	@$(BIN)/python -m deploy gateway-responses --stage "$(STAGE)"
+
+build-azure build-gcp build-oci: build-%: $(READY) ## build/<cloud>, ready for that cloud's own command
+	@$(BIN)/python -m deploy build $*
+
+local-aws local-azure local-gcp local-oci: local-%: $(READY) ## serve what was built with that cloud's own Python runtime
+	@$(BIN)/python -m local serve $*
+
+deploy-azure deploy-gcp deploy-run deploy-oci: deploy-%: $(READY) ## hand build/<cloud> to that cloud's own command
+	@$(BIN)/python -m deploy deploy $*
+
+conform: $(READY) ## the contract, asked of any deployed stage: make conform URL=... TOKEN=...
+	@$(BIN)/python -m tests.conformance
 
 lint: $(READY) ## ruff and mypy --strict
 	$(BIN)/ruff check .
@@ -43,10 +67,10 @@ lock: $(READY) ## pin what pyproject.toml's dependency groups name
 	$(LOCK) --group oci -c requirements.txt -o shims/oci/requirements.txt
 	$(LOCK) --group dev -c requirements.txt -o requirements-dev.txt
 
-system-packages: ## the browser and the PostgreSQL 15 that tests drive, on Debian and as root
+system-packages: ## the browser, the PostgreSQL 15 and the npm that tests drive, on Debian and as root
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
-		chromium chromium-driver curl postgresql-15 >/dev/null
+		chromium chromium-driver curl npm postgresql-15 >/dev/null
 
 clean: ## remove the virtual environment and caches; orders in .local/ stay
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis

@@ -8,7 +8,7 @@ from uuid import uuid4
 from chalice.app import CognitoUserPoolAuthorizer, CORSConfig, Request, Response
 
 from chalicelib import database, idempotency, settings
-from chalicelib.callers import Caller
+from chalicelib.callers import Caller, Verified
 from chalicelib.errors import (
     Internal,
     MalformedRequest,
@@ -41,7 +41,7 @@ COMMON_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     **cors.get_access_control_headers(),
 }
-customers = CognitoUserPoolAuthorizer("customers", provider_arns=[settings.user_pool_arn()])
+customers = CognitoUserPoolAuthorizer("customers", provider_arns=settings.user_pools())
 
 
 # content_types=[] on every route: the media type is checked after the token, in json_body().
@@ -121,7 +121,7 @@ def answer(event: Request | None, get_response: Callable[[Any], Response]) -> Re
     """Give every answer the contract's headers and every error its shape, Chalice's own included."""
     request_id = (event and event.context.get("requestId")) or str(uuid4())
     try:
-        if event is None or event.path not in app.routes:
+        if event is None or event.path not in app.routes or has_trailing_slash(event):
             raise NotFound
         response = get_response(event)
         if response.status_code == 405:  # outside METHODS: Chalice's own answer
@@ -140,6 +140,11 @@ def answer(event: Request | None, get_response: Callable[[Any], Response]) -> Re
     return response
 
 
+def has_trailing_slash(event: Request) -> bool:
+    """API Gateway finds the route of `/orders` for `/orders/` too; what was sent is in the event's path."""
+    return str(event.to_original_event().get("path", "")).endswith("/")
+
+
 def allowed_methods(path: str) -> list[str]:
     routes = app.routes[path]
     return [method for method in METHODS if routes[method].view_function is not refuse_method]
@@ -153,11 +158,13 @@ def request() -> Request:
 
 def verified_caller() -> Caller:
     """Who asks. Raises Unauthorized without a good token, MissingTenant when it names no tenant."""
-    return Caller.from_claims(verified_claims())
+    return Caller.from_claims(verified_claims(), settings.claim_names())
 
 
 def verified_claims() -> Mapping[str, Any]:
-    """Claims that API Gateway verified, on Lambda; everywhere else the token itself is verified."""
+    """Claims that a shim's gateway or, on Lambda, API Gateway verified; else those of the token itself."""
+    if isinstance(app.lambda_context, Verified):
+        return app.lambda_context.claims
     if settings.on_lambda():
         claims = (request().context.get("authorizer") or {}).get("claims")
         if not claims:

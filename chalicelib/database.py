@@ -211,8 +211,10 @@ def _the_pool() -> QueuePool:
 
 
 def _new_pool(database: settings.Database) -> QueuePool:
+    log_in = _log_in(database)
+
     def connect() -> Any:
-        connection = psycopg2.connect(**database.connect)
+        connection = log_in()
         connection.autocommit = True
         return connection
 
@@ -225,6 +227,28 @@ def _new_pool(database: settings.Database) -> QueuePool:
         reset_on_return=None,  # under autocommit nothing is ever left open
         use_lifo=True,
     )
+
+
+def _log_in(database: settings.Database) -> Callable[[], Any]:
+    """How a connection is opened: with the password as it was given, or as the secret store has it."""
+    if database.secret is None:
+        return lambda: psycopg2.connect(**database.connect)
+    from chalicelib.secrets import Secret
+
+    secret = Secret(database.secret, database.secret_lifetime)
+
+    def log_in() -> Any:
+        known = secret.variables()
+        try:
+            return psycopg2.connect(**settings.login(known))
+        except psycopg2.OperationalError:
+            # Was the password replaced? A failed connect has no SQLSTATE, and its words are translated.
+            newer = secret.instead_of(known)
+            if newer is None:
+                raise
+        return psycopg2.connect(**settings.login(newer))
+
+    return log_in
 
 
 def _is_transient(error: psycopg2.Error) -> bool:

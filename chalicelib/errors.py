@@ -119,6 +119,14 @@ class IdempotencyMismatch(Problem):
     detail = "This Idempotency-Key belongs to another order. Send that order again, or use a new key."
 
 
+class RateLimited(Problem):
+    """More requests than a gateway in front lets through; it answers this itself."""
+
+    status, slug, title = 429, "rate-limited", "Too many requests"
+    detail = "Too many requests. Try again shortly."
+    headers: Mapping[str, str] = {"Retry-After": "1"}
+
+
 class Unavailable(Problem):
     """The database cannot answer now; the same request may succeed later."""
 

@@ -18,6 +18,7 @@ from chalicelib.errors import (
     NotFound,
     PayloadTooLarge,
     Problem,
+    RateLimited,
     Unauthorized,
     Unavailable,
     UnsupportedMediaType,
@@ -312,7 +313,7 @@ _DESCRIPTION = (
     "Answers may gain members later: ignore those that you do not know."
 )
 _REQUEST_ID = "9b2f1c9e-1f0a-4c58-9d51-3a8f4a3f7c11"
-_FOR_EVERYBODY = (Internal(),)
+_FOR_EVERYBODY = (Internal(), RateLimited())
 _FOR_CALLERS = (Unauthorized(), MissingTenant(), Unavailable())
 _HEADERS = {
     "ETag": {

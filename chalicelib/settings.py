@@ -3,15 +3,30 @@
 import os
 import re
 import sys
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from chalicelib.currencies import DECIMALS
 
+if TYPE_CHECKING:
+    from chalicelib.stores import Reference
+
+PROVIDERS = ("cognito", "entra", "firebase", "oidc")
+ANY_DIRECTORY = "{tenantid}"
+"""Stands in AUTH_ISSUER for the directory that an Entra token names, as in Microsoft's own metadata."""
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _USER_POOL_ARN = re.compile(r"arn:aws[a-z-]*:cognito-idp:([a-z0-9-]+):\d{12}:userpool/([\w-]+_[0-9a-zA-Z]+)")
 _LOCAL_HOST = re.compile(r"|localhost|[/@].*|127\.\d+\.\d+\.\d+|::1")
 _PORTS = re.compile(r"[0-9,]*")
+_LIKE_A_REFERENCE = re.compile(
+    r"""[\s"']*(?:(?P<aws>arn:|{{resolve:)|(?P<azure>https?://|[\w-]+\.vault\.azure\.|@microsoft\.keyvault)"""
+    r"|(?P<google>projects/|//secretmanager\.)|(?P<oci>ocid1\.))",
+    re.IGNORECASE,
+)
+GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_URL = re.compile(r"https?://[^\s]+")
+_BASE_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 _ORIGIN = re.compile(r"\*|https?://[^\s/,*]+")
 
 
@@ -23,37 +38,91 @@ class SettingsError(ValueError):
 class Database:
     """Where the database is, and how many connections one process may hold."""
 
-    connect: dict[str, Any]
-    """Arguments for psycopg2.connect (libpq's connection parameters)."""
+    connect: dict[str, Any] = field(repr=False)
+    """Arguments for psycopg2.connect (libpq's connection parameters); with a secret, login() has them."""
     pool_idle: int
     pool_most: int
     pool_recycle: int
     """Seconds after which a connection is replaced."""
     pool_timeout: int
     """Seconds that a request waits for a connection when all are in use."""
+    secret: "Reference | None" = None
+    """Where DB_PASSWORD is, when it is not the password itself."""
+    secret_lifetime: int = 0
+    """Seconds after which the secret is fetched again."""
+
+
+@dataclass(frozen=True)
+class ClaimNames:
+    """Where a token says who asks: alternatives, of which the first that is present counts.
+
+    A name is a claim's own, dots and all, or else a dotted path into objects.
+    """
+
+    tenant: tuple[str, ...]
+    user: tuple[str, ...]
+    email: tuple[str, ...]
+
+
+COGNITO_NAMES = ClaimNames(("custom:tenant_id",), ("sub",), ("email",))
+_NAMES = {
+    "cognito": COGNITO_NAMES,
+    "entra": ClaimNames(("tid",), ("oid", "sub"), ("email", "preferred_username")),
+    "firebase": ClaimNames(("firebase.tenant", "tenant_id"), ("sub",), ("email",)),
+    "oidc": ClaimNames(("tenant_id",), ("sub",), ("email",)),
+}
 
 
 @dataclass(frozen=True)
 class Tokens:
     """Whose tokens are accepted where no gateway has verified them."""
 
-    region: str
-    user_pool: str
+    provider: str
     issuer: str
+    """What `iss` must be; with ANY_DIRECTORY in it, a template."""
     audience: tuple[str, ...]
     jwks_url: str
+    region: str = ""
+    user_pool: str = ""
 
 
 def database() -> Database:
     """Read DATABASE_URL, or DB_HOST DB_PORT DB_NAME DB_USER DB_PASSWORD, and the pool's limits."""
     idle = _whole("DB_POOL_SIZE", 5, least=1)
+    secret = _reference()
     return Database(
-        connect=_connect(),
+        connect={} if secret else login({}),
         pool_idle=idle,
         pool_most=_whole("DB_POOL_MAX", max(25, idle), least=idle),
         pool_recycle=_whole("DB_POOL_RECYCLE", 300, least=1),
         pool_timeout=_whole("DB_POOL_TIMEOUT", 3, least=1),
+        secret=secret,
+        secret_lifetime=_whole("DB_SECRET_LIFETIME", 900, least=60),
     )
+
+
+def login(secret: Mapping[str, str]) -> dict[str, Any]:
+    """Arguments for psycopg2.connect; what a secret says goes before the variables of the same names."""
+    variables = {**os.environ, **secret}
+    if url := variables.get("DATABASE_URL"):
+        parameters = connection(url)
+    else:
+        hint = "or set DATABASE_URL=postgresql://user:password@host:5432/name"
+        parameters = {
+            "host": _required("DB_HOST", f"the database's host name; {hint}", variables),
+            "port": _whole("DB_PORT", 5432, least=1, most=65535, variables=variables),
+            "dbname": _required("DB_NAME", f"the database's name; {hint}", variables),
+            "user": _required("DB_USER", f"the API's role, orders_app; {hint}", variables),
+        }
+        if password := variables.get("DB_PASSWORD"):
+            parameters["password"] = password
+        parameters = _with_tls(parameters)
+    return {
+        "application_name": "order-api",
+        **parameters,
+        "client_encoding": "UTF8",
+        "connect_timeout": _whole("DB_CONNECT_TIMEOUT", 3, least=2),
+    }
 
 
 def connection(url: str, name: str = "DATABASE_URL") -> dict[str, Any]:
@@ -81,26 +150,31 @@ def connection(url: str, name: str = "DATABASE_URL") -> dict[str, Any]:
 
 
 def tokens() -> Tokens:
-    """Read COGNITO_USER_POOL_ARN and the AUTH_ variables that refine it."""
-    region, user_pool = _user_pool()
-    issuer = os.environ.get("AUTH_ISSUER") or f"https://cognito-idp.{region}.amazonaws.com/{user_pool}"
-    meaning = "the app client ids whose tokens are accepted, comma-separated"
-    audience = [client.strip() for client in _required("AUTH_AUDIENCE", meaning).split(",")]
-    if not any(audience):
-        raise SettingsError(f"AUTH_AUDIENCE is not set: {meaning}")
-    return Tokens(
-        region=region,
-        user_pool=user_pool,
-        issuer=issuer,
-        audience=tuple(filter(None, audience)),
-        jwks_url=os.environ.get("AUTH_JWKS_URL") or f"{issuer}/.well-known/jwks.json",
+    """Read AUTH_PROVIDER and the variables of that provider."""
+    claim_names()
+    read = {"cognito": _cognito, "entra": _entra, "firebase": _firebase, "oidc": _oidc}[_provider()]
+    found = read()
+    if not _URL.fullmatch(found.jwks_url):
+        raise SettingsError(f"AUTH_JWKS_URL is {found.jwks_url!r}: use the https address of the key set")
+    return found
+
+
+def claim_names() -> ClaimNames:
+    """The provider's, or those in AUTH_TENANT_CLAIM, AUTH_USER_CLAIM and AUTH_EMAIL_CLAIM."""
+    default = _NAMES[_provider()]
+    return ClaimNames(
+        tenant=_names("AUTH_TENANT_CLAIM", default.tenant),
+        user=_names("AUTH_USER_CLAIM", default.user),
+        email=_names("AUTH_EMAIL_CLAIM", default.email),
     )
 
 
-def user_pool_arn() -> str:
-    """The Cognito user pool of API Gateway's authorizer."""
+def user_pools() -> list[str]:
+    """The Cognito user pools of API Gateway's authorizer; none when another provider is configured."""
+    if _provider() != "cognito":
+        return []
     _user_pool()
-    return os.environ["COGNITO_USER_POOL_ARN"]
+    return [os.environ["COGNITO_USER_POOL_ARN"]]
 
 
 def on_lambda() -> bool:
@@ -128,31 +202,36 @@ def default_currency() -> str:
     return code
 
 
+def base_path() -> str:
+    """What a gateway in front puts before every path, such as `/shop`; cut off before routing."""
+    path = os.environ.get("BASE_PATH", "").rstrip("/")
+    if not _BASE_PATH.fullmatch(path):
+        raise SettingsError(f"BASE_PATH is {path!r}: use a path such as /shop, or leave it unset")
+    return path
+
+
+def check() -> None:
+    """Read everything that a host without API Gateway needs. Raises SettingsError."""
+    tokens()
+    database()
+    default_currency()
+    base_path()
+
+
 def docs_are_on() -> bool:
     """Whether GET /openapi.json is served."""
     return os.environ.get("DOCS", "").lower() in ("on", "1", "true")
 
 
-def _connect() -> dict[str, Any]:
-    if url := os.environ.get("DATABASE_URL"):
-        parameters = connection(url)
-    else:
-        hint = "or set DATABASE_URL=postgresql://user:password@host:5432/name"
-        parameters = {
-            "host": _required("DB_HOST", f"the database's host name; {hint}"),
-            "port": _whole("DB_PORT", 5432, least=1, most=65535),
-            "dbname": _required("DB_NAME", f"the database's name; {hint}"),
-            "user": _required("DB_USER", f"the API's role, orders_app; {hint}"),
-        }
-        if password := os.environ.get("DB_PASSWORD"):
-            parameters["password"] = password
-        parameters = _with_tls(parameters)
-    return {
-        "application_name": "order-api",
-        **parameters,
-        "client_encoding": "UTF8",
-        "connect_timeout": _whole("DB_CONNECT_TIMEOUT", 3, least=2),
-    }
+def _reference() -> "Reference | None":
+    """What DB_PASSWORD refers to. What only looks like a reference is never taken for a password."""
+    password = os.environ.get("DB_PASSWORD", "")
+    like = _LIKE_A_REFERENCE.match(password)
+    if not like or os.environ.get("DATABASE_URL"):
+        return None
+    from chalicelib import stores
+
+    return stores.reference(str(like.lastgroup), password)
 
 
 def _with_tls(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -172,6 +251,99 @@ def _is_local(hosts: str) -> bool:
     return all(_LOCAL_HOST.fullmatch(host) for host in hosts.split(","))
 
 
+def _provider() -> str:
+    provider = os.environ.get("AUTH_PROVIDER") or "cognito"
+    if provider not in PROVIDERS:
+        raise SettingsError(f"AUTH_PROVIDER is {provider!r}: use one of {', '.join(PROVIDERS)}")
+    if provider == "cognito":
+        for name in ("AUTH_TENANT_CLAIM", "AUTH_USER_CLAIM", "AUTH_EMAIL_CLAIM"):
+            if os.environ.get(name):
+                raise SettingsError(
+                    f"{name} is set, but the names of Cognito's claims are fixed: "
+                    "unset it, or set AUTH_PROVIDER to another provider"
+                )
+    elif on_lambda():
+        raise SettingsError(
+            f"AUTH_PROVIDER is {provider!r}, but on Lambda API Gateway verifies tokens, and only Cognito's: "
+            "unset it, or run the API on another host"
+        )
+    return provider
+
+
+def _cognito() -> Tokens:
+    region, user_pool = _user_pool()
+    issuer = os.environ.get("AUTH_ISSUER") or f"https://cognito-idp.{region}.amazonaws.com/{user_pool}"
+    return Tokens(
+        provider="cognito",
+        issuer=issuer,
+        audience=_listed("AUTH_AUDIENCE", "the app client ids whose tokens are accepted, comma-separated"),
+        jwks_url=os.environ.get("AUTH_JWKS_URL") or f"{issuer}/.well-known/jwks.json",
+        region=region,
+        user_pool=user_pool,
+    )
+
+
+def _entra() -> Tokens:
+    example = f"https://login.microsoftonline.com/<directory id>/v2.0 ({ANY_DIRECTORY} for any directory)"
+    issuer = _required("AUTH_ISSUER", f"the issuer of your directory's tokens, {example}")
+    if ANY_DIRECTORY not in issuer and not GUID.search(issuer):
+        # Where sign-in says `common`, `organizations` or a domain name, no token does.
+        raise SettingsError(
+            f"AUTH_ISSUER is {issuer!r}: it should hold the directory's GUID in lower case, {example}"
+        )
+    keys = os.environ.get("AUTH_JWKS_URL")
+    if not keys and not issuer.endswith("/v2.0"):
+        keys = _required(
+            "AUTH_JWKS_URL",
+            "the jwks_uri that the issuer's .well-known/openid-configuration names; "
+            "it is known only where AUTH_ISSUER ends with /v2.0",
+        )
+    directory = issuer.removesuffix("/v2.0").replace(ANY_DIRECTORY, "common")
+    return Tokens(
+        provider="entra",
+        issuer=issuer,
+        audience=_listed("AUTH_AUDIENCE", "the application (client) ids whose tokens are accepted"),
+        jwks_url=keys or f"{directory}/discovery/v2.0/keys",
+    )
+
+
+def _firebase() -> Tokens:
+    project, *others = _listed("AUTH_AUDIENCE", "the id of the Firebase or Google Cloud project")
+    if others:
+        raise SettingsError(f"AUTH_AUDIENCE is {os.environ['AUTH_AUDIENCE']!r}: use the id of one project")
+    keys = "https://www.googleapis.com/service_accounts/v1/jwk/securetoken@system.gserviceaccount.com"
+    return Tokens(
+        provider="firebase",
+        issuer=os.environ.get("AUTH_ISSUER") or f"https://securetoken.google.com/{project}",
+        audience=(project,),
+        jwks_url=os.environ.get("AUTH_JWKS_URL") or keys,
+    )
+
+
+def _oidc() -> Tokens:
+    return Tokens(
+        provider="oidc",
+        issuer=_required("AUTH_ISSUER", "the issuer, exactly as its tokens' `iss` says"),
+        audience=_listed("AUTH_AUDIENCE", "the audiences (`aud`) of the tokens to accept, comma-separated"),
+        jwks_url=_required(
+            "AUTH_JWKS_URL",
+            "the jwks_uri in the issuer's document at <AUTH_ISSUER>/.well-known/openid-configuration",
+        ),
+    )
+
+
+def _names(variable: str, default: tuple[str, ...]) -> tuple[str, ...]:
+    return _listed(variable, "the name of the claim") if os.environ.get(variable) else default
+
+
+def _listed(name: str, meaning: str) -> tuple[str, ...]:
+    """The members of a comma-separated list, of which there must be one."""
+    members = tuple(filter(None, (member.strip() for member in _required(name, meaning).split(","))))
+    if not members:
+        raise SettingsError(f"{name} is not set: {meaning}")
+    return members
+
+
 def _user_pool() -> tuple[str, str]:
     arn = _required("COGNITO_USER_POOL_ARN", "the ARN of the user pool whose tokens are accepted")
     match = _USER_POOL_ARN.fullmatch(arn)
@@ -183,15 +355,17 @@ def _user_pool() -> tuple[str, str]:
     return match[1], match[2]
 
 
-def _required(name: str, meaning: str) -> str:
-    value = os.environ.get(name)
+def _required(name: str, meaning: str, variables: Mapping[str, str] = os.environ) -> str:
+    value = variables.get(name)
     if not value:
         raise SettingsError(f"{name} is not set: {meaning}")
     return value
 
 
-def _whole(name: str, default: int, *, least: int, most: int = 86_400) -> int:
-    text = os.environ.get(name) or str(default)
+def _whole(
+    name: str, default: int, *, least: int, most: int = 86_400, variables: Mapping[str, str] = os.environ
+) -> int:
+    text = variables.get(name) or str(default)
     if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
         raise SettingsError(f"{name} is {text!r}: use a whole number from {least} to {most}")
     return int(text)

@@ -1,49 +1,41 @@
 """Verifies tokens where no gateway has done so: every host but AWS, and local development.
 
-cognitojwt checks the signature, the app client and token_use's name. What it leaves open is closed
-here: it checks no issuer and no nbf, fetches keys without a timeout and keeps them for ever, and
-raises KeyError, ValueError or JOSEError on malformed tokens (cognitojwt 1.4.1, jwt_sync.py).
+A library checks signature and audience, cognitojwt for Cognito and PyJWT for the others, and only the
+configured provider's is imported. What they leave open is closed here. cognitojwt 1.4.1 (jwt_sync.py)
+checks no issuer and no nbf, fetches keys without a timeout, keeps them for ever, and raises KeyError,
+ValueError or JOSEError on malformed tokens. PyJWT 2.15 takes numbers written as text for times, and its
+key client forgets all keys in an outage and lets every request wait for one that hangs.
 """
 
-import logging
-import re
-import threading
+import json
+import math
 import time
-from collections.abc import Mapping
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-import requests
-from cognitojwt import jwt_sync
-from cognitojwt.token_utils import get_unverified_headers
-
-from chalicelib import settings
+from chalicelib import settings, token_keys
 from chalicelib.errors import Unauthorized
+from chalicelib.token_keys import Key, KeySet
 
 Claims = Mapping[str, Any]
-Key = Mapping[str, Any]
+Decode = Callable[[str, Key, settings.Tokens], Claims]
+IsTheirs = Callable[[Claims, Key, settings.Tokens], bool]
 
 SKEW = 30
 """Seconds that our clock and the issuer's may differ."""
-REFRESH_EVERY = 60
-"""Seconds between two fetches that an unknown key id may cause."""
-RETRY_AFTER = 5
-"""Seconds until the next fetch after one that failed."""
-FETCH_TIMEOUT = 3
-"""Seconds that a request waits for the keys."""
-
-_log = logging.getLogger("order-api")
-# cognitojwt's decoder skips other characters; RFC 7515, 5.2 refuses them.
-_COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+_PERSONAL_ACCOUNTS = "9188040d-6c67-4c5b-b112-36a304b66dad"
+"""The one directory of all personal Microsoft accounts."""
 
 
 def claims(authorization: str | None) -> Claims:
-    """The claims of the ID token in an Authorization header, `Bearer <token>` or the bare token.
+    """The claims of the token in an Authorization header, `Bearer <token>` or the bare token.
 
     Raises Unauthorized for every token that is not good, whatever is wrong with it.
     """
     scheme, _, token = (authorization or "").strip(" \t").rpartition(" ")
-    if not _COMPACT.fullmatch(token) or scheme.strip(" \t").lower() not in ("", "bearer"):
+    if scheme.strip(" \t").lower() not in ("", "bearer"):
         raise Unauthorized
     try:
         return _verified(token, _accepted())
@@ -60,81 +52,107 @@ def _accepted() -> settings.Tokens:
 
 
 def _verified(token: str, accepted: settings.Tokens) -> Claims:
-    header = get_unverified_headers(token)
+    header, _payload, _signature = (_decoded(part) for part in token.split("."))
+    members = json.loads(header)
     # `crit` names extensions that must be understood (RFC 7515, 4.1.11); we understand none.
-    if header["alg"] != "RS256" or "crit" in header or not _keys(accepted.jwks_url).has(header["kid"]):
+    if members["alg"] != "RS256" or "crit" in members:
         raise Unauthorized
-    found: Claims = jwt_sync.decode(
-        token, accepted.region, accepted.user_pool, accepted.audience, testmode=True
-    )
-    now = time.time()
-    if (
-        found["iss"] != accepted.issuer
-        or found["token_use"] != "id"
-        # Said this way round, because every comparison with NaN is false.
-        or not float(found.get("nbf", 0)) - SKEW <= now <= float(found["exp"]) + SKEW
-    ):
+    key = _keys().get(members["kid"])
+    decode, is_theirs = _VERIFIERS[accepted.provider]
+    found = decode(token, key, accepted)
+    if not (found["sub"] and _is_current(found) and is_theirs(found, key, accepted)):
         raise Unauthorized
     return found
 
 
-class KeySet:
-    """The issuer's public keys. Known ones go on serving while the key server is down."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._keys: list[Key] = []
-        self._next_fetch = 0.0
-        self._fetching = threading.Lock()
-
-    def all(self) -> list[Key]:
-        return self._keys
-
-    def has(self, kid: str) -> bool:
-        """Whether a key has this id; an unknown id fetches the keys anew, at most once a minute."""
-        if not self._knows(kid):
-            with self._fetching:
-                if not self._knows(kid) and time.monotonic() >= self._next_fetch:
-                    self._next_fetch = time.monotonic() + FETCH_TIMEOUT + RETRY_AFTER
-                    # requests' timeout bounds neither the look-up of the name nor an answer that trickles.
-                    fetch = threading.Thread(target=self._fetch, daemon=True)
-                    fetch.start()
-                    fetch.join(FETCH_TIMEOUT)
-        return self._knows(kid)
-
-    def _knows(self, kid: str) -> bool:
-        return any(key["kid"] == kid for key in self._keys)
-
-    def _fetch(self) -> None:
-        """Replace the keys, unless there is none to be had."""
-        try:
-            answer = requests.get(self._url, timeout=FETCH_TIMEOUT, allow_redirects=False)
-            answer.raise_for_status()
-            keys: list[Key] = [{**key, "alg": "RS256"} for key in answer.json()["keys"] if _is_ours(key)]
-            if not keys:
-                raise ValueError("no RS256 key in the answer")
-        except Exception as error:
-            _log.error("cannot fetch the token keys from %s: %s", self._url, error)
-        else:
-            self._keys = keys
-            self._next_fetch = time.monotonic() + REFRESH_EVERY
+def _decoded(part: str) -> bytes:
+    """base64url with nothing else in it (RFC 7515, 5.2), spelt as an encoder spells it (RFC 4648, 3.5)."""
+    decoded = urlsafe_b64decode(part + "=" * (-len(part) % 4))
+    if urlsafe_b64encode(decoded).rstrip(b"=") != part.encode():
+        raise Unauthorized
+    return decoded
 
 
-def _is_ours(key: Any) -> bool:
-    """Whether this member of a key set has an id and is for RS256 (RFC 7517, 5: others are ignored)."""
-    return (
-        isinstance(key, dict)
-        and isinstance(key.get("kid"), str)
-        and key.get("kty") == "RSA"
-        and key.get("alg", "RS256") == "RS256"
-        and key.get("use", "sig") == "sig"
+def _by_cognitojwt(token: str, _key: Key, accepted: settings.Tokens) -> Claims:
+    found: Claims = _cognitojwt().decode(
+        token, accepted.region, accepted.user_pool, accepted.audience, testmode=True
     )
+    return found
 
 
 @cache
-def _keys(url: str) -> KeySet:
-    return KeySet(url)
+def _cognitojwt() -> Any:
+    from cognitojwt import jwt_sync
+
+    # Its own key source has no timeout and never forgets; this one is asked instead.
+    jwt_sync.get_keys = lambda _url: _keys().all()
+    return jwt_sync
 
 
-# cognitojwt's own key source has no timeout and never forgets; this one is asked instead.
-jwt_sync.get_keys = lambda _url: _keys(_accepted().jwks_url).all()
+def _by_pyjwt(token: str, key: Key, accepted: settings.Tokens) -> Claims:
+    import jwt
+
+    # RFC 7518, 3.3: no keys under 2048 bits.
+    strict: jwt.types.Options = {"enforce_minimum_key_length": True}
+    return jwt.decode(token, jwt.PyJWK(key), ["RS256"], strict, audience=accepted.audience, leeway=SKEW)
+
+
+def _is_current(found: Claims) -> bool:
+    now = time.time()
+    since = [_moment(found.get(name, 0)) for name in ("nbf", "iat")]
+    return max(since) - SKEW <= now <= _moment(found["exp"]) + SKEW
+
+
+def _moment(value: Any) -> float:
+    """A NumericDate (RFC 7519, 2), or a ValueError."""
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError("not a number")
+    return float(value)
+
+
+def _is_from_cognito(found: Claims, _key: Key, accepted: settings.Tokens) -> bool:
+    """An ID token: access tokens carry no tenant."""
+    return bool(found["iss"] == accepted.issuer and found["token_use"] == "id")
+
+
+def _is_from_entra(found: Claims, key: Key, accepted: settings.Tokens) -> bool:
+    """Issued for the configured directory, or for the one that the token names, with a key meant for it.
+
+    A key that names an issuer signs for that one alone (Microsoft identity platform, access tokens,
+    "Validate the signing key issuer").
+    """
+    directory = str(found.get("tid"))
+    if settings.ANY_DIRECTORY in accepted.issuer and (
+        not settings.GUID.fullmatch(directory)
+        # As one tenant they would see each other's orders.
+        or directory == _PERSONAL_ACCOUNTS
+    ):
+        return False
+    issuers = (accepted.issuer, key.get("issuer", accepted.issuer))
+    return all(str(each).replace(settings.ANY_DIRECTORY, directory) == found["iss"] for each in issuers)
+
+
+def _is_from_firebase(found: Claims, _key: Key, accepted: settings.Tokens) -> bool:
+    """Of somebody who has signed in (Firebase, "Verify ID tokens using a third-party JWT library")."""
+    return found["iss"] == accepted.issuer and _moment(found["auth_time"]) - SKEW <= time.time()
+
+
+def _is_from_issuer(found: Claims, _key: Key, accepted: settings.Tokens) -> bool:
+    return bool(found["iss"] == accepted.issuer)
+
+
+_VERIFIERS: Mapping[str, tuple[Decode, IsTheirs]] = {
+    "cognito": (_by_cognitojwt, _is_from_cognito),
+    "entra": (_by_pyjwt, _is_from_entra),
+    "firebase": (_by_pyjwt, _is_from_firebase),
+    "oidc": (_by_pyjwt, _is_from_issuer),
+}
+
+
+@cache
+def _keys() -> KeySet:
+    accepted = _accepted()
+    return KeySet(
+        accepted.jwks_url,
+        token_keys.by_requests if accepted.provider == "cognito" else token_keys.by_key_client,
+    )

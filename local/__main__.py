@@ -7,9 +7,11 @@ import os
 import re
 import shlex
 import signal
+import socket
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import psycopg2
 from chalicelib import settings
 from chalicelib.callers import Caller
 from chalicelib.errors import Problem
-from local import database, docs, issuer, postgres
+from local import database, docs, front, hosts, issuer, postgres
 
 PROJECT = Path(__file__).parent.parent
 FOLDER = PROJECT / ".local"
@@ -29,21 +31,26 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("run", help="serve the API with an embedded PostgreSQL")
     commands.add_parser("token", help="print a token for TENANT and TOKEN_USER")
+    serve = commands.add_parser("serve", help="serve a built folder with its cloud's own Python runtime")
+    serve.add_argument("cloud", choices=hosts.RUNTIMES)
     chosen = parser.parse_args()
+    host, port = os.environ.get("HOST") or "127.0.0.1", _port()
     if chosen.command == "token":
         print(_token(os.environ.get("TENANT") or "acme", os.environ.get("TOKEN_USER") or "alice"))
+    elif chosen.command == "serve":
+        run(lambda urls: _serve_built(chosen.cloud, host, port, urls))
     else:
-        run(os.environ.get("HOST") or "127.0.0.1", _port())
+        run(lambda urls: _serve(host, port, urls))
 
 
-def run(host: str, port: int) -> None:
-    """Serve until Ctrl-C or SIGTERM."""
+def run(serve: Callable[[database.Urls], None]) -> None:
+    """Bring the database up and serve until Ctrl-C or SIGTERM."""
     # SIGINT too, because shells start background jobs without it; SIGHUP when the terminal closes.
     for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, signal.default_int_handler)
     try:
         with _database() as urls:
-            _serve(host, port, urls)
+            serve(urls)
     except settings.SettingsError as error:
         raise SystemExit(str(error)) from None
     except PermissionError as error:
@@ -61,21 +68,11 @@ def _token(tenant: str, user: str) -> str:
 
 
 def _serve(host: str, port: int, urls: database.Urls) -> None:
+    """The API on Chalice's local server, with its docs page."""
     tokens = issuer.Issuer(FOLDER)
-    api = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104
-    environment = {
-        "DATABASE_URL": urls.app,
-        "COGNITO_USER_POOL_ARN": issuer.USER_POOL_ARN,
-        "AUTH_ISSUER": issuer.ISSUER,
-        "AUTH_AUDIENCE": issuer.CLIENT_ID,
-        "AUTH_JWKS_URL": f"{api}/.well-known/jwks.json",
-        "DOCS": "on",
-        # The keys are on this machine: no proxy is asked for them.
-        "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1,localhost", host])),
-    }
+    api = _url(host, port)
+    environment = _environment(urls, f"{api}/.well-known/jwks.json", host)
     os.environ.update(environment, no_proxy=environment["NO_PROXY"])
-    settings.database()
-    settings.default_currency()
     from app import app
     from local.server import serve
 
@@ -87,17 +84,67 @@ def _serve(host: str, port: int, urls: database.Urls) -> None:
     try:
         server = serve(app, host, port, local_page)
     except OSError as error:
-        hint = " Try: make run PORT=8001" if error.errno == errno.EADDRINUSE else ""
-        raise SystemExit(f"Cannot listen on {host}:{port}: {error.strerror}.{hint}") from None
-    _write_private("env", "".join(f"{name}={shlex.quote(value)}\n" for name, value in environment.items()))
-    print(_block(api, urls.app, tokens), flush=True)
+        raise _cannot_listen("run", host, port, error) from None
+    _write_env(environment)
+    print(_block(api, urls.app, tokens, page=True), flush=True)
     try:
         server.server.serve_forever()
     finally:
         server.server.server_close()
 
 
-def _block(api: str, database_url: str, tokens: issuer.Issuer) -> str:
+def _serve_built(cloud: str, host: str, port: int, urls: database.Urls) -> None:
+    """build/<cloud> on that cloud's own runtime, in a process of its own."""
+    built = PROJECT / hosts.FOLDERS[cloud]
+    if not built.exists():
+        raise SystemExit(f"{built} is not there: run make build-{built.name} first")
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise _cannot_listen(f"local-{cloud}", host, port, error) from None
+    tokens = issuer.Issuer(FOLDER)
+    jwks = json.dumps(tokens.jwks()).encode()
+    keys = front.serve(lambda *_: (200, [("Content-Type", "application/json")], jwks), "127.0.0.1", 0)
+    threading.Thread(target=keys.serve_forever, daemon=True).start()
+    environment = _environment(urls, f"http://127.0.0.1:{keys.server_address[1]}/jwks.json", host)
+    os.environ.update(environment, no_proxy=environment["NO_PROXY"])
+    with hosts.serving(cloud, built, environment, host, port):
+        _write_env(environment)
+        print(_block(_url(host, port), urls.app, tokens, page=False), flush=True)
+        threading.Event().wait()
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104
+
+
+def _environment(urls: database.Urls, jwks_url: str, host: str) -> dict[str, str]:
+    """What makes the API use this database and accept this machine's tokens."""
+    return {
+        "DATABASE_URL": urls.app,
+        "AUTH_PROVIDER": "cognito",
+        "COGNITO_USER_POOL_ARN": issuer.USER_POOL_ARN,
+        "AUTH_ISSUER": issuer.ISSUER,
+        "AUTH_AUDIENCE": issuer.CLIENT_ID,
+        "AUTH_JWKS_URL": jwks_url,
+        # These belong to other providers: your shell's are not meant for this issuer.
+        **dict.fromkeys(["AUTH_TENANT_CLAIM", "AUTH_USER_CLAIM", "AUTH_EMAIL_CLAIM"], ""),
+        "DOCS": "on",
+        # The keys are on this machine: no proxy is asked for them.
+        "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1,localhost", host])),
+    }
+
+
+def _write_env(environment: Mapping[str, str]) -> None:
+    _write_private("env", "".join(f"{name}={shlex.quote(value)}\n" for name, value in environment.items()))
+
+
+def _cannot_listen(target: str, host: str, port: int, error: OSError) -> SystemExit:
+    hint = f" Try: make {target} PORT=8001" if error.errno == errno.EADDRINUSE else ""
+    return SystemExit(f"Cannot listen on {host}:{port}: {error.strerror}.{hint}")
+
+
+def _block(api: str, database_url: str, tokens: issuer.Issuer, page: bool) -> str:
     acme, globex = tokens.token("acme", "alice"), tokens.token("globex", "bob")
     key = f"demo-{int(time.time())}"
     as_acme, as_globex = (f"-H 'Authorization: Bearer {token}'" for token in (acme, globex))
@@ -107,7 +154,7 @@ def _block(api: str, database_url: str, tokens: issuer.Issuer) -> str:
     newest = f"curl -s '{api}/orders?limit=1' {as_acme} | grep -o '[0-9a-f-]\\{{36\\}}' | head -1"
     return f"""
   API       {api}
-  Docs      {api}/docs
+  Docs      {api}/{"docs" if page else "openapi.json"}
   Database  {_without_password(database_url)}
 
   Token of alice at acme

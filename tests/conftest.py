@@ -16,10 +16,19 @@ import pytest
 
 from local.database import Urls, embedded
 from tests import cognito
+from tests.builds import AwsBuild, build_aws
 from tests.client import Answer, Client, Transport, over_http
 from tests.refusals import STATUS, UNSAID, Refused
 
 NewClient = Callable[..., Client]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--record-conformance",
+        action="store_true",
+        help="write what the local server answers into tests/conformance/expected.json",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -78,6 +87,12 @@ def environment(database: Urls, user_pool: cognito.UserPool) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
+def aws_build(tmp_path_factory: pytest.TempPathFactory) -> AwsBuild:
+    """The package for Lambda on this machine's architecture."""
+    return build_aws(tmp_path_factory.mktemp("aws") / "build")
+
+
+@pytest.fixture(scope="session")
 def app(environment: dict[str, str]) -> Iterator[Any]:  # noqa: ARG001 (it must be set first)
     """The one real app object."""
     from app import app
@@ -89,17 +104,15 @@ def app(environment: dict[str, str]) -> Iterator[Any]:  # noqa: ARG001 (it must 
 
 @pytest.fixture(scope="session")
 def in_process(app: Any) -> Transport:
-    """Requests through the local gateway and the real app, without sockets."""
-    from chalice.config import Config
+    """Requests through the shims' gateway and the real app, without sockets."""
+    from shims.gateway import Gateway, Request
 
-    from local.server import Gateway
-
-    gateway = Gateway(app, Config.create())
+    gateway = Gateway(app)
 
     def send(method: str, target: str, headers: Any, body: bytes) -> Answer:
-        answer = gateway.handle_request(method, target, headers, body)
-        found = {name.lower(): value for name, value in answer["headers"].items()}
-        return Answer(answer["statusCode"], found, answer["body"].encode())
+        answer = gateway.answer(Request(method, target, headers, body))
+        found = {name.lower(): value for name, value in answer.headers.items()}
+        return Answer(answer.status, found, answer.body)
 
     return send
 

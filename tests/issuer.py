@@ -1,11 +1,13 @@
-"""An issuer that signs what no user pool would, and serves its keys over HTTP on loopback."""
+"""Issuers of every provider's shape that sign what none would, and serve their keys over HTTP on loopback."""
 
 import base64
+import copy
 import json
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from uuid import uuid4
@@ -14,13 +16,23 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-REGION = "eu-west-1"
-POOL_ID = "eu-west-1_TestIssuer"
-POOL_ARN = f"arn:aws:cognito-idp:{REGION}:123456789012:userpool/{POOL_ID}"
-ISSUER = f"https://cognito-idp.{REGION}.amazonaws.com/{POOL_ID}"
-CLIENT_ID = "test-client"
-
 Json = dict[str, Any]
+
+AUDIENCE = "test-client"
+"""One for all providers, so that it never is what tells their tokens apart."""
+POOL = "eu-west-1_TestIssuer"
+DIRECTORY = "6e93a8a3-6b8b-4a52-9f1b-3f0c4a9d2b11"
+ANY_DIRECTORY = "https://login.microsoftonline.com/{tenantid}/v2.0"
+VARIABLES = (
+    "AUTH_PROVIDER",
+    "AUTH_ISSUER",
+    "AUTH_AUDIENCE",
+    "AUTH_JWKS_URL",
+    "AUTH_TENANT_CLAIM",
+    "AUTH_USER_CLAIM",
+    "AUTH_EMAIL_CLAIM",
+    "COGNITO_USER_POOL_ARN",
+)
 
 
 def encoded(value: Any) -> str:
@@ -33,30 +45,75 @@ def decoded(segment: str) -> Any:
     return json.loads(base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4)))
 
 
-def id_claims(tenant: str | None, **changes: Any) -> Json:
-    """A good ID token's claims with some of them changed; None leaves one out."""
-    now = int(time.time())
-    claims = {
-        "sub": str(uuid4()),
-        "cognito:username": "alice",
-        "custom:tenant_id": tenant,
-        "email": "alice@example.com",
-        "iss": ISSUER,
-        "aud": CLIENT_ID,
-        "token_use": "id",
-        "iat": now,
-        "exp": now + 600,
-        **changes,
-    }
-    return {name: value for name, value in claims.items() if value is not None}
+@dataclass(frozen=True)
+class Provider:
+    """What one kind of issuer writes into its tokens, and what makes the API accept them."""
+
+    name: str
+    issuer: str
+    settings: Mapping[str, str]
+    user: str = "sub"
+    """The claim that names the user."""
+
+    def claims(self, tenant: Any, /, **changes: Any) -> Json:
+        """A good token's claims with some of them changed; None leaves one out."""
+        now = int(time.time())
+        claims = {
+            "sub": str(uuid4()),
+            "email": "alice@example.com",
+            "iss": self.issuer,
+            "aud": AUDIENCE,
+            "iat": now,
+            "exp": now + 600,
+            **self._own_claims(tenant, now),
+            **changes,
+        }
+        return {name: value for name, value in claims.items() if value is not None}
+
+    def variables(self, keys: "KeyServer", **changes: str) -> dict[str, str]:
+        """What makes the API accept this issuer's tokens alone."""
+        set_ = {"AUTH_PROVIDER": self.name, "AUTH_AUDIENCE": AUDIENCE, "AUTH_JWKS_URL": keys.url}
+        return {**dict.fromkeys(VARIABLES, ""), **set_, **self.settings, **changes}
+
+    def _own_claims(self, tenant: Any, now: int) -> Json:
+        if self.name == "cognito":
+            return {"custom:tenant_id": tenant, "cognito:username": "alice", "token_use": "id"}
+        if self.name == "entra":
+            return {"tid": tenant, "oid": str(uuid4()), "nbf": now, "ver": "2.0", "azp": AUDIENCE}
+        if self.name == "firebase":
+            named = {} if tenant is None else {"tenant": tenant}
+            return {"auth_time": now, "firebase": {"sign_in_provider": "password", "identities": {}, **named}}
+        return {"tenant_id": tenant}
+
+
+COGNITO = Provider(
+    "cognito",
+    f"https://cognito-idp.eu-west-1.amazonaws.com/{POOL}",
+    {"COGNITO_USER_POOL_ARN": f"arn:aws:cognito-idp:eu-west-1:123456789012:userpool/{POOL}"},
+)
+ENTRA = Provider(
+    "entra",
+    ANY_DIRECTORY.replace("{tenantid}", DIRECTORY),
+    {"AUTH_ISSUER": ANY_DIRECTORY.replace("{tenantid}", DIRECTORY)},
+    user="oid",
+)
+FIREBASE = Provider("firebase", f"https://securetoken.google.com/{AUDIENCE}", {})
+OIDC = Provider("oidc", "https://id.example/realms/shops", {"AUTH_ISSUER": "https://id.example/realms/shops"})
+PROVIDERS = (COGNITO, ENTRA, FIREBASE, OIDC)
 
 
 class SigningKey:
     """One RSA key of an issuer."""
 
-    def __init__(self, kid: str = "key-1") -> None:
+    def __init__(self, kid: str = "key-1", size: int = 2048) -> None:
         self.kid = kid
-        self._private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        self._private = rsa.generate_private_key(public_exponent=65537, key_size=size)
+
+    def named(self, kid: str) -> "SigningKey":
+        """The same key under another id."""
+        other = copy.copy(self)
+        other.kid = kid
+        return other
 
     def jwk(self, **changes: Any) -> Json:
         """The public key as a key server lists it; None leaves a member out."""
@@ -66,7 +123,7 @@ class SigningKey:
             "alg": "RS256",
             "use": "sig",
             "kid": self.kid,
-            "n": encoded(numbers.n.to_bytes(256, "big")),
+            "n": encoded(numbers.n.to_bytes(self._private.key_size // 8, "big")),
             "e": "AQAB",
             **changes,
         }
@@ -87,6 +144,7 @@ class KeyServer:
     def __init__(self, *keys: Json) -> None:
         self.fetches = 0
         self.status = 200
+        self.headers: dict[str, str] = {}
         self.byte_delay = 0.0
         """Seconds between two bytes of the body."""
         self.released = threading.Event()
@@ -119,7 +177,7 @@ class KeyServer:
         self._server.daemon_threads = True
         self._server.block_on_close = False
         self._port = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, args=[0.05], daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=[0.01], daemon=True).start()
 
     def stop(self) -> None:
         """Refuse connections from now on."""
@@ -133,8 +191,12 @@ class KeyServer:
             self.fetches += 1
         self.released.wait(30)
         body = self.body
+        # As the firewall in front of many an issuer does.
+        blocked = handler.headers.get("User-Agent", "").startswith("Python-urllib")
         try:
-            handler.send_response(self.status)
+            handler.send_response(403 if blocked else self.status)
+            for name, value in self.headers.items():
+                handler.send_header(name, value)
             handler.send_header("Content-Type", "application/json")
             handler.send_header("Content-Length", str(len(body)))
             handler.end_headers()
@@ -161,8 +223,3 @@ def accepted(variables: Mapping[str, str]) -> Iterator[None]:
         yield
     tokens._accepted.cache_clear()
     tokens._keys.cache_clear()
-
-
-def variables(keys: KeyServer) -> dict[str, str]:
-    """What makes the API accept this issuer's tokens alone."""
-    return {"COGNITO_USER_POOL_ARN": POOL_ARN, "AUTH_AUDIENCE": CLIENT_ID, "AUTH_JWKS_URL": keys.url}

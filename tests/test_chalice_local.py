@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from chalicelib.settings import SettingsError
 from tests.client import SEED_BYTES, Answer, Client, Transport, free_port, over_http
 from tests.cognito import UserPool
 from tests.issuer import SigningKey, decoded, encoded
@@ -142,5 +143,5 @@ def test_the_local_server_does_not_start_under_lambdas_variable(
 
     monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "order-api-dev")
 
-    with pytest.raises(SystemExit, match="AWS_LAMBDA_FUNCTION_NAME"):
+    with pytest.raises(SettingsError, match="AWS_LAMBDA_FUNCTION_NAME"):
         serve(app, "127.0.0.1", 0, docs.page)

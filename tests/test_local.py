@@ -108,7 +108,7 @@ def test_a_password_is_kept_private(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "postgresql://orders_app:s3:cret@db:5432/orders",
         "postgresql://db/orders?password=s3:cret&user=x",
     ):
-        block = local._block("http://127.0.0.1:8000", url, Issuer(tmp_path))
+        block = local._block("http://127.0.0.1:8000", url, Issuer(tmp_path), page=True)
         assert "cret" not in block
         assert "***" in block
 

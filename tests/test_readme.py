@@ -82,7 +82,7 @@ def cloned() -> Iterator[Path]:
     """The project as a newcomer has it, with the virtual environment that runs these tests."""
     with tempfile.TemporaryDirectory(prefix="order-api-clone-", ignore_cleanup_errors=True) as parent:
         folder = Path(parent) / "ecommerce-order-api"
-        left_out = shutil.ignore_patterns(".*_cache", ".venv", ".local", ".git", "__pycache__")
+        left_out = shutil.ignore_patterns(".*_cache", ".venv", ".local", ".git", "__pycache__", "build")
         shutil.copytree(PROJECT, folder, ignore=left_out)
         assert sys.prefix != sys.base_prefix, "run the tests in a virtual environment: make test"
         (Path(sys.prefix) / ".installed").touch()
@@ -109,8 +109,9 @@ def running_stack(folder: Path, port: int, **environment: str) -> Iterator[Stack
 
 @pytest.fixture(scope="module")
 def stack(clone: Path) -> Iterator[Stack]:
-    # Many a newcomer sits behind a proxy; this one is down.
-    with running_stack(clone, free_port(), HTTP_PROXY="http://127.0.0.1:9") as stack:
+    # Many a newcomer sits behind a proxy; this one is down. Or has another provider's variables in the shell.
+    shell = {"HTTP_PROXY": "http://127.0.0.1:9", "AUTH_PROVIDER": "entra", "AUTH_TENANT_CLAIM": "tid"}
+    with running_stack(clone, free_port(), **shell) as stack:
         yield stack
 
 
@@ -225,7 +226,8 @@ def test_the_configuration_table_is_complete() -> None:
     settings = (PROJECT / "chalicelib/settings.py").read_text()
     read = set(
         re.findall(
-            r'"((?:DB|AUTH|COGNITO|AWS)_[A-Z_]+|DATABASE_URL|DOCS|CORS_ORIGIN|DEFAULT_CURRENCY)"', settings
+            r'"((?:DB|AUTH|COGNITO|AWS)_[A-Z_]+|DATABASE_URL|DOCS|CORS_ORIGIN|DEFAULT_CURRENCY|BASE_PATH)"',
+            settings,
         )
     )
     table = README[README.index("## Configuration") : README.index("`make run` sets")]

@@ -23,13 +23,11 @@ from tests.wire import Proxy
 ABSENT = "01936f3c-3b5e-7cc0-98c4-dc0c0c07398f"
 FIRST_CREATE = """
 import os, sys
-from chalice.config import Config
 from app import app
-from local.server import Gateway
+from shims.gateway import Gateway, Request
 
 headers = {"authorization": os.environ["TOKEN"], "content-type": "application/json"}
-answer = Gateway(app, Config.create()).handle_request("POST", "/orders", headers, sys.stdin.buffer.read())
-print(answer["statusCode"])
+print(Gateway(app).answer(Request("POST", "/orders", headers, sys.stdin.buffer.read())).status)
 """
 
 

@@ -26,9 +26,14 @@ PARTS = {"DB_HOST": "db.example", "DB_NAME": "orders", "DB_USER": "orders_app"}
 ARN = "arn:aws:cognito-idp:eu-west-1:123456789012:userpool/eu-west-1_AbCdEfGhI"
 VARIABLES = {
     "AUTH_AUDIENCE",
+    "AUTH_EMAIL_CLAIM",
     "AUTH_ISSUER",
     "AUTH_JWKS_URL",
+    "AUTH_PROVIDER",
+    "AUTH_TENANT_CLAIM",
+    "AUTH_USER_CLAIM",
     "AWS_LAMBDA_FUNCTION_NAME",
+    "BASE_PATH",
     "COGNITO_USER_POOL_ARN",
     "CORS_ORIGIN",
     "DATABASE_URL",
@@ -41,6 +46,7 @@ VARIABLES = {
     "DB_POOL_SIZE",
     "DB_POOL_TIMEOUT",
     "DB_PORT",
+    "DB_SECRET_LIFETIME",
     "DB_SSLMODE",
     "DB_USER",
     "DEFAULT_CURRENCY",
@@ -72,7 +78,7 @@ def complaints() -> Iterator[str]:
     readers: tuple[Callable[[], Any], ...] = (
         settings.database,
         settings.tokens,
-        settings.user_pool_arn,
+        settings.user_pools,
         settings.cors_origin,
         settings.default_currency,
     )
@@ -124,6 +130,7 @@ def test_a_missing_part_of_the_database_is_named(only: Set, missing: str, hint: 
         ("DB_POOL_MAX", "-1", "whole number"),
         ("DB_POOL_RECYCLE", "soon", "whole number"),
         ("DB_POOL_TIMEOUT", "0", "from 1 to"),
+        ("DB_SECRET_LIFETIME", "59", "from 60 to 86400"),
         ("DB_CONNECT_TIMEOUT", "1", "from 2 to"),
         ("DB_SSLMODE", "yes", "disable, allow, prefer, require, verify-ca, verify-full"),
     ],
@@ -143,7 +150,7 @@ def test_a_malformed_database_variable_is_named_and_explained(
     ("name", "value", "read", "hint"),
     [
         ("COGNITO_USER_POOL_ARN", "eu-west-1_AbCdEfGhI", settings.tokens, "arn:aws:cognito-idp:eu-west-1:"),
-        ("COGNITO_USER_POOL_ARN", ARN + "/x", settings.user_pool_arn, "arn:aws:cognito-idp:eu-west-1:"),
+        ("COGNITO_USER_POOL_ARN", ARN + "/x", settings.user_pools, "arn:aws:cognito-idp:eu-west-1:"),
         ("CORS_ORIGIN", "shop.example", settings.cors_origin, "https://shop.example"),
         ("CORS_ORIGIN", "https://a.example,https://b.example", settings.cors_origin, "one origin"),
         ("CORS_ORIGIN", "https://shop.example/", settings.cors_origin, "https://shop.example"),
@@ -166,7 +173,7 @@ def test_a_malformed_variable_is_named_and_explained(
 @pytest.mark.parametrize(
     ("given", "missing", "read"),
     [
-        ({}, "COGNITO_USER_POOL_ARN", settings.user_pool_arn),
+        ({}, "COGNITO_USER_POOL_ARN", settings.user_pools),
         ({}, "COGNITO_USER_POOL_ARN", settings.tokens),
         ({"COGNITO_USER_POOL_ARN": ARN}, "AUTH_AUDIENCE", settings.tokens),
         ({"COGNITO_USER_POOL_ARN": ARN, "AUTH_AUDIENCE": " , "}, "AUTH_AUDIENCE", settings.tokens),

@@ -1,0 +1,109 @@
+"""The zip that goes to Lambda: made reproducible, and searched for what would fail only there."""
+
+import csv
+import importlib.util
+import struct
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+LARGEST = 50 * 1024 * 1024
+"""Lambda's limit for a zip that is uploaded directly."""
+MACHINES = {"x86_64": 62, "arm64": 183}
+"""e_machine of an ELF file for Lambda's architectures (elf.h: EM_X86_64, EM_AARCH64)."""
+UNCHECKED_HASH = 1
+"""The flags of bytecode that is used without a look at its source (PEP 552)."""
+OURS = ("app.py", "chalice/", "chalicelib/")
+
+
+def normalize(archive: Path) -> None:
+    """Write the zip again with its members in order and without times: the same content, the same bytes."""
+    with ZipFile(archive) as zipped:
+        members = {name: zipped.read(name) for name in sorted(zipped.namelist())}
+    with ZipFile(archive, "w", ZIP_DEFLATED) as zipped:
+        for name, content in members.items():
+            member = ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            member.external_attr = 0o644 << 16
+            zipped.writestr(member, content, ZIP_DEFLATED)
+
+
+def faults(archive: Path, requirements: Path, architecture: str) -> list[str]:
+    """What is wrong with the zip, in sentences; empty when nothing is."""
+    with ZipFile(archive) as zipped:
+        names = set(zipped.namelist())
+        known = {name for name in names if name.startswith(OURS)}
+        found = []
+        for pin in _pins(requirements):
+            files = _files(zipped, pin)
+            if not files:
+                found.append(f"{pin} is pinned in {requirements.name} but not in the zip")
+            found += [f"{name} of {pin} is missing" for name in sorted(files - names)]
+            known |= files
+        strays = {name for name in names - known if _source(name) not in known}
+        found += [f"{name} is of no package that {requirements.name} pins" for name in _tops(strays)]
+        found += [f"{name} is not compiled" for name in sorted(names) if _lacks_bytecode(name, zipped, names)]
+        found += _foreign(zipped, architecture)
+    if archive.stat().st_size > LARGEST:
+        found.append(f"it has {archive.stat().st_size:,} bytes, more than Lambda's {LARGEST:,}")
+    return found
+
+
+def _pins(requirements: Path) -> Iterator[Requirement]:
+    for line in requirements.read_text().splitlines():
+        pin = Requirement(line)
+        if pin.marker is None or pin.marker.evaluate({"sys_platform": "linux", "os_name": "posix"}):
+            yield pin
+
+
+def _files(zipped: ZipFile, pin: Requirement) -> set[str]:
+    """The files that the pinned package's own list (RECORD) names; none without that very version."""
+    for record in (name for name in zipped.namelist() if name.endswith(".dist-info/RECORD")):
+        name, _, version = record.partition(".dist-info/")[0].partition("-")
+        if canonicalize_name(name) == canonicalize_name(pin.name) and pin.specifier.contains(version):
+            return {path for path, *_ in csv.reader(zipped.read(record).decode().splitlines())}
+    return set()
+
+
+def _source(name: str) -> str:
+    """The source of a bytecode file; the name itself of any other."""
+    if not name.endswith(".pyc"):
+        return name
+    try:
+        return importlib.util.source_from_cache(name)
+    except ValueError:
+        return name
+
+
+def _tops(names: Iterable[str]) -> list[str]:
+    return sorted({name.partition("/")[0] for name in names})
+
+
+def _lacks_bytecode(name: str, zipped: ZipFile, names: set[str]) -> bool:
+    if not name.endswith(".py"):
+        return False
+    compiled = importlib.util.cache_from_source(name)
+    if compiled not in names:
+        return True
+    with zipped.open(compiled) as file:
+        head = file.read(8)
+    return head != importlib.util.MAGIC_NUMBER + struct.pack("<I", UNCHECKED_HASH)
+
+
+def _foreign(zipped: ZipFile, architecture: str) -> Iterator[str]:
+    """Compiled modules that the target cannot load."""
+    for name in sorted(zipped.namelist()):
+        with zipped.open(name) as file:
+            head = file.read(20)
+        if head.startswith(b"\x7fELF") and struct.unpack_from("<H", head, 18)[0] != MACHINES[architecture]:
+            yield f"{name} is compiled for another machine than {architecture}"
+        elif Path(name).suffix in (".dll", ".dylib", ".pyd"):
+            yield f"{name} is compiled for another system than Linux"
+
+
+def runtime() -> str:
+    """Lambda's name of the running Python, which is the one a build is for."""
+    return f"python{sys.version_info.major}.{sys.version_info.minor}"

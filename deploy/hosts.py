@@ -1,0 +1,146 @@
+"""Builds for Azure, Google Cloud and Oracle Cloud, and the commands that put them there."""
+
+import compileall
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from py_compile import PycInvalidationMode
+
+from chalicelib import settings
+
+PROJECT = Path(__file__).parent.parent
+NOT_SHIPPED = shutil.ignore_patterns("__pycache__")
+NAME = "orders-api"
+SETTINGS = (
+    *("DATABASE_URL", "DB_HOST", "DB_PORT", "DB_NAME", "DB_USER", "DB_PASSWORD", "DB_SSLMODE"),
+    *("DB_CONNECT_TIMEOUT", "DB_POOL_SIZE", "DB_POOL_MAX", "DB_POOL_RECYCLE", "DB_POOL_TIMEOUT"),
+    *("DB_SECRET_LIFETIME", "AUTH_PROVIDER", "AUTH_ISSUER", "AUTH_AUDIENCE", "AUTH_JWKS_URL"),
+    *("AUTH_TENANT_CLAIM", "AUTH_USER_CLAIM", "AUTH_EMAIL_CLAIM", "COGNITO_USER_POOL_ARN"),
+    *("DEFAULT_CURRENCY", "CORS_ORIGIN", "BASE_PATH", "DOCS"),
+)
+"""What a deployed function reads; each is handed on from the environment of the command."""
+
+
+def build(cloud: str, into: Path) -> None:
+    """Write the folder that the cloud's own command deploys, and its runtime runs, as it is."""
+    shutil.rmtree(into, ignore_errors=True)
+    shutil.copytree(PROJECT / "shims" / cloud, into, ignore=NOT_SHIPPED)
+    shutil.copytree(PROJECT / "chalicelib", into / "chalicelib", ignore=NOT_SHIPPED)
+    shutil.copy(PROJECT / "app.py", into)
+    (into / "shims").mkdir()
+    for module in ("__init__.py", "gateway.py"):
+        shutil.copy(PROJECT / "shims" / module, into / "shims")
+    compiled = compileall.compile_dir(into, quiet=1, invalidation_mode=PycInvalidationMode.UNCHECKED_HASH)
+    if not compiled:
+        raise SystemExit(f"{into} does not compile: see above")
+    print(f"{into} is ready")
+
+
+def deploy(target: str, folder: Path) -> None:
+    """Hand the folder to its cloud's command: `azure`, `gcp` (Cloud Functions), `run` (Cloud Run), `oci`.
+
+    Everything that is missing is said before anything is changed. Raises SystemExit.
+    """
+    if not folder.is_dir():
+        raise SystemExit(
+            f"{folder} is not there: run make build-{'gcp' if target == 'run' else target} first"
+        )
+    try:
+        settings.check()
+    except settings.SettingsError as error:
+        raise SystemExit(f"The function would not start. {error}") from None
+    found = {name: os.environ[name] for name in SETTINGS if os.environ.get(name)}
+    TARGETS[target](folder, found)
+
+
+def _azure(folder: Path, found: dict[str, str]) -> None:
+    func = _tool("func", "npm install -g azure-functions-core-tools@4")
+    az = _tool("az", "https://learn.microsoft.com/cli/azure/install-azure-cli")
+    app = _variable("AZURE_FUNCTIONAPP", "the name of the function app")
+    group = _variable("AZURE_RESOURCE_GROUP", "its resource group")
+    settings_of = [
+        az,
+        "functionapp",
+        "config",
+        "appsettings",
+        "set",
+        "--name",
+        app,
+        "--resource-group",
+        group,
+    ]
+    with _file(json.dumps([{"name": name, "value": value} for name, value in found.items()])) as file:
+        _run([*settings_of, "--output", "none", "--settings", f"@{file}"], folder)
+    _run([func, "azure", "functionapp", "publish", app, "--python", "--build", "remote"], folder)
+
+
+def _cloud_functions(folder: Path, found: dict[str, str]) -> None:
+    version = f"python{sys.version_info.major}{sys.version_info.minor}"
+    generation = ["--gen2", "--runtime", version, "--entry-point", "orders_api", "--trigger-http"]
+    _gcloud(["functions", "deploy", NAME, *generation, "--timeout", "30s"], folder, found)
+
+
+def _cloud_run(folder: Path, found: dict[str, str]) -> None:
+    _gcloud(["run", "deploy", NAME, "--timeout", "30"], folder, found)
+
+
+def _gcloud(command: list[str], folder: Path, found: dict[str, str]) -> None:
+    gcloud = _tool("gcloud", "https://cloud.google.com/sdk/docs/install")
+    project = _variable("GCP_PROJECT", "the project's id")
+    region = _variable("GCP_REGION", "such as europe-west1")
+    where = ["--project", project, "--region", region, "--source", str(folder.resolve())]
+    # As many requests at once as functions-framework has threads; our own token check decides who may.
+    size = ["--memory", "512Mi", "--cpu", "1", "--concurrency", "8", "--allow-unauthenticated"]
+    options = {"GCP_VPC_CONNECTOR": "--vpc-connector", "GCP_SERVICE_ACCOUNT": "--service-account"}
+    chosen = [
+        part for name, flag in options.items() if (value := os.environ.get(name)) for part in (flag, value)
+    ]
+    with _file(json.dumps({**found, "THREADS": "8"}), ".yaml") as file:  # JSON is YAML
+        _run([gcloud, *command, *where, *size, *chosen, "--env-vars-file", file, "--quiet"], folder)
+
+
+def _oracle(folder: Path, found: dict[str, str]) -> None:
+    fn = _tool("fn", "https://fnproject.io/tutorials/install")
+    app = _variable("OCI_APP", "the application of Oracle Functions, made beforehand")
+    _run([fn, "deploy", "--app", app], folder)
+    for name, value in found.items():
+        _run([fn, "config", "function", app, NAME, name, value], folder)
+
+
+TARGETS = {"azure": _azure, "gcp": _cloud_functions, "run": _cloud_run, "oci": _oracle}
+
+
+def _tool(name: str, source: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        raise SystemExit(f"{name} is missing. To get it: {source}")
+    return found
+
+
+def _variable(name: str, meaning: str) -> str:
+    value = os.environ.get(name)
+    if not value:
+        raise SystemExit(f"{name} is not set: {meaning}")
+    return value
+
+
+@contextmanager
+def _file(text: str, suffix: str = ".json") -> Iterator[str]:
+    """A file that only we can read, so that no value shows in a list of processes; gone afterwards."""
+    with tempfile.NamedTemporaryFile("w", suffix=suffix) as file:
+        file.write(text)
+        file.flush()
+        yield file.name
+
+
+def _run(command: list[str], folder: Path) -> None:
+    print(f"{Path(command[0]).name} {' '.join(command[1:4])} ...", flush=True)
+    done = subprocess.run(command, cwd=folder, check=False)  # noqa: S603
+    if done.returncode:
+        raise SystemExit(f"{Path(command[0]).name} failed, see above. Nothing after it was done.")

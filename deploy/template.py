@@ -1,0 +1,181 @@
+"""What `chalice package` leaves open in the SAM template: parameters, network, permissions, errors."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from app import COMMON_HEADERS, app
+from deploy import gateway_responses, policy
+
+Json = dict[str, Any]
+
+API, FUNCTION, ROLE, LOGS = "RestAPI", "APIHandler", "ApiHandlerRole", "ApiHandlerLogGroup"
+NOTHING = {"Ref": "AWS::NoValue"}
+
+
+def additions(stage: Mapping[str, Any]) -> Json:
+    """The template that `chalice package --merge-template` merges over its own.
+
+    `stage` is the stage of config.json: what it names becomes the parameters' defaults.
+    """
+    return {
+        "Description": "order-api: a multi-tenant API for e-commerce orders",
+        "Parameters": _parameters(stage),
+        "Rules": _rules(),
+        "Conditions": {
+            "HasSecret": _is_set("DBPasswordSecretArn"),
+            "InVpc": {"Fn::Not": [{"Fn::Equals": [{"Fn::Join": ["", {"Ref": "SubnetIds"}]}, ""]}]},
+        },
+        "Resources": {
+            API: {"Properties": _api()},
+            FUNCTION: {"Properties": _function()},
+            ROLE: {"Properties": {"Policies": [_policy()]}},
+            LOGS: {"Properties": {"LogGroupName": {"Fn::Sub": "/aws/lambda/${AWS::StackName}"}}},
+        },
+        "Outputs": {
+            "OrderApiUrl": {
+                "Description": "Where the API answers: GET {OrderApiUrl}health",
+                "Value": {"Fn::Sub": _url(stage["api_gateway_stage"])},
+            }
+        },
+    }
+
+
+def _url(api_stage: str) -> str:
+    return f"https://${{{API}}}.execute-api.${{AWS::Region}}.${{AWS::URLSuffix}}/{api_stage}/"
+
+
+def _parameters(stage: Mapping[str, Any]) -> Json:
+    variables = stage.get("environment_variables", {})
+    password = variables.get("DB_PASSWORD", "")
+
+    def text(description: str, default: str = "", **more: Any) -> Json:
+        return {"Type": "String", "Default": default, "Description": description, **more}
+
+    def listed(name: str, description: str) -> Json:
+        return {
+            "Type": "CommaDelimitedList",
+            "Default": ",".join(stage.get(name, [])),
+            "Description": description,
+        }
+
+    return {
+        "DBHost": text("Host of PostgreSQL; empty when the secret names it", variables.get("DB_HOST", "")),
+        "DBPort": text("Port of PostgreSQL", variables.get("DB_PORT", "5432"), AllowedPattern="[0-9]{1,5}"),
+        "DBName": text("Name of the database; empty when the secret names it", variables.get("DB_NAME", "")),
+        "DBUser": text("The API's role; empty when the secret names it", variables.get("DB_USER", "")),
+        "DBPassword": text("Its password; better: DBPasswordSecretArn", NoEcho=True),
+        "DBPasswordSecretArn": text(
+            "Secrets Manager secret with the password, or of RDS's JSON form",
+            password if policy.is_secret(password) else "",
+            AllowedPattern="(arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:.+)?",
+        ),
+        "CognitoUserPoolArn": {
+            "Type": "String",
+            **({"Default": user_pool} if (user_pool := variables.get("COGNITO_USER_POOL_ARN")) else {}),
+            "AllowedPattern": "arn:aws[a-z-]*:cognito-idp:[a-z0-9-]+:[0-9]{12}:userpool/.+",
+            "Description": "The Cognito user pool whose ID tokens are accepted",
+        },
+        "SubnetIds": listed("subnet_ids", "Private subnets of the function; empty: outside any VPC"),
+        "SecurityGroupIds": listed("security_group_ids", "Security groups of the function in them"),
+    }
+
+
+def _rules() -> Json:
+    """Refused before anything is made, with words that say what to set."""
+    plain, secret = _is_set("DBPassword"), _is_set("DBPasswordSecretArn")
+    exactly_one = {
+        "Fn::Or": [
+            {"Fn::And": [plain, {"Fn::Not": [secret]}]},
+            {"Fn::And": [{"Fn::Not": [plain]}, secret]},
+        ]
+    }
+    named = {"Fn::And": [_is_set("DBHost"), _is_set("DBName"), _is_set("DBUser")]}
+    return {
+        "OnePassword": _rule(exactly_one, "Set exactly one of DBPassword and DBPasswordSecretArn"),
+        "DatabaseIsNamed": {
+            "RuleCondition": plain,
+            **_rule(named, "With DBPassword set DBHost, DBName and DBUser too"),
+        },
+    }
+
+
+def _rule(condition: Json, description: str) -> Json:
+    return {"Assertions": [{"Assert": condition, "AssertDescription": description}]}
+
+
+def _is_set(parameter: str) -> Json:
+    return {"Fn::Not": [{"Fn::Equals": [{"Ref": parameter}, ""]}]}
+
+
+def _function() -> Json:
+    password = {"Fn::If": ["HasSecret", {"Ref": "DBPasswordSecretArn"}, {"Ref": "DBPassword"}]}
+    network = {
+        "SubnetIds": {"Ref": "SubnetIds"},
+        "SecurityGroupIds": {"Ref": "SecurityGroupIds"},
+    }
+    return {
+        # Otherwise the function makes a group of its own that keeps logs for ever.
+        "LoggingConfig": {"LogGroup": {"Ref": LOGS}},
+        "VpcConfig": {"Fn::If": ["InVpc", network, NOTHING]},
+        "Environment": {
+            "Variables": {
+                "DB_HOST": {"Ref": "DBHost"},
+                "DB_PORT": {"Ref": "DBPort"},
+                "DB_NAME": {"Ref": "DBName"},
+                "DB_USER": {"Ref": "DBUser"},
+                "DB_PASSWORD": password,
+                "COGNITO_USER_POOL_ARN": {"Ref": "CognitoUserPoolArn"},
+            }
+        },
+    }
+
+
+def _policy() -> Json:
+    return {
+        "PolicyName": "OrderApi",
+        "PolicyDocument": {
+            "Version": "2012-10-17",
+            "Statement": [
+                policy.logging_to({"Fn::GetAtt": [LOGS, "Arn"]}),
+                policy.TRACING,
+                {"Fn::If": ["HasSecret", policy.reading({"Ref": "DBPasswordSecretArn"}), NOTHING]},
+                {"Fn::If": ["InVpc", policy.NETWORK, NOTHING]},
+            ],
+        },
+    }
+
+
+def _api() -> Json:
+    authorizer = {"providerARNs": [{"Ref": "CognitoUserPoolArn"}]}
+    return {
+        "TracingEnabled": True,
+        "GatewayResponses": {
+            kind: {
+                "StatusCode": response.status,
+                "ResponseParameters": {"Headers": response.headers},
+                "ResponseTemplates": {"application/json": response.body},
+            }
+            for kind, response in gateway_responses.all_of_them().items()
+        },
+        "DefinitionBody": {
+            "securityDefinitions": {"customers": {"x-amazon-apigateway-authorizer": authorizer}},
+            "paths": {path: {"options": _preflight()} for path in app.routes},
+        },
+    }
+
+
+def _preflight() -> Json:
+    """Chalice's answer to OPTIONS, with the headers that every other answer has."""
+    headers = gateway_responses.mapped(COMMON_HEADERS)
+    return {
+        "responses": {"200": {"headers": {name: {"type": "string"} for name in headers}}},
+        "x-amazon-apigateway-integration": {
+            "responses": {
+                "default": {
+                    "responseParameters": {
+                        f"method.response.header.{name}": value for name, value in headers.items()
+                    }
+                }
+            }
+        },
+    }

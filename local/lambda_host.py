@@ -1,0 +1,286 @@
+"""Serves the Lambda zip: what Lambda does with it, on this machine, behind API Gateway's part.
+
+The function runs under AWS's own Runtime Interface Client (awslambdaric), in an environment that holds
+nothing else, in its unzipped folder, which it cannot write to. This process plays Lambda's Runtime API
+(https://docs.aws.amazon.com/lambda/latest/dg/runtimes-api.html) and API Gateway; tokens are verified here.
+"""
+
+import ctypes
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+from uuid import uuid4
+from zipfile import ZipFile
+
+from chalicelib import settings
+from local import front
+from local.api_gateway import ApiGateway, Json, of_type
+
+MOST_INSTANCES = 4
+"""Processes that run side by side; a request beyond them waits."""
+LONGEST_START = 50
+"""Seconds in which an instance must ask for work."""
+LONGEST_WAIT = 29
+"""Seconds that API Gateway waits for a function."""
+LARGEST_RESULT = 6 * 1024 * 1024 + 100
+LAMBDAS_NAMES = {"aarch64": "arm64"}
+"""Of the machines that Lambda calls otherwise than Linux."""
+PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
+
+
+class Instance:
+    """One process of the function, and the Runtime API that it asks for one invocation after the other."""
+
+    def __init__(self, command: list[str | Path], folder: Path, variables: Mapping[str, str]) -> None:
+        self.calls: Queue[tuple[Mapping[str, str], bytes]] = Queue()
+        self.results: Queue[bytes] = Queue()
+        self.asked = threading.Semaphore(0)
+        self._api = ThreadingHTTPServer(("127.0.0.1", 0), partial(_RuntimeApi, self))
+        threading.Thread(target=self._api.serve_forever, args=[0.05], daemon=True).start()
+        address = {"AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{self._api.server_port}"}
+        self._process = subprocess.Popen(  # noqa: S603
+            command,
+            cwd=folder,
+            env={**variables, **address},
+            stdout=sys.stderr,
+            process_group=0,  # Ctrl-C is ours
+        )
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def invoke(self, event: bytes, arn: str, seconds: float) -> bytes:
+        """The function's result, or Lambda's words when it gave none; then the process has ended.
+
+        Raises TimeoutError when it has none after `seconds`.
+        """
+        headers = {
+            "Lambda-Runtime-Aws-Request-Id": str(uuid4()),
+            "Lambda-Runtime-Deadline-Ms": str(int((time.time() + seconds) * 1000)),
+            "Lambda-Runtime-Invoked-Function-Arn": arn,
+        }
+        self.calls.put((headers, event))
+        try:
+            return self.results.get(timeout=seconds)
+        except Empty:
+            self.stop()
+            raise TimeoutError from None
+
+    def asks_for_work(self) -> bool:
+        """Waits until it does, at first and after each invocation; False when it has ended."""
+        return self.asked.acquire(timeout=LONGEST_START) and self.lives()
+
+    def lives(self) -> bool:
+        return self._process.poll() is None
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._api.shutdown()
+        self._api.server_close()
+
+    def _watch(self) -> None:
+        status = self._process.wait()
+        self.results.put(_failed(f"Runtime exited with status {status}"))
+        self.asked.release()
+
+
+class _RuntimeApi(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def __init__(self, instance: Instance, *args: Any) -> None:
+        self._instance = instance
+        super().__init__(*args)
+
+    def do_GET(self) -> None:
+        """The next invocation; the process waits here until there is one."""
+        self._instance.asked.release()
+        headers, event = self._instance.calls.get()
+        self._send(200, event, {"Content-Type": "application/json", **headers})
+
+    def do_POST(self) -> None:
+        """A result, or an error; what API Gateway makes of them it sees by their shape alone."""
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if len(body) > LARGEST_RESULT:
+            self._instance.results.put(_failed("Response payload size exceeded maximum allowed payload size"))
+            self._send(413, b"{}")
+            return
+        if not self.path.endswith("/runtime/init/error"):  # then the process ends, and that says it
+            self._instance.results.put(body)
+        self._send(202, b"{}")
+
+    def log_message(self, *_arguments: Any) -> None:
+        pass
+
+    def _send(self, status: int, body: bytes, headers: Mapping[str, str] = {}) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+class Function:
+    """The deployed function: as many instances as there are requests at a time, up to MOST_INSTANCES."""
+
+    def __init__(self, properties: Json, python: Path, folder: Path, variables: Mapping[str, str]) -> None:
+        self._command: list[str | Path] = [python, "-m", "awslambdaric", properties["Handler"]]
+        self._folder = folder
+        self._timeout: int = properties["Timeout"]
+        self._variables = {**variables, **_lambdas_own(properties, folder, variables)}
+        self._room = threading.Semaphore(MOST_INSTANCES)
+        self._idle: list[Instance] = []
+        self._all: list[Instance] = []
+
+    def start(self) -> None:
+        """Have one instance ready. Raises SystemExit when it does not come up."""
+        first = self._instance()
+        if not first.lives():
+            raise SystemExit("The function did not start: its own words are above")
+        self._idle.append(first)
+
+    def invoke(self, event: bytes) -> bytes:
+        """The result, or the JSON of what went wrong. Raises TimeoutError after LONGEST_WAIT."""
+        with self._room:
+            instance = self._instance()
+            name = self._variables["AWS_LAMBDA_FUNCTION_NAME"]
+            arn = f"arn:aws:lambda:{self._variables['AWS_REGION']}:000000000000:function:{name}"
+            try:
+                return instance.invoke(event, arn, min(self._timeout, LONGEST_WAIT))
+            except TimeoutError:
+                if self._timeout >= LONGEST_WAIT:
+                    raise
+                return _failed(f"Task timed out after {self._timeout} seconds")
+            finally:
+                if instance.asks_for_work():
+                    self._idle.append(instance)
+                else:
+                    instance.stop()
+
+    def stop(self) -> None:
+        for instance in self._all:
+            instance.stop()
+
+    def _instance(self) -> Instance:
+        """The one that rested last, or a new one."""
+        with suppress(IndexError):
+            while True:
+                if (resting := self._idle.pop()).lives():
+                    return resting
+        new = Instance(self._command, self._folder, self._variables)
+        self._all.append(new)
+        new.asks_for_work()  # if it never does, it says so when it is invoked
+        return new
+
+
+def _failed(message: str) -> bytes:
+    return json.dumps({"errorMessage": message}).encode()
+
+
+def _lambdas_own(properties: Json, folder: Path, variables: Mapping[str, str]) -> dict[str, str]:
+    """The variables that Lambda sets."""
+    return {
+        "AWS_DEFAULT_REGION": variables["AWS_REGION"],
+        "AWS_EXECUTION_ENV": f"AWS_Lambda_{properties['Runtime']}",
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(properties["MemorySize"]),
+        "AWS_LAMBDA_FUNCTION_NAME": "order-api",
+        "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
+        "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
+        "LAMBDA_TASK_ROOT": str(folder),
+        "LANG": "en_US.UTF-8",
+        "TZ": ":UTC",
+        "_HANDLER": properties["Handler"],
+    }
+
+
+@contextmanager
+def function(package: Path, python: Path, variables: Mapping[str, str]) -> Iterator[tuple[Function, Json]]:
+    """The function of a build's package/, with its first instance ready, and the template that it came with.
+
+    Raises SystemExit when the zip cannot run here, or does not.
+    """
+    template: Json = json.loads((package / "sam.json").read_text())
+    properties = of_type(template, "AWS::Serverless::Function")
+    _check(properties)
+    constants = {
+        name: value
+        for name, value in properties["Environment"]["Variables"].items()
+        if isinstance(value, str)  # the others are the stack's parameters
+    }
+    with _unzipped(package / "deployment.zip") as folder:
+        deployed = Function(properties, python, folder, {**constants, **variables})
+        try:
+            deployed.start()
+            yield deployed, template
+        finally:
+            deployed.stop()
+
+
+def _check(properties: Json) -> None:
+    runtime = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    if properties["Runtime"] != runtime:
+        raise SystemExit(
+            f"The zip is for {properties['Runtime']}, this is {runtime}: build it with this Python"
+        )
+    architecture = LAMBDAS_NAMES.get(platform.machine(), platform.machine())
+    if properties["Architectures"] != [architecture]:
+        raise SystemExit(
+            f"The zip is for {', '.join(properties['Architectures'])}, this machine is {architecture}: "
+            f"make build-aws ARCH={architecture}"
+        )
+
+
+@contextmanager
+def _unzipped(archive: Path) -> Iterator[Path]:
+    """A folder with the zip's content, which the function can read and not write, as on Lambda."""
+    with tempfile.TemporaryDirectory(prefix="order-api-lambda-") as name:
+        folder = Path(name) / "task"
+        with ZipFile(archive) as zipped:
+            zipped.extractall(folder)
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o555)
+        yield folder
+
+
+def main(python: Path, built: Path, host: str, port: int) -> None:
+    """Serve until SIGTERM or Ctrl-C."""
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, lambda *_: sys.exit())
+    with function(built / "package", python, _variables()) as (deployed, template):
+        front.serve(ApiGateway(template, deployed.invoke).exchange, host, port).serve_forever()
+
+
+def _variables() -> dict[str, str]:
+    """Ours without those of Python and of the tokens: on Lambda the function verifies none."""
+    if (provider := os.environ.get("AUTH_PROVIDER") or "cognito") != "cognito":
+        raise SystemExit(
+            f"AUTH_PROVIDER is {provider!r}: API Gateway verifies Cognito's tokens only. Unset it"
+        )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AUTH_", "PYTHON"))}
+    return {"AWS_REGION": settings.tokens().region, **kept}
+
+
+def _obey_modes() -> None:
+    """Have the modes of files bind our children even as root, as they bind every other user."""
+    if os.geteuid() == 0:
+        ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
+
+
+if __name__ == "__main__":
+    try:
+        _obey_modes()
+        main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+    except settings.SettingsError as error:
+        raise SystemExit(str(error)) from None

@@ -1,0 +1,135 @@
+"""The part that API Gateway plays on AWS, for every other host.
+
+It finds the route, checks the token where the route has an authorizer, builds API Gateway's event, calls the
+app and hands back what a host sends. A shim only translates its cloud's request and response.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import parse_qs
+from uuid import uuid4
+
+from chalice.app import Chalice
+
+from app import COMMON_HEADERS
+from chalicelib import settings, tokens
+from chalicelib.callers import Verified
+from chalicelib.errors import Internal, Problem
+
+_log = logging.getLogger("order-api")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9-]{1,128}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client sent, in no cloud's words."""
+
+    method: str
+    target: str
+    """Path and query as they came over the wire, percent-encoded."""
+    headers: Mapping[str, str]
+    body: bytes
+    id: str = ""
+    """The host's own id of this request, never the client's; one is made where the host has none."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the client gets."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Gateway:
+    """Calls the app as API Gateway would. Safe to share between threads.
+
+    Raises SettingsError at once, not at the first request, when a variable is missing or wrong.
+    """
+
+    def __init__(self, app: Chalice) -> None:
+        if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:
+            raise settings.SettingsError(
+                "AWS_LAMBDA_FUNCTION_NAME is set, which means: claims were verified. Unset it on this host"
+            )
+        settings.check()
+        self._app = app
+        self._base_path = settings.base_path()
+
+    def answer(self, request: Request) -> Answer:
+        """Never raises: whatever goes wrong is a problem of the contract's shape."""
+        request_id = request.id if _REQUEST_ID.fullmatch(str(request.id)) else str(uuid4())
+        try:
+            answer = self._answer(request, request_id)
+            if _CONTROL.search("".join(answer.headers.values())):
+                raise ValueError("a response header holds a control character")
+        except Problem as problem:
+            return refusal(problem, request.method, request_id)
+        except Exception:
+            _log.exception("unforeseen error in request %s", request_id)
+            return refusal(Internal(), request.method, request_id)
+        return answer
+
+    def _answer(self, request: Request, request_id: str) -> Answer:
+        path, _, query = request.target.partition("?")
+        route, parameters = self._route(path)
+        methods = self._app.routes.get(route, {})
+        if request.method == "OPTIONS" and methods:
+            return _preflight([*methods, "OPTIONS"], request_id)
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        event = {
+            "requestContext": {
+                "resourcePath": route,
+                "httpMethod": request.method,
+                "path": path,
+                "requestId": request_id,
+            },
+            "headers": headers,
+            "pathParameters": parameters,
+            "multiValueQueryStringParameters": parse_qs(query, keep_blank_values=True) or None,
+            "stageVariables": None,
+            "body": request.body,
+            "isBase64Encoded": False,
+        }
+        declared = methods.get(request.method)
+        verified = None
+        if declared and declared.authorizer:
+            verified = Verified(tokens.claims(headers.get("authorization")))
+        answer = self._app(event, verified)
+        return Answer(answer["statusCode"], answer["headers"], answer["body"].encode())
+
+    def _route(self, path: str) -> tuple[str, dict[str, str]]:
+        """The template and its parameters, still percent-encoded; no template for an unknown path."""
+        given = path.removeprefix(self._base_path).split("/")
+        if not path.startswith(f"{self._base_path}/"):
+            return "", {}
+        for template in sorted(self._app.routes):
+            parts = template.split("/")
+            pairs = list(zip(parts, given, strict=False))
+            if len(parts) == len(given) and all(
+                part == value or (part.startswith("{") and value) for part, value in pairs
+            ):
+                return template, {part[1:-1]: value for part, value in pairs if part.startswith("{")}
+        return "", {}
+
+
+def refusal(problem: Problem, method: str, request_id: str) -> Answer:
+    """A problem that never reached the app, as the app would have answered it."""
+    response = problem.response(request_id)
+    own = {name: str(value) for name, value in response.headers.items()}
+    return Answer(
+        response.status_code,
+        {**COMMON_HEADERS, **own, "X-Request-Id": request_id},
+        b"" if method == "HEAD" else response.body.encode(),
+    )
+
+
+def _preflight(methods: list[str], request_id: str) -> Answer:
+    """What Chalice has API Gateway answer: CORS for the path, whatever the browser asks for."""
+    allowed = {"Access-Control-Allow-Methods": ",".join(methods)}
+    return Answer(200, {**COMMON_HEADERS, **allowed, "X-Request-Id": request_id}, b"")

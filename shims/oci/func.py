@@ -1,0 +1,41 @@
+"""Oracle Functions: fdk's context and body in, fdk's response out."""
+
+import io
+import logging
+from urllib.parse import urlsplit
+
+from fdk.constants import FN_INTENT, INTENT_HTTP_REQUEST
+from fdk.context import InvokeContext
+from fdk.response import Response
+
+from app import app
+from shims.gateway import Answer, Gateway, Request
+
+gateway = Gateway(app)
+logging.getLogger().setLevel(logging.INFO)  # fdk sets DEBUG, at which libraries print what they send
+
+
+def orders_api(ctx: InvokeContext, data: io.BytesIO) -> Response:
+    return outgoing(gateway.answer(incoming(ctx, data)), ctx)
+
+
+def incoming(ctx: InvokeContext, data: io.BytesIO) -> Request:
+    url = urlsplit(ctx.RequestURL())
+    return Request(
+        method=ctx.Method(),
+        target=f"{url.path}?{url.query}",
+        # Fn prefixes every header that a client sent but Content-Type, which travels as its own.
+        headers={"content-type": ctx.Headers().get("content-type", "application/json"), **ctx.HTTPHeaders()},
+        body=data.getvalue(),
+        id=ctx.CallID(),
+    )
+
+
+def outgoing(answer: Answer, ctx: InvokeContext) -> Response:
+    ctx.Headers()[FN_INTENT] = INTENT_HTTP_REQUEST  # a client's own Fn-Intent has hidden Fn's
+    return Response(
+        ctx,
+        response_data=answer.body,
+        status_code=answer.status,
+        headers=answer.headers,
+    )

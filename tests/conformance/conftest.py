@@ -1,0 +1,61 @@
+"""The doors: every host with its own environment and nothing of ours but the built folder."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy import hosts as builds
+from local import hosts
+from tests.builds import AwsBuild
+from tests.client import Answer, Transport, free_port, over_http
+from tests.cognito import UserPool
+from tests.conformance import suite
+from tests.conformance.cases import Case
+
+DOORS = ("local", "lambda", "azure", "gcp", "oci")
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory, aws_build: AwsBuild) -> Callable[[str], Path]:
+    """The folder that `make build-<cloud>` writes."""
+    folder = tmp_path_factory.mktemp("build")
+
+    def find(cloud: str) -> Path:
+        if cloud == "lambda":
+            return aws_build.folder
+        if not (folder / cloud).exists():
+            builds.build(cloud, folder / cloud)
+        return folder / cloud
+
+    return find
+
+
+@pytest.fixture(scope="session", params=DOORS)
+def door(request: pytest.FixtureRequest, environment: dict[str, str]) -> Iterator[tuple[str, Transport]]:
+    """A way in: requests over a real connection to a real host."""
+    if request.param == "local":
+        yield "local", request.getfixturevalue("http")
+        return
+    find = request.getfixturevalue("built")
+    port = free_port()
+    with hosts.serving(request.param, find(request.param), environment, "127.0.0.1", port):
+        yield request.param, over_http("127.0.0.1", port)
+
+
+@pytest.fixture(scope="session")
+def answers(
+    door: tuple[str, Transport], user_pool: UserPool, request: pytest.FixtureRequest
+) -> dict[str, tuple[Case, Answer]]:
+    """What this door answers to the whole list, sent once."""
+    name, send = door
+    tenant = f"conformance-{name}"
+    callers = {
+        "alice": user_pool.token(tenant),
+        "stranger": user_pool.token(f"{tenant}-stranger"),
+        "tenantless": user_pool.token(None),
+    }
+    found = list(suite.run(send, callers))
+    if request.config.getoption("--record-conformance") and name == "local":
+        suite.record(found)
+    return {case.name: (case, answer) for case, answer in found}

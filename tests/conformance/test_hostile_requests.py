@@ -1,0 +1,555 @@
+"""Requests that no honest client sends, byte for byte over a socket: every door refuses them alike and lives on."""
+
+import gzip
+import socket
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from local import hosts
+from tests.client import SEED_BYTES, Answer, free_port
+from tests.cognito import UserPool
+from tests.conformance.conftest import DOORS
+from tests.issuer import encoded
+
+pytestmark = pytest.mark.slow
+
+Address = tuple[str, int]
+Rows = Callable[..., list[tuple[Any, ...]]]
+
+MIB = 1024 * 1024
+PATIENCE = 20
+"""Seconds after which a door that says nothing hangs."""
+REFUSALS = {400, 405, 413, 414, 417, 431, 501, 505}
+"""What a host's own server says to what it does not hand on."""
+OURS = b"urn:order-api:problem:"
+AUTH = b"Authorization: Bearer {token}"
+JSON = b"Content-Type: application/json"
+LIST = "/orders?limit=1"
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """One request, with `{token}` in the place of a good one."""
+
+    name: str
+    raw: bytes
+    status: int
+    """What our code answers when it is reached."""
+    slug: str = ""
+    refusable: bool = False
+    """HTTP does not allow it, so that a host's own server may refuse it or hang up."""
+
+
+def request(line: str | bytes, *headers: str | bytes, body: bytes = b"") -> bytes:
+    lines = (line, "Host: x", "Connection: close", *headers)
+    return (
+        b"\r\n".join(each if isinstance(each, bytes) else each.encode() for each in lines)
+        + b"\r\n\r\n"
+        + body
+    )
+
+
+def get(target: str | bytes, *headers: str | bytes) -> bytes:
+    """With a good token."""
+    path = target if isinstance(target, bytes) else target.encode()
+    return request(b"GET " + path + b" HTTP/1.1", AUTH, *headers)
+
+
+def post(*headers: str | bytes, body: bytes = SEED_BYTES, own: tuple[bytes, ...] = (AUTH, JSON)) -> bytes:
+    """The seed order, or another body, with its length."""
+    return request("POST /orders HTTP/1.1", *own, *headers, f"Content-Length: {len(body)}", body=body)
+
+
+def framed(*headers: str | bytes, body: bytes) -> bytes:
+    """A body whose length these headers say, or do not."""
+    return request("POST /orders HTTP/1.1", AUTH, JSON, *headers, body=body)
+
+
+def chunks(*pieces: bytes) -> bytes:
+    return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in (*pieces, b""))
+
+
+# Header values
+
+INJECTED = b"X-Injected: yes"
+VALUES = {
+    "an encoded line break": b"a%0d%0a" + INJECTED,
+    "Latin-1": b"\xfc\xff",
+    "UTF-8": "李".encode(),
+    "U+0085 in Latin-1": b"a\x85" + INJECTED,
+    "a tab": b"a\tb",
+}
+FORBIDDEN = {
+    "a folded line": b"a\r\n " + INJECTED,
+    "a line folded with a tab": b"a\r\n\t" + INJECTED,
+    "NUL": b"a\x00b",
+    "a vertical tab": b"a\x0b" + INJECTED,
+    "a form feed": b"a\x0c" + INJECTED,
+    "an escape": b"\x1b[31m",
+    "DEL": b"a\x7fb",
+}
+"""RFC 9110, section 5.5: no control characters."""
+BROKEN = {"a line feed": b"a\n" + INJECTED, "a carriage return": b"a\r" + INJECTED}
+"""A lenient server takes these for two lines: a header with the value `a`, and one of the client's."""
+
+
+def in_header(name: str, value: bytes) -> bytes:
+    header = name.encode() + b": " + value
+    if name == "Idempotency-Key":
+        return post(header)
+    if name == "Content-Type":
+        return post(header, own=(AUTH,))
+    if name == "Authorization":
+        return request(f"GET {LIST} HTTP/1.1", header)
+    return get(LIST, header)
+
+
+def header_values() -> Iterator[Hostile]:
+    expected = {
+        "Idempotency-Key": (400, "malformed-request"),
+        "Content-Type": (415, "unsupported-media-type"),
+        "Authorization": (401, "unauthorized"),
+        "If-None-Match": (200, ""),
+        "X-Request-Id": (200, ""),
+        "Origin": (200, ""),
+    }
+    for name, (status, slug) in expected.items():
+        for what, value in VALUES.items():
+            yield Hostile(f"{what} in {name}", in_header(name, value), status, slug)
+        for what, value in FORBIDDEN.items():
+            yield Hostile(f"{what} in {name}", in_header(name, value), status, slug, refusable=True)
+        for what, value in BROKEN.items():
+            ours = (201, "") if name == "Idempotency-Key" else (status, slug)
+            yield Hostile(f"{what} in {name}", in_header(name, value), *ours, refusable=True)
+    for blank in (b"", b"  "):
+        yield Hostile(f"{blank!r} for a key", in_header("Idempotency-Key", blank), 400, "malformed-request")
+        yield Hostile(f"{blank!r} for a token", in_header("Authorization", blank), 401, "unauthorized")
+        yield Hostile(f"{blank!r} for tags", in_header("If-None-Match", blank), 200)
+        yield Hostile(f"{blank!r} for a media type", in_header("Content-Type", blank), 201)
+
+
+# Header lines
+
+HEADERS = [
+    Hostile("a header of 7 KB", get(LIST, "X-Big: " + "x" * 7000), 200),
+    Hostile("a header of 16 KB", get(LIST, "X-Big: " + "x" * 16384), 200, refusable=True),
+    Hostile("a header of 70 KB", get(LIST, "X-Big: " + "x" * 70_000), 200, refusable=True),
+    Hostile("85 headers", get(LIST, *(f"X-H{n}: {n}" for n in range(85))), 200),
+    Hostile("200 headers", get(LIST, *(f"X-H{n}: {n}" for n in range(200))), 200, refusable=True),
+    Hostile(
+        "a token of 16 KB",
+        request(f"GET {LIST} HTTP/1.1", "Authorization: Bearer " + "x" * 16384),
+        401,
+        "unauthorized",
+        refusable=True,
+    ),
+    Hostile("a name that is empty", get(LIST, ": x"), 200, refusable=True),
+    Hostile("a name with a blank", get(LIST, "X Y: x"), 200, refusable=True),
+    Hostile("a name with a blank behind it", get(LIST, "X-Y : x"), 200, refusable=True),
+    Hostile("a name of Latin-1", get(LIST, b"X-\xfc: x"), 200, refusable=True),
+    Hostile("a name of signs", get(LIST, "!#$%&'*+-.^`|~: x"), 200),
+    Hostile("a line without a colon", get(LIST, "XY"), 200, refusable=True),
+    Hostile("lines that end with LF alone", get(LIST).replace(b"\r\n", b"\n"), 200, refusable=True),
+    Hostile("two hosts", get(LIST, "Host: evil.example"), 200, refusable=True),
+    Hostile("a host with markup", get(LIST).replace(b"Host: x", b'Host: evil.example"><x'), 200, refusable=True),
+    Hostile("a host with a path", post().replace(b"Host: x", b"Host: evil.example/?x#"), 201, refusable=True),
+    Hostile("Authorization as hop by hop", get(LIST, "Connection: close, Authorization"), 200),
+    Hostile("a range", get(LIST, "Range: bytes=0-3"), 200),
+    Hostile("contradicting schemes", get(LIST, "X-Forwarded-Ssl: on", "X-Forwarded-Proto: http"), 200, refusable=True),
+    Hostile("a name with _ for the key", post("Idempotency_Key: a b"), 201),
+    Hostile("a name with _ for the type", post("Content_Type: text/plain"), 201),
+    Hostile("a name with _ for the length", post("Content_Length: 5"), 201),
+]  # fmt: skip
+
+# Targets
+
+TARGETS = [
+    Hostile(f"{what} in {where}", get(target.replace(b"{}", value)), status, slug, refusable=True)
+    for what, value in {**FORBIDDEN, **BROKEN, "a blank": b"a b", "a line break": b"a\r\n" + INJECTED}.items()
+    for where, target, status, slug in (
+        ("a path", b"/orders/{}", 404, "not-found"),
+        ("a query", b"/orders?cursor={}", 400, "malformed-request"),
+    )
+] + [
+    Hostile("an encoded line break in a path", get("/orders/a%0d%0aX-Injected:%20yes"), 404, "not-found"),
+    Hostile("an encoded line break nowhere", get("/a%0d%0aX-Injected:%20yes"), 404, "not-found"),
+    Hostile("an encoded line break in a query", get("/orders?cursor=%0d%0aX-Injected:%20yes"), 400, "malformed-request"),
+    Hostile("what Latin-1 makes a line break of", get("/orders/%E5%98%8A%E5%98%8DX-Injected:yes"), 404, "not-found"),
+    Hostile("a lone surrogate in a path", get("/orders/%ED%A0%80"), 404, "not-found"),
+    Hostile("a lone surrogate in a query", get("/orders?cursor=%ED%A0%80"), 400, "malformed-request"),
+    Hostile("bare UTF-8 in a path", get("/orders/ü".encode()), 404, "not-found", refusable=True),
+    Hostile("bare Latin-1 in a path", get(b"/orders/\xfc"), 404, "not-found", refusable=True),
+    Hostile("bare Latin-1 in a query", get(b"/orders?\xfc=1"), 400, "malformed-request", refusable=True),
+    Hostile("an absolute form", get("http://evil.example/orders"), 404, "not-found"),
+    Hostile("an absolute form without a path", get("http://evil.example"), 404, "not-found"),
+    Hostile("an absolute form of https", get("https://evil.example/health"), 404, "not-found"),
+    Hostile("an absolute form of no host", get("http://[evil/orders"), 404, "not-found", refusable=True),
+    Hostile("a fragment", get("/orders#x"), 404, "not-found", refusable=True),
+    Hostile("a fragment on a public path", get("/health#x"), 404, "not-found", refusable=True),
+    Hostile("a fragment behind a query", get("/orders?limit=1#x"), 400, "malformed-request", refusable=True),
+    Hostile("a query inside a fragment", get("/orders#x?limit=1"), 404, "not-found", refusable=True),
+    Hostile("an encoded fragment", get("/orders%23x"), 404, "not-found"),
+    Hostile("another host after //", get("//evil.example/orders"), 404, "not-found"),
+    Hostile("a public path after //", get("//evil.example/health"), 404, "not-found"),
+    Hostile("three slashes", get("///orders"), 404, "not-found"),
+    Hostile("half an IPv6 host after //", get("//[evil/orders"), 404, "not-found"),
+    Hostile("a bracket in a path", get("/orders/[x"), 404, "not-found"),
+    Hostile("a user for a host", get("@evil.example/health"), 404, "not-found", refusable=True),
+    Hostile("a port for a host", get(":99999/health"), 404, "not-found", refusable=True),
+    Hostile("no slash", get("orders"), 404, "not-found", refusable=True),
+    Hostile("a star", get("*"), 404, "not-found", refusable=True),
+    Hostile("a path's parameter", get("/orders;x=1"), 404, "not-found"),
+    Hostile("a public path's parameter", get("/health;x=1"), 404, "not-found"),
+    Hostile("an encoded question mark", get("/orders%3Flimit=1"), 404, "not-found"),
+    Hostile("encoded dots", get("/health/%2e%2e/orders"), 404, "not-found"),
+    Hostile("a dot", get("/./orders"), 404, "not-found"),
+    Hostile("a backslash", get("/orders\\x"), 404, "not-found"),
+    Hostile("a percent sign at the end", get("/orders/%"), 404, "not-found"),
+    Hostile("a path of the Functions host", get("/admin/host/status"), 404, "not-found"),
+    Hostile("a path of the framework", get("/robots.txt"), 404, "not-found"),
+    Hostile("a semicolon in a query", get("/orders?limit=1;offset=2"), 400, "malformed-request"),
+    Hostile("two question marks", get("/orders?limit=1?offset=2"), 400, "malformed-request"),
+    Hostile("a name that is nothing", get("/orders?=1"), 400, "malformed-request"),
+    Hostile("brackets in a name", get("/orders?limit[]=1"), 400, "malformed-request"),
+    Hostile("600 names", get("/orders?" + "&".join(f"a{n}" for n in range(600))), 400, "malformed-request"),
+    Hostile("a cursor of 8 KB", get("/orders?cursor=" + "x" * 8200), 400, "malformed-request", refusable=True),
+    Hostile("a query of 16 KB", get("/orders?" + "x" * 16384), 400, "malformed-request", refusable=True),
+]  # fmt: skip
+
+# Versions and methods
+
+LINES = [
+    Hostile("HTTP/1.0", request(f"GET {LIST} HTTP/1.0", AUTH), 200),
+    Hostile("HTTP/0.9", b"GET /health\r\n\r\n", 200, refusable=True),
+    Hostile("HTTP/2.0", request(f"GET {LIST} HTTP/2.0", AUTH), 200, refusable=True),
+    Hostile("HTTP/9", request(f"GET {LIST} HTTP/9", AUTH), 200, refusable=True),
+    Hostile("the preface of HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 404, refusable=True),
+    Hostile("an upgrade", get(LIST, "Connection: upgrade", "Upgrade: h2c, websocket"), 200, refusable=True),
+    Hostile("a method in small letters", request("get /orders HTTP/1.1"), 405, refusable=True),
+    Hostile("CONNECT", request("CONNECT evil.example:443 HTTP/1.1"), 404, "not-found", refusable=True),
+    Hostile("bytes of TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 20 + b"\r\n\r\n", 400, refusable=True),
+    Hostile("nothing but a line", b"\r\n\r\n", 400, refusable=True),
+]  # fmt: skip
+
+# Bodies
+
+TRAILED = b"%x;name=value\r\n%s\r\n0\r\n%s\r\n\r\n"
+CHUNKED = "Transfer-Encoding: chunked"
+BODIES = [
+    Hostile("chunks", framed(CHUNKED, body=chunks(SEED_BYTES[:50], SEED_BYTES[50:])), 201),
+    Hostile("chunks of more than 1 MiB", framed(CHUNKED, body=chunks(*[b" " * 65536] * 20)), 413, "payload-too-large"),
+    Hostile("chunks with a trailer", framed(CHUNKED, body=TRAILED % (len(SEED_BYTES), SEED_BYTES, INJECTED)), 201),
+    Hostile("chunks with a token behind", framed(CHUNKED, body=TRAILED % (len(SEED_BYTES), SEED_BYTES, b"Authorization: Bearer a.b.c")), 201, refusable=True),
+    *(
+        Hostile(f"a chunk of size {size!r}", framed(CHUNKED, body=b"%s\r\n%s\r\n0\r\n\r\n" % (size, SEED_BYTES)), 400, "malformed-request", refusable=True)
+        for size in (b"zz", b"", b"-5", b"+5", b"0x5", b"1_0", b"F" * 17)
+    ),
+    Hostile("chunks and a length", framed(CHUNKED, f"Content-Length: {len(chunks(SEED_BYTES))}", body=chunks(SEED_BYTES)), 400, "malformed-request", refusable=True),
+    *(
+        Hostile(f"a length of {length!r}", framed(f"Content-Length: {length}", body=SEED_BYTES), 400, "malformed-request", refusable=True)
+        for length in ("", "-1", f"+{len(SEED_BYTES)}", "0x5", "5.0", "1_0", f"{len(SEED_BYTES)}, {len(SEED_BYTES)}")
+    ),
+    Hostile("two lengths", post(f"Content-Length: {len(SEED_BYTES)}"), 400, "malformed-request", refusable=True),
+    Hostile("two different lengths", post("Content-Length: 5"), 400, "malformed-request", refusable=True),
+    *(
+        Hostile(f"a transfer coding {coding!r}", framed(b"Transfer-Encoding: " + coding, body=chunks(SEED_BYTES)), 400, "malformed-request", refusable=True)
+        for coding in (b"gzip", b"gzip, chunked", b"identity", b"xchunked", b"\x0bchunked", b"chunked, chunked")
+    ),
+    Hostile("a length and another coding", post("Transfer-Encoding: identity"), 400, "malformed-request", refusable=True),
+    Hostile("a body with gzip", post("Content-Encoding: gzip", body=gzip.compress(SEED_BYTES)), 400, "malformed-request"),
+    Hostile("a body with deflate", post("Content-Encoding: deflate", body=zlib.compress(SEED_BYTES)), 400, "malformed-request"),
+    Hostile("a bomb of gzip", post("Content-Encoding: gzip", body=gzip.compress(b" " * 64 * MIB)), 400, "malformed-request"),
+    Hostile("a body of 2 MiB", post(body=b" " * 2 * MIB), 413, "payload-too-large"),
+    Hostile("a body of 12 MiB", post(body=b" " * 12 * MIB), 413, "payload-too-large"),
+    Hostile("a body of 12 MiB without a token", post(body=b" " * 12 * MIB, own=(JSON,)), 401, "unauthorized"),
+    Hostile("a body on GET", get(LIST, JSON, "Content-Length: 5") + b"{\xff{{{", 200),
+    Hostile("a form with files", post("Content-Type: multipart/form-data; boundary=x", body=b"--x\r\n\r\n--x--", own=(AUTH,)), 415, "unsupported-media-type"),
+    Hostile("a form without a boundary", post("Content-Type: multipart/form-data", own=(AUTH,)), 415, "unsupported-media-type"),
+    Hostile("a message in a message", post("Content-Type: message/rfc822", own=(AUTH,)), 415, "unsupported-media-type"),
+    Hostile("an event of the cloud's", post("Content-Type: application/cloudevents+json", own=(AUTH,)), 415, "unsupported-media-type"),
+    Hostile("an unknown expectation", post("Expect: 200-ok"), 201, refusable=True),
+]  # fmt: skip
+
+CASES = [*header_values(), *HEADERS, *TARGETS, *LINES, *BODIES]
+
+# What only looks like a host's own word
+
+FORGED = encoded(
+    {"auth_typ": "aad", "claims": [{"typ": "tid", "val": "victim"}], "tid": "victim", "sub": "mallory"}
+)
+CLAIMS = '{"custom:tenant_id": "victim", "tenant_id": "victim", "tid": "victim", "sub": "mallory"}'
+SPOOFED = [
+    f"X-MS-CLIENT-PRINCIPAL: {FORGED}",
+    "X-MS-CLIENT-PRINCIPAL-ID: victim",
+    "X-MS-CLIENT-PRINCIPAL-NAME: victim",
+    "X-MS-TOKEN-AAD-ID-TOKEN: a.b.c",
+    f"X-Apigateway-Api-Userinfo: {FORGED}",
+    f"X-Endpoint-API-UserInfo: {FORGED}",
+    f"X-Apigateway-Event: {CLAIMS}",
+    f"X-Apigateway-Context: {CLAIMS}",
+    f"X-Amzn-Request-Context: {CLAIMS}",
+    f"X-Amzn-Lambda-Context: {CLAIMS}",
+    f"X-Amzn-Oidc-Data: {FORGED}.{FORGED}.",
+    "X-Amzn-Oidc-Identity: victim",
+    f"Lambda-Runtime-Cognito-Identity: {CLAIMS}",
+    "X-Goog-Authenticated-User-Email: accounts.google.com:victim@example.com",
+    f"X-Goog-Iap-Jwt-Assertion: {FORGED}.{FORGED}.",
+    "Function-Execution-Id: client-0000",
+    "X-Cloud-Trace-Context: client-0000/1;o=1",
+    "Ce-Id: client-0000",
+    "Ce-Type: victim",
+    "Ce-Source: victim",
+    "Ce-Specversion: 1.0",
+    "Fn-Intent: cloudevent",
+    "Fn-Call-Id: client-0000",
+    "Fn-Http-Method: DELETE",
+    "Fn-Http-Request-Url: /health",
+    "Fn-Http-Status: 500",
+    f"Fn-Http-H-Claims: {CLAIMS}",
+    "Oci-Subject-Id: victim",
+    "X-Forwarded-Host: evil.example",
+    "X-Forwarded-Prefix: /evil",
+    "X-Forwarded-User: victim",
+    "X-Original-URL: /health",
+    "X-Rewrite-URL: /health",
+    "X-HTTP-Method-Override: DELETE",
+    "Script-Name: /orders",
+    "SCRIPT_NAME: /orders",
+    "PATH_INFO: /health",
+    "REMOTE_USER: victim",
+    "X-Tenant-Id: victim",
+    "tenant_id: victim",
+    "custom:tenant_id: victim",
+    f"claims: {CLAIMS}",
+    f"authorizer: {CLAIMS}",
+    "X-Request-Id: client-0000",
+    "X-Invocation-Id: client-0000",
+]
+ELSEWHERE = [
+    "Proxy-Authorization",
+    "X-Forwarded-Authorization",
+    "X-Serverless-Authorization",
+    "X-Authorization",
+    "X-Amz-Security-Token",
+    "X-Api-Key",
+    "X-MS-TOKEN-AAD-ID-TOKEN",
+    "Authorization_",
+    "HTTP_AUTHORIZATION",
+    "Fn-Http-H-Authorization",
+    "Fn-Http-H-Fn-Http-H-Authorization",
+    "Cookie",
+]
+"""Headers that are not Authorization."""
+
+
+@pytest.fixture(scope="module", params=DOORS)
+def door(
+    request: pytest.FixtureRequest, environment: dict[str, str], built: Callable[[str], Path]
+) -> Iterator[Address]:
+    """Where a host listens."""
+    if request.param == "local":
+        yield request.getfixturevalue("server")
+        return
+    address = ("127.0.0.1", free_port())
+    with hosts.serving(request.param, built(request.param), environment, *address):
+        yield address
+
+
+@pytest.fixture
+def token(user_pool: UserPool) -> bytes:
+    return user_pool.token("hostile").encode()
+
+
+def said(door: Address, raw: bytes, *, half: bool = False) -> list[Answer]:
+    """Every answer until the door hangs up; `half` stops sending before it has answered."""
+    received = b""
+    with socket.create_connection(door, PATIENCE) as line:
+        try:
+            line.sendall(raw)
+            if half:
+                line.shutdown(socket.SHUT_WR)
+            while more := line.recv(65536):
+                received += more
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it has said no before it heard all
+    return list(parsed(received))
+
+
+def parsed(received: bytes) -> Iterator[Answer]:
+    while received:
+        head, _, received = received.partition(b"\r\n\r\n")
+        status_line, *lines = head.decode("latin-1").split("\r\n")
+        assert status_line.startswith("HTTP/1."), f"an answer without a status line: {status_line}"
+        headers: Mapping[str, str] = {
+            name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
+        }
+        status = int(status_line.split()[1])
+        length = 0 if status == 100 else int(headers.get("content-length", len(received)))
+        body, received = received[:length], received[length:]
+        yield Answer(status, headers, body)
+
+
+def refused_by_its_server(answer: Answer) -> bool:
+    return answer.status in REFUSALS and OURS not in answer.body
+
+
+def wrong(case: Hostile, answers: list[Answer]) -> str:
+    """What is wrong with the answers, in words; nothing when all is well."""
+    if not answers:
+        return "" if case.refusable else "it hung up"
+    (answer,) = answers
+    if case.refusable and refused_by_its_server(answer):
+        return ""
+    if (answer.status, OURS in answer.body and answer.slug) == (case.status, case.slug or False):
+        return ""
+    return f"{answer.status} {answer.body[:200]!r}"
+
+
+def assert_silent(answer: Answer) -> None:
+    """Nothing of the client's and nothing of our insides is in it."""
+    assert not [name for name in answer.headers if "inject" in name]
+    for value in (*answer.headers.values(), answer.body.decode()):
+        assert not [
+            word for word in ("Injected", "evil", "Traceback", 'File "', "client-0000") if word in value
+        ]
+
+
+def assert_lives(door: Address) -> None:
+    (answer,) = said(door, request("GET /health HTTP/1.1"))
+    assert (answer.status, answer.body) == (200, b'{"status":"ok"}')
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_hostile_request_is_answered_alike_everywhere(door: Address, token: bytes, case: Hostile) -> None:
+    answers = said(door, case.raw.replace(b"{token}", token), half=True)
+
+    assert wrong(case, answers) == ""
+    for answer in answers:
+        assert_silent(answer)
+    assert_lives(door)
+
+
+@pytest.mark.parametrize("spoofed", SPOOFED)
+def test_a_spoofed_header_opens_nothing(door: Address, spoofed: str) -> None:
+    (answer,) = said(door, request("GET /orders HTTP/1.1", spoofed))
+
+    assert (answer.status, answer.slug) == (401, "unauthorized")
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert_silent(answer)
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_good_token_in_another_header_opens_nothing(door: Address, token: bytes, name: str) -> None:
+    header = name.encode() + (b": authorization=" if name == "Cookie" else b": Bearer ") + token
+
+    (answer,) = said(door, request("GET /orders HTTP/1.1", header))
+
+    assert (answer.status, answer.slug) == (401, "unauthorized")
+
+
+def test_beside_a_good_token_spoofed_headers_change_nothing(
+    door: Address, user_pool: UserPool, rows: Rows, tenant: str
+) -> None:
+    raw = post(*SPOOFED).replace(b"{token}", user_pool.token(tenant).encode())
+
+    (answer,) = said(door, raw)
+
+    assert (answer.status, answer.json["order"]["tenant_id"]) == (201, tenant)
+    assert_silent(answer)
+    assert rows(
+        "select count(*) from orders where tenant_id = %s or created_by = %s", "victim", "victim"
+    ) == [(0,)]
+
+
+@pytest.mark.parametrize("first", ["the stranger's", "the tenant's", "garbage"])
+def test_of_two_tokens_the_last_counts_or_none(
+    door: Address, user_pool: UserPool, tenant: str, first: str
+) -> None:
+    """Some hosts join repeated headers, others hand on the last alone: no host takes the first."""
+    tokens = {"the stranger's": user_pool.token("stranger"), "the tenant's": user_pool.token(tenant)}
+    second = "the stranger's" if first == "the tenant's" else "the tenant's"
+    own = tuple(b"Authorization: Bearer " + tokens.get(each, "a.b.c").encode() for each in (first, second))
+
+    (answer,) = said(door, post(own=(*own, JSON)))
+
+    assert answer.status in (201, 401)
+    if answer.status == 201:
+        assert answer.json["order"]["tenant_id"] == ("stranger" if second == "the stranger's" else tenant)
+
+
+def test_requests_sent_at_once_are_answered_in_their_order(door: Address, token: bytes) -> None:
+    kept = b"Connection: keep-alive"
+    pipeline = (
+        get("/orders?limit=0") + request("GET /orders HTTP/1.1") + post() + request("HEAD /health HTTP/1.1")
+    )
+    *earlier, last = pipeline.split(b"Connection: close")
+    raw = kept.join(earlier) + b"Connection: close" + last
+
+    answers = said(door, raw.replace(b"{token}", token))
+
+    assert [answer.status for answer in answers] == [400, 401, 201, 200]
+
+
+@pytest.mark.parametrize("framing", ["a length", "chunks"])
+def test_a_body_is_never_the_next_request(door: Address, token: bytes, framing: str) -> None:
+    hidden = get("/orders").replace(b"{token}", token)
+    raw = {
+        "a length": post(body=hidden, own=(JSON,)),
+        "chunks": request("POST /orders HTTP/1.1", JSON, CHUNKED, body=chunks(hidden)),
+    }[framing]
+
+    (answer,) = said(door, raw)
+
+    assert answer.status == 401
+
+
+def test_a_client_that_waits_to_be_asked_is_asked(door: Address, token: bytes) -> None:
+    head, _, body = post("Expect: 100-continue").replace(b"{token}", token).partition(b"\r\n\r\n")
+    with socket.create_connection(door, PATIENCE) as line:
+        line.sendall(head + b"\r\n\r\n")
+        assert line.recv(65536).startswith(b"HTTP/1.1 100 ")
+        line.sendall(body)
+        received = b"".join(iter(lambda: line.recv(65536), b""))
+
+    (answer,) = (each for each in parsed(received) if each.status != 100)
+    assert answer.status == 201
+
+
+@pytest.mark.parametrize("framing", ["a length", "chunks"])
+def test_half_a_body_places_no_order(
+    door: Address, user_pool: UserPool, rows: Rows, tenant: str, framing: str
+) -> None:
+    raw = {
+        "a length": framed(f"Content-Length: {len(SEED_BYTES) + 9}", body=SEED_BYTES),
+        "chunks": framed(CHUNKED, body=chunks(SEED_BYTES)[:-5]),
+    }[framing]
+
+    answers = said(door, raw.replace(b"{token}", user_pool.token(tenant).encode()), half=True)
+
+    assert [answer.status for answer in answers] in ([], [400])
+    assert rows("select count(*) from orders where tenant_id = %s", tenant) == [(0,)]
+    assert_lives(door)
+
+
+def test_a_client_that_hangs_up_leaves_the_door_open(door: Address, token: bytes) -> None:
+    for raw in (b"", b"GET", get(LIST)[:-4], post()[:-20], post(body=b" " * MIB)):
+        with socket.create_connection(door, PATIENCE) as line:
+            line.sendall(raw.replace(b"{token}", token))
+
+    assert_lives(door)
+
+
+def test_the_same_key_from_two_headers_names_one_order(door: Address, token: bytes) -> None:
+    key = f"Idempotency-Key: {uuid4()}"
+    raw = post(key, key).replace(b"{token}", token)
+
+    first, again = said(door, raw), said(door, raw)
+
+    assert [first[0].status, again[0].status] == [201, 201]
+    assert first[0].json == again[0].json

@@ -1,0 +1,13 @@
+"""SAM's own translation of a template, as CloudFormation receives it; runs in the template environment."""
+
+import json
+import sys
+
+from samtranslator.parser.parser import Parser
+from samtranslator.translator.translator import Translator
+
+template = json.load(sys.stdin)
+for resource in template["Resources"].values():
+    if resource["Type"] == "AWS::Serverless::Function":
+        resource["Properties"]["CodeUri"] = "s3://bucket/deployment.zip"  # as `sam deploy` does
+json.dump(Translator({}, Parser()).translate(template, {}), sys.stdout)

@@ -1,0 +1,65 @@
+"""The virtual environments that hold what one cloud's host holds."""
+
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from local import environments
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project without any environment yet."""
+    shutil.copy(environments.PROJECT / "pyproject.toml", tmp_path)
+    (tmp_path / "shims/gcp").mkdir(parents=True)
+    monkeypatch.setattr(environments, "PROJECT", tmp_path)
+    return tmp_path
+
+
+def modules(python: Path, *names: str) -> list[bool]:
+    """Which of these can be imported there."""
+    code = f"from importlib.util import find_spec; print(*(bool(find_spec(name)) for name in {names}))"
+    said = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True).stdout
+    return [word == "True" for word in said.split()]
+
+
+@pytest.mark.slow
+def test_callers_at_once_get_one_environment_with_nothing_else_in_it(project: Path) -> None:
+    def call(_: int) -> tuple[Path, list[bool]]:
+        python = environments.environment("lambda")
+        return python, modules(python, "awslambdaric", "chalice", "pytest")
+
+    with ThreadPoolExecutor(6) as pool:
+        found = [*pool.map(call, range(6))]
+
+    assert found == [(found[0][0], [True, False, False])] * 6
+    assert [*project.glob("build/venvs/*/bin/python")] == [found[0][0]]
+
+
+@pytest.mark.slow
+def test_an_environment_that_was_interrupted_is_made_anew(project: Path) -> None:
+    pins = project / "shims/gcp/requirements.txt"
+    pins.write_text("six==1.17.0\n")
+    python = environments.environment("gcp")
+    (python.parent.parent / ".installed").unlink()
+    shutil.rmtree(next(python.parent.parent.glob("lib/*/site-packages")) / "six-1.17.0.dist-info")
+    next(python.parent.parent.glob("lib/*/site-packages/six.py")).unlink()
+
+    assert modules(environments.environment("gcp"), "six") == [True]
+
+    pins.write_text("six==1.17.0\nidna==3.20\n")
+    assert modules(environments.environment("gcp"), "idna") == [True]
+    assert environments.environment("gcp") != python
+
+
+@pytest.mark.slow
+def test_what_cannot_be_installed_is_said(project: Path) -> None:
+    (project / "shims/gcp/requirements.txt").write_text("six==0.0.0.1\n")
+
+    with pytest.raises(SystemExit, match=r"(?s)Is the package index reachable\?.*six"):
+        environments.environment("gcp")
+    with pytest.raises(SystemExit, match="one of azure, gcp, lambda, oci"):
+        environments.environment("heroku")
