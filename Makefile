@@ -11,7 +11,7 @@ VIA    ?= chalice
 TOKEN_USER := $(if $(filter command line,$(origin USER)),$(USER))
 
 .DEFAULT_GOAL := help
-.PHONY: help run token build-aws deploy-aws gateway-responses build-azure build-gcp build-oci local-aws local-azure local-gcp local-oci deploy-azure deploy-gcp deploy-run deploy-oci conform test test-fast lint fmt lock system-packages clean
+.PHONY: help run token build-aws deploy-aws gateway-responses build-azure build-gcp build-oci local-aws local-lambda local-azure local-gcp local-oci deploy-azure deploy-gcp deploy-run deploy-oci conform test test-fast lint fmt lock system-packages clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / {gsub(/ /, ", ", $$1); printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,7 +42,7 @@ gateway-responses: $(READY) ## API Gateway's own errors in our shape, after a pl
 build-azure build-gcp build-oci: build-%: $(READY) ## build/<cloud>, ready for that cloud's own command
 	@$(BIN)/python -m deploy build $*
 
-local-aws local-azure local-gcp local-oci: local-%: $(READY) ## serve what was built with that cloud's own Python runtime
+local-aws local-lambda local-azure local-gcp local-oci: local-%: $(READY) ## serve what was built with that cloud's own Python runtime
 	@$(BIN)/python -m local serve $*
 
 deploy-azure deploy-gcp deploy-run deploy-oci: deploy-%: $(READY) ## hand build/<cloud> to that cloud's own command

@@ -197,7 +197,7 @@ def json_body() -> bytes:
         raise MalformedRequest("The body is not valid base64 or not valid Unicode.") from None
     if len(body) > LARGEST_BODY:
         raise PayloadTooLarge
-    media_type = request().headers.get("content-type", "application/json").partition(";")[0]
+    media_type = (request().headers.get("content-type") or "application/json").partition(";")[0]
     if media_type.strip().lower() != "application/json":
         raise UnsupportedMediaType
     return body

@@ -1,4 +1,4 @@
-"""The zip that goes to Lambda: made reproducible, and searched for what would fail only there."""
+"""The zip that goes to Lambda, searched for what would fail only there."""
 
 import csv
 import importlib.util
@@ -6,7 +6,7 @@ import struct
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
+from zipfile import ZipFile
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -18,17 +18,6 @@ MACHINES = {"x86_64": 62, "arm64": 183}
 UNCHECKED_HASH = 1
 """The flags of bytecode that is used without a look at its source (PEP 552)."""
 OURS = ("app.py", "chalice/", "chalicelib/")
-
-
-def normalize(archive: Path) -> None:
-    """Write the zip again with its members in order and without times: the same content, the same bytes."""
-    with ZipFile(archive) as zipped:
-        members = {name: zipped.read(name) for name in sorted(zipped.namelist())}
-    with ZipFile(archive, "w", ZIP_DEFLATED) as zipped:
-        for name, content in members.items():
-            member = ZipInfo(name, (1980, 1, 1, 0, 0, 0))
-            member.external_attr = 0o644 << 16
-            zipped.writestr(member, content, ZIP_DEFLATED)
 
 
 def faults(archive: Path, requirements: Path, architecture: str) -> list[str]:

@@ -60,7 +60,8 @@ def build(into: Path, stage: str, architecture: str) -> None:
     _package(into, stage, config)
     package = into / "package"
     if found := archive.faults(package / "deployment.zip", REQUIREMENTS, architecture):
-        raise SystemExit("\n  ".join(["The zip would not run on Lambda:", *found]))
+        more = [f"and {len(found) - 20} more"] if len(found) > 20 else []
+        raise SystemExit("\n  ".join(["The zip would not run on Lambda:", *found[:20], *more]))
     print(f"Ready: {package / 'deployment.zip'}, {package / 'sam.json'}")
 
 
@@ -93,18 +94,19 @@ def _listed(name: str) -> list[str]:
 
 
 def _clear(into: Path) -> None:
-    """An empty folder; never somebody else's."""
-    if into.is_dir() and any(into.iterdir()) and not (into / ".chalice").is_dir():
+    """An empty folder but for our mark, an empty requirements.txt; never somebody else's folder."""
+    mark = into / "requirements.txt"
+    if into.is_dir() and any(into.iterdir()) and not (mark.is_file() and mark.stat().st_size == 0):
         raise SystemExit(f"{into} is not a build of ours: empty it, or choose another folder")
     shutil.rmtree(into, ignore_errors=True)
     into.mkdir(parents=True)
+    # What it would name is in vendor/, compiled; Chalice would install it a second time.
+    mark.touch()
 
 
 def _copy_sources(into: Path) -> None:
     shutil.copy(PROJECT / "app.py", into)
     shutil.copytree(PROJECT / "chalicelib", into / "chalicelib", ignore=shutil.ignore_patterns("__pycache__"))
-    # What it would name is in vendor/, compiled; Chalice would install it a second time.
-    (into / "requirements.txt").write_text("")
 
 
 def _vendor(into: Path, architecture: str) -> None:
@@ -167,10 +169,6 @@ def _package(into: Path, stage: str, config: Json) -> None:
     command: list[str | Path] = [chalice_command(), "package", "--stage", stage]
     command += ["--merge-template", additions.name, "package"]
     run(command, into, AWS_DEFAULT_REGION=region)
-    zipped = into / "package" / "deployment.zip"
-    archive.normalize(zipped)
-    (cached,) = (into / ".chalice" / "deployments").glob("*.zip")
-    shutil.copy(zipped, cached)
 
 
 def configure_app(chosen: Mapping[str, Any]) -> None:

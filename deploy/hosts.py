@@ -17,6 +17,15 @@ from chalicelib import settings
 PROJECT = Path(__file__).parent.parent
 NOT_SHIPPED = shutil.ignore_patterns("__pycache__")
 NAME = "orders-api"
+OWN = {
+    "azure": (
+        *("function_app.py", "host.json", "requirements.txt"),
+        *("local.settings.example.json", ".funcignore"),
+    ),
+    "gcp": ("main.py", "requirements.txt", "Dockerfile"),
+    "oci": ("func.py", "requirements.txt", "func.yaml"),
+}
+"""Each cloud's files of shims/<cloud>, first the module that its runtime imports."""
 SETTINGS = (
     *("DATABASE_URL", "DB_HOST", "DB_PORT", "DB_NAME", "DB_USER", "DB_PASSWORD", "DB_SSLMODE"),
     *("DB_CONNECT_TIMEOUT", "DB_POOL_SIZE", "DB_POOL_MAX", "DB_POOL_RECYCLE", "DB_POOL_TIMEOUT"),
@@ -29,15 +38,19 @@ SETTINGS = (
 
 def build(cloud: str, into: Path) -> None:
     """Write the folder that the cloud's own command deploys, and its runtime runs, as it is."""
+    if into.is_dir() and any(into.iterdir()) and not _is_build(cloud, into):
+        raise SystemExit(f"{into} is not a build of ours: empty it, or choose another folder")
     shutil.rmtree(into, ignore_errors=True)
-    shutil.copytree(PROJECT / "shims" / cloud, into, ignore=NOT_SHIPPED)
-    shutil.copytree(PROJECT / "chalicelib", into / "chalicelib", ignore=NOT_SHIPPED)
-    shutil.copy(PROJECT / "app.py", into)
-    (into / "shims").mkdir()
+    (into / "shims").mkdir(parents=True)
+    for name in OWN[cloud]:
+        shutil.copy(PROJECT / "shims" / cloud / name, into)
     for module in ("__init__.py", "gateway.py"):
         shutil.copy(PROJECT / "shims" / module, into / "shims")
-    compiled = compileall.compile_dir(into, quiet=1, invalidation_mode=PycInvalidationMode.UNCHECKED_HASH)
-    if not compiled:
+    shutil.copy(PROJECT / "app.py", into)
+    shutil.copytree(PROJECT / "chalicelib", into / "chalicelib", ignore=NOT_SHIPPED)
+    unchecked = PycInvalidationMode.UNCHECKED_HASH
+    # Without this machine's path, which would show in the function's tracebacks.
+    if not compileall.compile_dir(into, quiet=1, invalidation_mode=unchecked, stripdir=into):
         raise SystemExit(f"{into} does not compile: see above")
     print(f"{into} is ready")
 
@@ -47,12 +60,12 @@ def deploy(target: str, folder: Path) -> None:
 
     Everything that is missing is said before anything is changed. Raises SystemExit.
     """
-    if not folder.is_dir():
-        raise SystemExit(
-            f"{folder} is not there: run make build-{'gcp' if target == 'run' else target} first"
-        )
+    cloud = "gcp" if target == "run" else target
+    if not _is_build(cloud, folder):
+        raise SystemExit(f"{folder} holds no build: run make build-{cloud} first")
     try:
         settings.check()
+        settings.cors_origin()
     except settings.SettingsError as error:
         raise SystemExit(f"The function would not start. {error}") from None
     found = {name: os.environ[name] for name in SETTINGS if os.environ.get(name)}
@@ -75,7 +88,9 @@ def _azure(folder: Path, found: dict[str, str]) -> None:
         "--resource-group",
         group,
     ]
-    with _file(json.dumps([{"name": name, "value": value} for name, value in found.items()])) as file:
+    # Without slotSetting, an older az takes every setting for one of the deployment slot.
+    values = [{"name": name, "value": value, "slotSetting": False} for name, value in found.items()]
+    with _file(json.dumps(values)) as file:
         _run([*settings_of, "--output", "none", "--settings", f"@{file}"], folder)
     _run([func, "azure", "functionapp", "publish", app, "--python", "--build", "remote"], folder)
 
@@ -108,12 +123,21 @@ def _gcloud(command: list[str], folder: Path, found: dict[str, str]) -> None:
 def _oracle(folder: Path, found: dict[str, str]) -> None:
     fn = _tool("fn", "https://fnproject.io/tutorials/install")
     app = _variable("OCI_APP", "the application of Oracle Functions, made beforehand")
+    if settings.database().secret is None and (shown := found.keys() & {"DATABASE_URL", "DB_PASSWORD"}):
+        raise SystemExit(
+            f"{' and '.join(sorted(shown))} would stand on fn's command line, for every user of this machine "
+            "to read. Put the password into OCI Vault, and its OCID into DB_PASSWORD (docs/secrets.md)"
+        )
     _run([fn, "deploy", "--app", app], folder)
     for name, value in found.items():
         _run([fn, "config", "function", app, NAME, name, value], folder)
 
 
 TARGETS = {"azure": _azure, "gcp": _cloud_functions, "run": _cloud_run, "oci": _oracle}
+
+
+def _is_build(cloud: str, folder: Path) -> bool:
+    return all((folder / module).is_file() for module in ("app.py", OWN[cloud][0]))
 
 
 def _tool(name: str, source: str) -> str:

@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -85,7 +85,7 @@ def _serve(host: str, port: int, urls: database.Urls) -> None:
         server = serve(app, host, port, local_page)
     except OSError as error:
         raise _cannot_listen("run", host, port, error) from None
-    _write_env(environment)
+    _write_private("env", "".join(f"{name}={shlex.quote(value)}\n" for name, value in environment.items()))
     print(_block(api, urls.app, tokens, page=True), flush=True)
     try:
         server.server.serve_forever()
@@ -109,7 +109,6 @@ def _serve_built(cloud: str, host: str, port: int, urls: database.Urls) -> None:
     environment = _environment(urls, f"http://127.0.0.1:{keys.server_address[1]}/jwks.json", host)
     os.environ.update(environment, no_proxy=environment["NO_PROXY"])
     with hosts.serving(cloud, built, environment, host, port):
-        _write_env(environment)
         print(_block(_url(host, port), urls.app, tokens, page=False), flush=True)
         threading.Event().wait()
 
@@ -133,10 +132,6 @@ def _environment(urls: database.Urls, jwks_url: str, host: str) -> dict[str, str
         # The keys are on this machine: no proxy is asked for them.
         "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1,localhost", host])),
     }
-
-
-def _write_env(environment: Mapping[str, str]) -> None:
-    _write_private("env", "".join(f"{name}={shlex.quote(value)}\n" for name, value in environment.items()))
 
 
 def _cannot_listen(target: str, host: str, port: int, error: OSError) -> SystemExit:

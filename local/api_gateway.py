@@ -131,7 +131,7 @@ class ApiGateway:
         integration = self._match(request)[2]["x-amazon-apigateway-integration"]
         if integration["type"] == "mock":
             return _mocked(integration["responses"]["default"], request)
-        event = json.dumps(self.event(request), ensure_ascii=False).encode()
+        event = json.dumps(self.event(request), ensure_ascii=False).encode(errors="replace")
         # The front keeps no more of a body than the app accepts; its length says what was sent.
         if int(request.header("content-length") or 0) > LARGEST_BODY or len(event) > LARGEST_EVENT:
             raise Refused("REQUEST_TOO_LARGE")

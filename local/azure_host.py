@@ -56,10 +56,7 @@ def _invoke(call: Any, method: str, url: str, headers: front.Pairs, body: bytes)
 
 def _datum(method: str, url: str, headers: front.Pairs, body: bytes) -> Datum:
     """The invocation's input as the host sends it: header names in lower case, repeats joined."""
-    joined: dict[str, list[str]] = {}
-    for name, value in headers:
-        joined.setdefault(name.lower(), []).append(value)
-    texts = {name: Datum(",".join(values), "string") for name, values in joined.items()}
+    texts = {name: Datum(value, "string") for name, value in front.joined(headers).items()}
     query = {name: Datum(value, "string") for name, value in parse_qsl(urlsplit(url).query)}
     return Datum(
         {

@@ -1,5 +1,6 @@
 """An HTTP server of the standard library alone, for hosts that need one in front of them on this machine."""
 
+import http.client
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +15,7 @@ Exchange = Callable[[str, str, Pairs, bytes], Reply]
 
 _LENGTH = re.compile(r"[0-9]{1,15}")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\n]*)?\r?\n")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _LINE_ENDS = (b"\r\n", b"\n", b"")
 LARGEST_READ = 64 * 1024 * 1024
 KEPT = 1024 * 1024 + 1
@@ -25,10 +27,18 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
 
+class Headers(http.client.HTTPMessage):
+    """A request's headers alone, whatever their Content-Type: the parser would look for parts in a form."""
+
+    def get_content_type(self) -> str:
+        return "text/plain"
+
+
 class Handler(BaseHTTPRequestHandler):
     """Reads a request off the wire as strictly as the hosts' own servers do, and writes its answer."""
 
     protocol_version = "HTTP/1.1"
+    MessageClass = Headers
     timeout = 60
     disable_nagle_algorithm = True
 
@@ -41,7 +51,10 @@ class Handler(BaseHTTPRequestHandler):
         if not super().parse_request():
             return False
         self.path = self.requestline.split()[1]
-        if self.headers.defects or any("\n" in value for value in self.headers.values()):
+        if self.request_version == "HTTP/0.9" or not self.path.startswith(("/", "*")):
+            self.send_error(400, "Malformed request line")
+            return False
+        if self.headers.defects or any(_CONTROL.search(value) for value in self.headers.values()):
             # The parser gave up half-way: what it takes for the body would be read as the next request.
             self.send_error(400, "Malformed header line")
             return False
@@ -50,6 +63,7 @@ class Handler(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:  # noqa: ARG002
         """What http.server refuses before there is a request for the app."""
         self.close_connection = True
+        self.request_version = self.protocol_version  # else http.server leaves out the status line
         title = message or self.responses[code][0]
         body = json.dumps({"type": "about:blank", "title": title, "status": code}).encode()
         self.send(code, [("Content-Type", "application/problem+json"), ("Connection", "close")], body)
@@ -125,6 +139,14 @@ class Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return bytes(body)
         return None
+
+
+def joined(headers: Pairs) -> dict[str, str]:
+    """Names in lower case, repeated headers as one (RFC 9110, section 5.3)."""
+    found: dict[str, list[str]] = {}
+    for name, value in headers:
+        found.setdefault(name.lower(), []).append(value)
+    return {name: ",".join(values) for name, values in found.items()}
 
 
 def serve(exchange: Exchange, host: str, port: int) -> Server:

@@ -36,7 +36,7 @@ def serve(app: Chalice, host: str, port: int, local_page: LocalPage) -> LocalDev
         page = local_page(target.partition("?")[0])
         if page is not None and method != "OPTIONS":
             return _reply(_page(method, *page))
-        return _reply(gateway.answer(Request(method, target, dict(headers), body)))
+        return _reply(gateway.answer(Request(method, target, front.joined(headers), body)))
 
     def handler(*args: Any, **_chalices: Any) -> Handler:
         return Handler(*args, exchange=exchange)

@@ -14,10 +14,10 @@ from uuid import uuid4
 
 from chalice.app import Chalice
 
-from app import COMMON_HEADERS
+from app import COMMON_HEADERS, LARGEST_BODY
 from chalicelib import settings, tokens
 from chalicelib.callers import Verified
-from chalicelib.errors import Internal, Problem
+from chalicelib.errors import Internal, MalformedRequest, Problem
 
 _log = logging.getLogger("order-api")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9-]{1,128}")
@@ -82,6 +82,12 @@ class Gateway:
         if request.method == "OPTIONS" and methods:
             return _preflight([*methods, "OPTIONS"], request_id)
         headers = {name.lower(): value for name, value in request.headers.items()}
+        declared = methods.get(request.method)
+        verified = None
+        if declared and declared.authorizer:
+            verified = Verified(tokens.claims(headers.get("authorization")))
+        if not _is_whole(request.body, headers.get("content-length", "")):
+            raise MalformedRequest("The body ended before its Content-Length.")
         event = {
             "requestContext": {
                 "resourcePath": route,
@@ -96,10 +102,6 @@ class Gateway:
             "body": request.body,
             "isBase64Encoded": False,
         }
-        declared = methods.get(request.method)
-        verified = None
-        if declared and declared.authorizer:
-            verified = Verified(tokens.claims(headers.get("authorization")))
         answer = self._app(event, verified)
         return Answer(answer["statusCode"], answer["headers"], answer["body"].encode())
 
@@ -127,6 +129,11 @@ def refusal(problem: Problem, method: str, request_id: str) -> Answer:
         {**COMMON_HEADERS, **own, "X-Request-Id": request_id},
         b"" if method == "HEAD" else response.body.encode(),
     )
+
+
+def _is_whole(body: bytes, declared_length: str) -> bool:
+    """Not every host's server notices a client that went away half-way; a host may cut what is too large."""
+    return not declared_length.isdecimal() or len(body) >= min(int(declared_length), LARGEST_BODY)
 
 
 def _preflight(methods: list[str], request_id: str) -> Answer:

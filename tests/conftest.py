@@ -77,6 +77,7 @@ def environment(database: Urls, user_pool: cognito.UserPool) -> dict[str, str]:
     """What the API reads; set for this process before app.py is imported."""
     variables = {
         "DATABASE_URL": database.app,
+        "AUTH_PROVIDER": "cognito",
         "COGNITO_USER_POOL_ARN": user_pool.arn,
         "AUTH_AUDIENCE": user_pool.client_id,
         "AUTH_JWKS_URL": user_pool.jwks_url,

@@ -203,26 +203,26 @@ def test_what_is_no_token_is_refused(refuses: Refuses, authorization: str | None
     refuses(authorization)
 
 
-@pytest.mark.parametrize(
-    "form",
-    [
-        "Basic {}",
-        "Token {}",
-        "BearerX {}",
-        "Bearer:{}",
-        "Bearer={}",
-        "Bearer Bearer {}",
-        "Bearer {} {}",
-        "{} {}",
-        "{},{}",
-        "Bearer {}, Bearer {}",
-        'Bearer "{}"',
-        "Bearer {}.{}",
-        "Bearer .{}",
-        "Bearer {}.",
-        "Bearer {},",
-    ],
-)
+WRONG_FORMS = [
+    "Basic {}",
+    "Token {}",
+    "BearerX {}",
+    "Bearer:{}",
+    "Bearer={}",
+    "Bearer Bearer {}",
+    "Bearer {} {}",
+    "{} {}",
+    "{},{}",
+    "Bearer {}, Bearer {}",
+    'Bearer "{}"',
+    "Bearer {}.{}",
+    "Bearer .{}",
+    "Bearer {}.",
+    "Bearer {},",
+]
+
+
+@pytest.mark.parametrize("form", WRONG_FORMS)
 def test_a_good_token_in_a_wrong_form_is_refused(refuses: Refuses, good: str, form: str) -> None:
     refuses(form.format(good, good))
 
@@ -269,7 +269,10 @@ def test_an_access_token_is_refused(refuses: Refuses, user_pool: UserPool, tenan
 # Forged from a good token
 
 
-@pytest.mark.parametrize("algorithm", ["none", "None", "NONE", "", None, "HS256", "RS512", "rs256"])
+WRONG_ALGORITHMS = ["none", "None", "NONE", "", None, "HS256", "RS512", "rs256"]
+
+
+@pytest.mark.parametrize("algorithm", WRONG_ALGORITHMS)
 @pytest.mark.parametrize("signature", ["", "AA", "of the token"])
 def test_a_token_that_names_another_algorithm_is_refused(
     refuses: Refuses, good: str, algorithm: str | None, signature: str
@@ -280,11 +283,20 @@ def test_a_token_that_names_another_algorithm_is_refused(
     refuses(f"Bearer {encoded(forged)}.{payload}.{signed if signature == 'of the token' else signature}")
 
 
+PUBLIC_FORMS = ["pem", "pem without newline", "der", "jwk", "compact jwk", "jwks", "n"]
+
+
 @pytest.mark.parametrize("kid", ["of the key", None])
-@pytest.mark.parametrize("form", ["pem", "pem without newline", "der", "jwk", "compact jwk", "jwks", "n"])
+@pytest.mark.parametrize("form", PUBLIC_FORMS)
 def test_a_public_key_is_no_shared_secret(refuses: Refuses, good: str, form: str, kid: str | None) -> None:
     with urlopen(Request(settings.tokens().jwks_url, headers={"User-Agent": "curl"})) as answer:
         jwks = answer.read()
+
+    refuses(signed_with_the_public_key(jwks, form, good.split(".")[1], with_kid=kid is not None))
+
+
+def signed_with_the_public_key(jwks: bytes, form: str, payload: str, *, with_kid: bool = True) -> str:
+    """HS256, whose shared secret is what a key server tells everybody, in one of PUBLIC_FORMS."""
     jwk = json.loads(jwks)["keys"][0]
     e, n = (int.from_bytes(urlsafe_b64decode(jwk[name] + "==="), "big") for name in "en")
     key = RSAPublicNumbers(e, n).public_key()
@@ -298,10 +310,9 @@ def test_a_public_key_is_no_shared_secret(refuses: Refuses, good: str, form: str
         "jwks": jwks,
         "n": jwk["n"].encode(),
     }[form]
-    header = {"alg": "HS256", "typ": "JWT", **({"kid": jwk["kid"]} if kid else {})}
-    signing_input = f"{encoded(header)}.{good.split('.')[1]}"
-
-    refuses(f"{signing_input}.{encoded(hmac.digest(secret, signing_input.encode(), hashlib.sha256))}")
+    header = {"alg": "HS256", "typ": "JWT", **({"kid": jwk["kid"]} if with_kid else {})}
+    signing_input = f"{encoded(header)}.{payload}"
+    return f"{signing_input}.{encoded(hmac.digest(secret, signing_input.encode(), hashlib.sha256))}"
 
 
 def test_a_changed_payload_is_refused(refuses: Refuses, good: str) -> None:
@@ -359,50 +370,49 @@ def test_a_token_is_refused_outside_its_time(
     refuses(KEY.token(provider.claims(tenant, **moments)))
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"exp": None},
-        {"exp": 0},
-        {"exp": True},
-        {"exp": "9999999999"},
-        {"exp": [9_999_999_999]},
-        {"exp": float("nan")},
-        {"exp": float("inf")},
-        {"exp": 10**400},
-        {"nbf": "tomorrow"},
-        {"nbf": [0]},
-        {"nbf": float("nan")},
-        {"nbf": float("-inf")},
-        {"nbf": "0"},
-        {"nbf": True},
-        {"iat": float("nan")},
-        {"iat": "0"},
-        {"iat": True},
-        {"iat": []},
-        {"iss": None},
-        {"iss": ""},
-        {"iss": "https://attacker.example"},
-        {"iss": 5},
-        {"iss": {}},
-        {"aud": None},
-        {"aud": ""},
-        {"aud": "another-client"},
-        {"aud": AUDIENCE.upper()},
-        {"aud": AUDIENCE[:-1]},
-        {"aud": ["another-client"]},
-        {"aud": [[AUDIENCE]]},
-        {"aud": []},
-        {"aud": {}},
-        {"aud": {AUDIENCE: 1}},
-        {"aud": 5},
-        {"sub": None},
-        {"sub": ""},
-        {"sub": 5},
-        {"sub": ["alice"]},
-    ],
-    ids=str,
-)
+WRONG_CLAIMS: list[dict[str, Any]] = [
+    {"exp": None},
+    {"exp": 0},
+    {"exp": True},
+    {"exp": "9999999999"},
+    {"exp": [9_999_999_999]},
+    {"exp": float("nan")},
+    {"exp": float("inf")},
+    {"exp": 10**400},
+    {"nbf": "tomorrow"},
+    {"nbf": [0]},
+    {"nbf": float("nan")},
+    {"nbf": float("-inf")},
+    {"nbf": "0"},
+    {"nbf": True},
+    {"iat": float("nan")},
+    {"iat": "0"},
+    {"iat": True},
+    {"iat": []},
+    {"iss": None},
+    {"iss": ""},
+    {"iss": "https://attacker.example"},
+    {"iss": 5},
+    {"iss": {}},
+    {"aud": None},
+    {"aud": ""},
+    {"aud": "another-client"},
+    {"aud": AUDIENCE.upper()},
+    {"aud": AUDIENCE[:-1]},
+    {"aud": ["another-client"]},
+    {"aud": [[AUDIENCE]]},
+    {"aud": []},
+    {"aud": {}},
+    {"aud": {AUDIENCE: 1}},
+    {"aud": 5},
+    {"sub": None},
+    {"sub": ""},
+    {"sub": 5},
+    {"sub": ["alice"]},
+]
+
+
+@pytest.mark.parametrize("changes", WRONG_CLAIMS, ids=str)
 def test_a_token_with_a_wrong_claim_is_refused(
     refuses: Refuses, provider: Provider, tenant: str, changes: dict[str, Any]
 ) -> None:
@@ -449,28 +459,27 @@ def test_claims_that_are_no_object_are_refused(refuses: Refuses, payload: Any) -
     refuses(KEY.token(payload))
 
 
-@pytest.mark.parametrize(
-    "header",
-    [
-        {"kid": None},
-        {"kid": ""},
-        {"kid": "unknown"},
-        {"kid": 1},
-        {"kid": "../../key-1"},
-        {"alg": None},
-        {"alg": "RS384"},
-        {"alg": "RS512"},
-        {"alg": "PS256"},
-        {"alg": "ES256"},
-        {"alg": "HS256"},
-        {"alg": "none"},
-        {"crit": ["exp"]},
-        {"crit": ["b64"], "b64": True},
-        {"crit": []},
-        {"crit": "exp"},
-    ],
-    ids=str,
-)
+WRONG_HEADERS: list[dict[str, Any]] = [
+    {"kid": None},
+    {"kid": ""},
+    {"kid": "unknown"},
+    {"kid": 1},
+    {"kid": "../../key-1"},
+    {"alg": None},
+    {"alg": "RS384"},
+    {"alg": "RS512"},
+    {"alg": "PS256"},
+    {"alg": "ES256"},
+    {"alg": "HS256"},
+    {"alg": "none"},
+    {"crit": ["exp"]},
+    {"crit": ["b64"], "b64": True},
+    {"crit": []},
+    {"crit": "exp"},
+]
+
+
+@pytest.mark.parametrize("header", WRONG_HEADERS, ids=str)
 def test_a_token_with_a_wrong_header_is_refused(
     refuses: Refuses, provider: Provider, tenant: str, header: dict[str, Any]
 ) -> None:
@@ -482,23 +491,31 @@ def test_a_stronger_hash_is_another_algorithm_too(refuses: Refuses, provider: Pr
     refuses(KEY.token(provider.claims(tenant), hashes.SHA512()))
 
 
-@pytest.mark.parametrize("kid", ["attackers-key", KEY.kid])
-@pytest.mark.parametrize("pointer", ["jku", "x5u", "jwk", "x5c", "iss"])
-def test_a_token_cannot_bring_its_own_key(
-    refuses: Refuses, provider: Provider, tenant: str, pointer: str, kid: str
-) -> None:
-    attacker = ATTACKERS_KEY
-    attackers_server = KeyServer(attacker.jwk(kid=kid))
+POINTERS = ["jku", "x5u", "jwk", "x5c", "iss"]
+
+
+def pointing_at_itself(pointer: str, kid: str, claims: dict[str, Any], attackers_server: KeyServer) -> str:
+    """Signed by ATTACKERS_KEY, which the token itself says where to find."""
+    jwk = ATTACKERS_KEY.jwk(kid=kid)
     pointers: dict[str, dict[str, Any]] = {
         "jku": {"jku": attackers_server.url},
         "x5u": {"x5u": attackers_server.url},
-        "jwk": {"jwk": attacker.jwk(kid=kid)},
-        "x5c": {"x5c": [attacker.jwk()["n"]]},
+        "jwk": {"jwk": jwk},
+        "x5c": {"x5c": [jwk["n"]]},
         "iss": {},
     }
-    claims = provider.claims(tenant, **({"iss": attackers_server.url} if pointer == "iss" else {}))
+    named = {**claims, "iss": attackers_server.url} if pointer == "iss" else claims
+    return ATTACKERS_KEY.token(named, **pointers[pointer], kid=kid)
 
-    refuses(attacker.token(claims, **pointers[pointer], kid=kid))
+
+@pytest.mark.parametrize("kid", ["attackers-key", KEY.kid])
+@pytest.mark.parametrize("pointer", POINTERS)
+def test_a_token_cannot_bring_its_own_key(
+    refuses: Refuses, provider: Provider, tenant: str, pointer: str, kid: str
+) -> None:
+    attackers_server = KeyServer(ATTACKERS_KEY.jwk(kid=kid))
+
+    refuses(pointing_at_itself(pointer, kid, provider.claims(tenant), attackers_server))
 
     attackers_server.stop()
     assert attackers_server.fetches == 0

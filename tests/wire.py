@@ -4,6 +4,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -30,10 +31,13 @@ class Proxy:
 
     def __init__(self, folder: Path, upstream: Path) -> None:
         self.traffic = Traffic()
+        self.delay = 0.0
+        """Seconds that each round trip takes longer; those of several connections pass at once."""
+        self.folder = folder
         self._upstream = upstream
         self._lock = threading.Lock()
         self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(os.fspath(folder / SOCKET))
+        self._listener.bind(os.fspath(self.folder / SOCKET))
         self._listener.listen()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -80,7 +84,9 @@ class Conversation:
                 (length,) = struct.unpack("!I", head[len(kind) :])
                 payload = stream.read(length - 4)
                 name = head[: len(kind)].decode() or "startup"
-                self._proxy.count(name, payload, new_trip=self._answered and name != TERMINATE)
+                new_trip = self._answered and name != TERMINATE
+                self._proxy.count(name, payload, new_trip)
+                time.sleep(self._proxy.delay if new_trip else 0)
                 self._answered = False
                 self._server.sendall(head + payload)
                 kind = b"?"

@@ -18,7 +18,7 @@ def orders_api(req: HttpRequest, context: Context) -> HttpResponse:
 
 
 def incoming(req: HttpRequest, context: Context) -> Request:
-    url = urlsplit(req.url)
+    url = urlsplit(req.url, allow_fragments=False)
     return Request(
         method=req.method,
         target=f"{url.path}?{url.query}",

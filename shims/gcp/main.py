@@ -1,6 +1,7 @@
 """Google Cloud Functions and Cloud Run: Flask's request in, Flask's response out."""
 
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import functions_framework
 from flask import Request as FlaskRequest
@@ -9,13 +10,13 @@ from flask import request as flask_request
 from werkzeug.datastructures import Headers
 
 from app import app
-from shims.gateway import Answer, Gateway, Request
+from chalicelib.errors import MalformedRequest
+from shims.gateway import Answer, Gateway, Request, refusal
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 gateway = Gateway(app)
-current_app.url_map.merge_slashes = False  # else Werkzeug redirects //orders to /orders
 
 
 @functions_framework.http
@@ -40,10 +41,14 @@ def outgoing(answer: Answer) -> Response:
     )
 
 
-@current_app.errorhandler(404)
-def elsewhere(_: Exception) -> Response:
-    """What the framework's own routes do not let through: a line break in a path, /robots.txt."""
-    return outgoing(gateway.answer(incoming(flask_request)))
+# Before the framework's own routes, which redirect //orders and refuse /robots.txt.
+current_app.before_request(lambda: orders_api(flask_request))
+
+
+@current_app.errorhandler(Exception)
+def unreadable(_: Exception) -> Response:
+    """The gateway never raises, so it was the body that failed: a bad chunk, or half of one."""
+    return outgoing(refusal(MalformedRequest(), flask_request.method, str(uuid4())))
 
 
 class Exact(Response):

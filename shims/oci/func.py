@@ -20,7 +20,7 @@ def orders_api(ctx: InvokeContext, data: io.BytesIO) -> Response:
 
 
 def incoming(ctx: InvokeContext, data: io.BytesIO) -> Request:
-    url = urlsplit(ctx.RequestURL())
+    url = urlsplit(ctx.RequestURL(), allow_fragments=False)
     return Request(
         method=ctx.Method(),
         target=f"{url.path}?{url.query}",

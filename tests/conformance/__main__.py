@@ -17,7 +17,7 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from tests.client import Answer, Transport
+from tests.client import Answer
 from tests.conformance import suite
 from tests.conformance.cases import CASES, Case
 from tests.conformance.suite import Difference

@@ -1,4 +1,4 @@
-"""Requests that no honest client sends, byte for byte over a socket: every door refuses them alike and lives on."""
+"""Requests that no honest client sends, byte for byte: every door answers them alike and lives on."""
 
 import gzip
 import socket
@@ -26,7 +26,7 @@ MIB = 1024 * 1024
 PATIENCE = 20
 """Seconds after which a door that says nothing hangs."""
 REFUSALS = {400, 405, 413, 414, 417, 431, 501, 505}
-"""What a host's own server says to what it does not hand on."""
+"""Of what is not HTTP, or too much of it; most of them a host's own server says."""
 OURS = b"urn:order-api:problem:"
 AUTH = b"Authorization: Bearer {token}"
 JSON = b"Content-Type: application/json"
@@ -40,10 +40,13 @@ class Hostile:
     name: str
     raw: bytes
     status: int
-    """What our code answers when it is reached."""
-    slug: str = ""
+    """What our code answers when it is reached, as a problem from 400 on."""
     refusable: bool = False
-    """HTTP does not allow it, so that a host's own server may refuse it or hang up."""
+    """HTTP does not allow it, so that it may be refused unread, or the connection closed."""
+
+
+def lax(name: str, raw: bytes, status: int) -> Hostile:
+    return Hostile(name, raw, status, refusable=True)
 
 
 def request(line: str | bytes, *headers: str | bytes, body: bytes = b"") -> bytes:
@@ -112,24 +115,25 @@ def in_header(name: str, value: bytes) -> bytes:
 
 def header_values() -> Iterator[Hostile]:
     expected = {
-        "Idempotency-Key": (400, "malformed-request"),
-        "Content-Type": (415, "unsupported-media-type"),
-        "Authorization": (401, "unauthorized"),
-        "If-None-Match": (200, ""),
-        "X-Request-Id": (200, ""),
-        "Origin": (200, ""),
+        "Idempotency-Key": 400,
+        "Content-Type": 415,
+        "Authorization": 401,
+        "If-None-Match": 200,
+        "X-Request-Id": 200,
+        "Origin": 200,
     }
-    for name, (status, slug) in expected.items():
+    for name, status in expected.items():
         for what, value in VALUES.items():
-            yield Hostile(f"{what} in {name}", in_header(name, value), status, slug)
+            yield Hostile(f"{what} in {name}", in_header(name, value), status)
         for what, value in FORBIDDEN.items():
-            yield Hostile(f"{what} in {name}", in_header(name, value), status, slug, refusable=True)
+            yield lax(f"{what} in {name}", in_header(name, value), status)
         for what, value in BROKEN.items():
-            ours = (201, "") if name == "Idempotency-Key" else (status, slug)
-            yield Hostile(f"{what} in {name}", in_header(name, value), *ours, refusable=True)
+            yield lax(
+                f"{what} in {name}", in_header(name, value), 201 if name == "Idempotency-Key" else status
+            )
     for blank in (b"", b"  "):
-        yield Hostile(f"{blank!r} for a key", in_header("Idempotency-Key", blank), 400, "malformed-request")
-        yield Hostile(f"{blank!r} for a token", in_header("Authorization", blank), 401, "unauthorized")
+        yield Hostile(f"{blank!r} for a key", in_header("Idempotency-Key", blank), 400)
+        yield Hostile(f"{blank!r} for a token", in_header("Authorization", blank), 401)
         yield Hostile(f"{blank!r} for tags", in_header("If-None-Match", blank), 200)
         yield Hostile(f"{blank!r} for a media type", in_header("Content-Type", blank), 201)
 
@@ -138,104 +142,102 @@ def header_values() -> Iterator[Hostile]:
 
 HEADERS = [
     Hostile("a header of 7 KB", get(LIST, "X-Big: " + "x" * 7000), 200),
-    Hostile("a header of 16 KB", get(LIST, "X-Big: " + "x" * 16384), 200, refusable=True),
-    Hostile("a header of 70 KB", get(LIST, "X-Big: " + "x" * 70_000), 200, refusable=True),
+    lax("a header of 16 KB", get(LIST, "X-Big: " + "x" * 16384), 200),
+    lax("a header of 70 KB", get(LIST, "X-Big: " + "x" * 70_000), 200),
     Hostile("85 headers", get(LIST, *(f"X-H{n}: {n}" for n in range(85))), 200),
-    Hostile("200 headers", get(LIST, *(f"X-H{n}: {n}" for n in range(200))), 200, refusable=True),
-    Hostile(
+    lax("200 headers", get(LIST, *(f"X-H{n}: {n}" for n in range(200))), 200),
+    lax(
         "a token of 16 KB",
         request(f"GET {LIST} HTTP/1.1", "Authorization: Bearer " + "x" * 16384),
         401,
-        "unauthorized",
-        refusable=True,
     ),
-    Hostile("a name that is empty", get(LIST, ": x"), 200, refusable=True),
-    Hostile("a name with a blank", get(LIST, "X Y: x"), 200, refusable=True),
-    Hostile("a name with a blank behind it", get(LIST, "X-Y : x"), 200, refusable=True),
-    Hostile("a name of Latin-1", get(LIST, b"X-\xfc: x"), 200, refusable=True),
+    lax("a name that is empty", get(LIST, ": x"), 200),
+    lax("a name with a blank", get(LIST, "X Y: x"), 200),
+    lax("a name with a blank behind it", get(LIST, "X-Y : x"), 200),
+    lax("a name of Latin-1", get(LIST, b"X-\xfc: x"), 200),
     Hostile("a name of signs", get(LIST, "!#$%&'*+-.^`|~: x"), 200),
-    Hostile("a line without a colon", get(LIST, "XY"), 200, refusable=True),
-    Hostile("lines that end with LF alone", get(LIST).replace(b"\r\n", b"\n"), 200, refusable=True),
-    Hostile("two hosts", get(LIST, "Host: evil.example"), 200, refusable=True),
-    Hostile("a host with markup", get(LIST).replace(b"Host: x", b'Host: evil.example"><x'), 200, refusable=True),
-    Hostile("a host with a path", post().replace(b"Host: x", b"Host: evil.example/?x#"), 201, refusable=True),
+    lax("a line without a colon", get(LIST, "XY"), 200),
+    lax("lines that end with LF alone", get(LIST).replace(b"\r\n", b"\n"), 200),
+    lax("two hosts", get(LIST, "Host: evil.example"), 200),
+    lax("a host with markup", get(LIST).replace(b"Host: x", b'Host: evil.example"><x'), 200),
+    lax("a host with a path", post().replace(b"Host: x", b"Host: evil.example/?x#"), 201),
     Hostile("Authorization as hop by hop", get(LIST, "Connection: close, Authorization"), 200),
     Hostile("a range", get(LIST, "Range: bytes=0-3"), 200),
-    Hostile("contradicting schemes", get(LIST, "X-Forwarded-Ssl: on", "X-Forwarded-Proto: http"), 200, refusable=True),
+    lax("contradicting schemes", get(LIST, "X-Forwarded-Ssl: on", "X-Forwarded-Proto: http"), 200),
     Hostile("a name with _ for the key", post("Idempotency_Key: a b"), 201),
     Hostile("a name with _ for the type", post("Content_Type: text/plain"), 201),
     Hostile("a name with _ for the length", post("Content_Length: 5"), 201),
-]  # fmt: skip
+]
 
 # Targets
 
 TARGETS = [
-    Hostile(f"{what} in {where}", get(target.replace(b"{}", value)), status, slug, refusable=True)
+    lax(f"{what} in {where}", get(target.replace(b"{}", value)), status)
     for what, value in {**FORBIDDEN, **BROKEN, "a blank": b"a b", "a line break": b"a\r\n" + INJECTED}.items()
-    for where, target, status, slug in (
-        ("a path", b"/orders/{}", 404, "not-found"),
-        ("a query", b"/orders?cursor={}", 400, "malformed-request"),
+    for where, target, status in (
+        ("a path", b"/orders/{}", 404),
+        ("a query", b"/orders?cursor={}", 400),
     )
 ] + [
-    Hostile("an encoded line break in a path", get("/orders/a%0d%0aX-Injected:%20yes"), 404, "not-found"),
-    Hostile("an encoded line break nowhere", get("/a%0d%0aX-Injected:%20yes"), 404, "not-found"),
-    Hostile("an encoded line break in a query", get("/orders?cursor=%0d%0aX-Injected:%20yes"), 400, "malformed-request"),
-    Hostile("what Latin-1 makes a line break of", get("/orders/%E5%98%8A%E5%98%8DX-Injected:yes"), 404, "not-found"),
-    Hostile("a lone surrogate in a path", get("/orders/%ED%A0%80"), 404, "not-found"),
-    Hostile("a lone surrogate in a query", get("/orders?cursor=%ED%A0%80"), 400, "malformed-request"),
-    Hostile("bare UTF-8 in a path", get("/orders/ü".encode()), 404, "not-found", refusable=True),
-    Hostile("bare Latin-1 in a path", get(b"/orders/\xfc"), 404, "not-found", refusable=True),
-    Hostile("bare Latin-1 in a query", get(b"/orders?\xfc=1"), 400, "malformed-request", refusable=True),
-    Hostile("an absolute form", get("http://evil.example/orders"), 404, "not-found"),
-    Hostile("an absolute form without a path", get("http://evil.example"), 404, "not-found"),
-    Hostile("an absolute form of https", get("https://evil.example/health"), 404, "not-found"),
-    Hostile("an absolute form of no host", get("http://[evil/orders"), 404, "not-found", refusable=True),
-    Hostile("a fragment", get("/orders#x"), 404, "not-found", refusable=True),
-    Hostile("a fragment on a public path", get("/health#x"), 404, "not-found", refusable=True),
-    Hostile("a fragment behind a query", get("/orders?limit=1#x"), 400, "malformed-request", refusable=True),
-    Hostile("a query inside a fragment", get("/orders#x?limit=1"), 404, "not-found", refusable=True),
-    Hostile("an encoded fragment", get("/orders%23x"), 404, "not-found"),
-    Hostile("another host after //", get("//evil.example/orders"), 404, "not-found"),
-    Hostile("a public path after //", get("//evil.example/health"), 404, "not-found"),
-    Hostile("three slashes", get("///orders"), 404, "not-found"),
-    Hostile("half an IPv6 host after //", get("//[evil/orders"), 404, "not-found"),
-    Hostile("a bracket in a path", get("/orders/[x"), 404, "not-found"),
-    Hostile("a user for a host", get("@evil.example/health"), 404, "not-found", refusable=True),
-    Hostile("a port for a host", get(":99999/health"), 404, "not-found", refusable=True),
-    Hostile("no slash", get("orders"), 404, "not-found", refusable=True),
-    Hostile("a star", get("*"), 404, "not-found", refusable=True),
-    Hostile("a path's parameter", get("/orders;x=1"), 404, "not-found"),
-    Hostile("a public path's parameter", get("/health;x=1"), 404, "not-found"),
-    Hostile("an encoded question mark", get("/orders%3Flimit=1"), 404, "not-found"),
-    Hostile("encoded dots", get("/health/%2e%2e/orders"), 404, "not-found"),
-    Hostile("a dot", get("/./orders"), 404, "not-found"),
-    Hostile("a backslash", get("/orders\\x"), 404, "not-found"),
-    Hostile("a percent sign at the end", get("/orders/%"), 404, "not-found"),
-    Hostile("a path of the Functions host", get("/admin/host/status"), 404, "not-found"),
-    Hostile("a path of the framework", get("/robots.txt"), 404, "not-found"),
-    Hostile("a semicolon in a query", get("/orders?limit=1;offset=2"), 400, "malformed-request"),
-    Hostile("two question marks", get("/orders?limit=1?offset=2"), 400, "malformed-request"),
-    Hostile("a name that is nothing", get("/orders?=1"), 400, "malformed-request"),
-    Hostile("brackets in a name", get("/orders?limit[]=1"), 400, "malformed-request"),
-    Hostile("600 names", get("/orders?" + "&".join(f"a{n}" for n in range(600))), 400, "malformed-request"),
-    Hostile("a cursor of 8 KB", get("/orders?cursor=" + "x" * 8200), 400, "malformed-request", refusable=True),
-    Hostile("a query of 16 KB", get("/orders?" + "x" * 16384), 400, "malformed-request", refusable=True),
-]  # fmt: skip
+    Hostile("an encoded line break in a path", get("/orders/a%0d%0aX-Injected:%20yes"), 404),
+    Hostile("an encoded line break nowhere", get("/a%0d%0aX-Injected:%20yes"), 404),
+    Hostile("an encoded line break in a query", get("/orders?cursor=%0d%0aX-Injected:%20yes"), 400),
+    Hostile("what Latin-1 makes a line break of", get("/orders/%E5%98%8A%E5%98%8DX-Injected:yes"), 404),
+    Hostile("a lone surrogate in a path", get("/orders/%ED%A0%80"), 404),
+    Hostile("a lone surrogate in a query", get("/orders?cursor=%ED%A0%80"), 400),
+    lax("bare UTF-8 in a path", get("/orders/ü".encode()), 404),
+    lax("bare Latin-1 in a path", get(b"/orders/\xfc"), 404),
+    lax("bare Latin-1 in a query", get(b"/orders?\xfc=1"), 400),
+    lax("an absolute form", get("http://evil.example/orders"), 404),
+    lax("an absolute form without a path", get("http://evil.example"), 404),
+    lax("an absolute form of https", get("https://evil.example/health"), 404),
+    lax("an absolute form of no host", get("http://[evil/orders"), 404),
+    lax("a fragment", get("/orders#x"), 404),
+    lax("a fragment on a public path", get("/health#x"), 404),
+    lax("a fragment behind a query", get("/orders?limit=1#x"), 400),
+    lax("a query inside a fragment", get("/orders#x?limit=1"), 404),
+    Hostile("an encoded fragment", get("/orders%23x"), 404),
+    Hostile("another host after //", get("//evil.example/orders"), 404),
+    Hostile("a public path after //", get("//evil.example/health"), 404),
+    Hostile("three slashes", get("///orders"), 404),
+    Hostile("half an IPv6 host after //", get("//[evil/orders"), 404),
+    Hostile("a bracket in a path", get("/orders/[x"), 404),
+    lax("a user for a host", get("@evil.example/health"), 404),
+    lax("a port for a host", get(":99999/health"), 404),
+    lax("no slash", get("orders"), 404),
+    lax("a star", get("*"), 404),
+    Hostile("a path's parameter", get("/orders;x=1"), 404),
+    Hostile("a public path's parameter", get("/health;x=1"), 404),
+    Hostile("an encoded question mark", get("/orders%3Flimit=1"), 404),
+    Hostile("encoded dots", get("/health/%2e%2e/orders"), 404),
+    Hostile("a dot", get("/./orders"), 404),
+    Hostile("a backslash", get("/orders\\x"), 404),
+    Hostile("a percent sign at the end", get("/orders/%"), 404),
+    Hostile("a path of the Functions host", get("/admin/host/status"), 404),
+    Hostile("a path of the framework", get("/robots.txt"), 404),
+    Hostile("a semicolon in a query", get("/orders?limit=1;offset=2"), 400),
+    Hostile("two question marks", get("/orders?limit=1?offset=2"), 400),
+    Hostile("a name that is nothing", get("/orders?=1"), 400),
+    Hostile("brackets in a name", get("/orders?limit[]=1"), 400),
+    Hostile("600 names", get("/orders?" + "&".join(f"a{n}" for n in range(600))), 400),
+    lax("a cursor of 8 KB", get("/orders?cursor=" + "x" * 8200), 400),
+    lax("a query of 16 KB", get("/orders?" + "x" * 16384), 400),
+]
 
 # Versions and methods
 
 LINES = [
     Hostile("HTTP/1.0", request(f"GET {LIST} HTTP/1.0", AUTH), 200),
-    Hostile("HTTP/0.9", b"GET /health\r\n\r\n", 200, refusable=True),
-    Hostile("HTTP/2.0", request(f"GET {LIST} HTTP/2.0", AUTH), 200, refusable=True),
-    Hostile("HTTP/9", request(f"GET {LIST} HTTP/9", AUTH), 200, refusable=True),
-    Hostile("the preface of HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 404, refusable=True),
-    Hostile("an upgrade", get(LIST, "Connection: upgrade", "Upgrade: h2c, websocket"), 200, refusable=True),
-    Hostile("a method in small letters", request("get /orders HTTP/1.1"), 405, refusable=True),
-    Hostile("CONNECT", request("CONNECT evil.example:443 HTTP/1.1"), 404, "not-found", refusable=True),
-    Hostile("bytes of TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 20 + b"\r\n\r\n", 400, refusable=True),
-    Hostile("nothing but a line", b"\r\n\r\n", 400, refusable=True),
-]  # fmt: skip
+    lax("HTTP/0.9", b"GET /health\r\n\r\n", 200),
+    lax("HTTP/2.0", request(f"GET {LIST} HTTP/2.0", AUTH), 200),
+    lax("HTTP/9", request(f"GET {LIST} HTTP/9", AUTH), 200),
+    lax("the preface of HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 404),
+    lax("an upgrade", get(LIST, "Connection: upgrade", "Upgrade: h2c, websocket"), 200),
+    lax("a method in small letters", request("get /orders HTTP/1.1"), 405),
+    lax("CONNECT", request("CONNECT evil.example:443 HTTP/1.1"), 404),
+    lax("bytes of TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 20 + b"\r\n\r\n", 400),
+    lax("nothing but a line", b"\r\n\r\n", 400),
+]
 
 # Bodies
 
@@ -243,38 +245,75 @@ TRAILED = b"%x;name=value\r\n%s\r\n0\r\n%s\r\n\r\n"
 CHUNKED = "Transfer-Encoding: chunked"
 BODIES = [
     Hostile("chunks", framed(CHUNKED, body=chunks(SEED_BYTES[:50], SEED_BYTES[50:])), 201),
-    Hostile("chunks of more than 1 MiB", framed(CHUNKED, body=chunks(*[b" " * 65536] * 20)), 413, "payload-too-large"),
-    Hostile("chunks with a trailer", framed(CHUNKED, body=TRAILED % (len(SEED_BYTES), SEED_BYTES, INJECTED)), 201),
-    Hostile("chunks with a token behind", framed(CHUNKED, body=TRAILED % (len(SEED_BYTES), SEED_BYTES, b"Authorization: Bearer a.b.c")), 201, refusable=True),
+    Hostile("chunks of more than 1 MiB", framed(CHUNKED, body=chunks(*[b" " * 65536] * 20)), 413),
+    Hostile(
+        "chunks with a trailer", framed(CHUNKED, body=TRAILED % (len(SEED_BYTES), SEED_BYTES, INJECTED)), 201
+    ),
+    lax(
+        "chunks with a token behind",
+        framed(CHUNKED, body=TRAILED % (len(SEED_BYTES), SEED_BYTES, b"Authorization: Bearer a.b.c")),
+        201,
+    ),
     *(
-        Hostile(f"a chunk of size {size!r}", framed(CHUNKED, body=b"%s\r\n%s\r\n0\r\n\r\n" % (size, SEED_BYTES)), 400, "malformed-request", refusable=True)
+        lax(
+            f"a chunk of size {size!r}",
+            framed(CHUNKED, body=b"%s\r\n%s\r\n0\r\n\r\n" % (size, SEED_BYTES)),
+            400,
+        )
         for size in (b"zz", b"", b"-5", b"+5", b"0x5", b"1_0", b"F" * 17)
     ),
-    Hostile("chunks and a length", framed(CHUNKED, f"Content-Length: {len(chunks(SEED_BYTES))}", body=chunks(SEED_BYTES)), 400, "malformed-request", refusable=True),
-    *(
-        Hostile(f"a length of {length!r}", framed(f"Content-Length: {length}", body=SEED_BYTES), 400, "malformed-request", refusable=True)
-        for length in ("", "-1", f"+{len(SEED_BYTES)}", "0x5", "5.0", "1_0", f"{len(SEED_BYTES)}, {len(SEED_BYTES)}")
+    lax(
+        "chunks and a length",
+        framed(CHUNKED, f"Content-Length: {len(chunks(SEED_BYTES))}", body=chunks(SEED_BYTES)),
+        400,
     ),
-    Hostile("two lengths", post(f"Content-Length: {len(SEED_BYTES)}"), 400, "malformed-request", refusable=True),
-    Hostile("two different lengths", post("Content-Length: 5"), 400, "malformed-request", refusable=True),
     *(
-        Hostile(f"a transfer coding {coding!r}", framed(b"Transfer-Encoding: " + coding, body=chunks(SEED_BYTES)), 400, "malformed-request", refusable=True)
-        for coding in (b"gzip", b"gzip, chunked", b"identity", b"xchunked", b"\x0bchunked", b"chunked, chunked")
+        lax(f"a length of {length!r}", framed(f"Content-Length: {length}", body=SEED_BYTES), 400)
+        for length in (
+            "",
+            "-1",
+            f"+{len(SEED_BYTES)}",
+            "0x5",
+            "5.0",
+            "1_0",
+            f"{len(SEED_BYTES)}, {len(SEED_BYTES)}",
+        )
     ),
-    Hostile("a length and another coding", post("Transfer-Encoding: identity"), 400, "malformed-request", refusable=True),
-    Hostile("a body with gzip", post("Content-Encoding: gzip", body=gzip.compress(SEED_BYTES)), 400, "malformed-request"),
-    Hostile("a body with deflate", post("Content-Encoding: deflate", body=zlib.compress(SEED_BYTES)), 400, "malformed-request"),
-    Hostile("a bomb of gzip", post("Content-Encoding: gzip", body=gzip.compress(b" " * 64 * MIB)), 400, "malformed-request"),
-    Hostile("a body of 2 MiB", post(body=b" " * 2 * MIB), 413, "payload-too-large"),
-    Hostile("a body of 12 MiB", post(body=b" " * 12 * MIB), 413, "payload-too-large"),
-    Hostile("a body of 12 MiB without a token", post(body=b" " * 12 * MIB, own=(JSON,)), 401, "unauthorized"),
+    lax("two lengths", post(f"Content-Length: {len(SEED_BYTES)}"), 400),
+    lax("two different lengths", post("Content-Length: 5"), 400),
+    *(
+        lax(
+            f"a transfer coding {coding!r}",
+            framed(b"Transfer-Encoding: " + coding, body=chunks(gzip.compress(SEED_BYTES))),
+            400,
+        )
+        for coding in (
+            b"gzip",
+            b"gzip, chunked",
+            b"identity",
+            b"xchunked",
+            b"\x0bchunked",
+            b"chunked, chunked",
+        )
+    ),
+    lax("a length and another coding", post("Transfer-Encoding: identity"), 400),
+    Hostile("a body with gzip", post("Content-Encoding: gzip", body=gzip.compress(SEED_BYTES)), 400),
+    Hostile("a body with deflate", post("Content-Encoding: deflate", body=zlib.compress(SEED_BYTES)), 400),
+    Hostile("a bomb of gzip", post("Content-Encoding: gzip", body=gzip.compress(b" " * 64 * MIB)), 400),
+    Hostile("a body of 2 MiB", post(body=b" " * 2 * MIB), 413),
+    Hostile("a body of 12 MiB", post(body=b" " * 12 * MIB), 413),
+    Hostile("a body of 12 MiB without a token", post(body=b" " * 12 * MIB, own=(JSON,)), 401),
     Hostile("a body on GET", get(LIST, JSON, "Content-Length: 5") + b"{\xff{{{", 200),
-    Hostile("a form with files", post("Content-Type: multipart/form-data; boundary=x", body=b"--x\r\n\r\n--x--", own=(AUTH,)), 415, "unsupported-media-type"),
-    Hostile("a form without a boundary", post("Content-Type: multipart/form-data", own=(AUTH,)), 415, "unsupported-media-type"),
-    Hostile("a message in a message", post("Content-Type: message/rfc822", own=(AUTH,)), 415, "unsupported-media-type"),
-    Hostile("an event of the cloud's", post("Content-Type: application/cloudevents+json", own=(AUTH,)), 415, "unsupported-media-type"),
-    Hostile("an unknown expectation", post("Expect: 200-ok"), 201, refusable=True),
-]  # fmt: skip
+    Hostile(
+        "a form with files",
+        post("Content-Type: multipart/form-data; boundary=x", body=b"--x\r\n\r\n--x--", own=(AUTH,)),
+        415,
+    ),
+    Hostile("a form without a boundary", post("Content-Type: multipart/form-data", own=(AUTH,)), 415),
+    Hostile("a message in a message", post("Content-Type: message/rfc822", own=(AUTH,)), 415),
+    Hostile("an event of the cloud's", post("Content-Type: application/cloudevents+json", own=(AUTH,)), 415),
+    lax("an unknown expectation", post("Expect: 200-ok"), 201),
+]
 
 CASES = [*header_values(), *HEADERS, *TARGETS, *LINES, *BODIES]
 
@@ -395,8 +434,8 @@ def parsed(received: bytes) -> Iterator[Answer]:
         yield Answer(status, headers, body)
 
 
-def refused_by_its_server(answer: Answer) -> bool:
-    return answer.status in REFUSALS and OURS not in answer.body
+def is_refused(answer: Answer) -> bool:
+    return answer.status in REFUSALS and (OURS not in answer.body or answer.slug == "malformed-request")
 
 
 def wrong(case: Hostile, answers: list[Answer]) -> str:
@@ -404,20 +443,18 @@ def wrong(case: Hostile, answers: list[Answer]) -> str:
     if not answers:
         return "" if case.refusable else "it hung up"
     (answer,) = answers
-    if case.refusable and refused_by_its_server(answer):
+    if case.refusable and is_refused(answer):
         return ""
-    if (answer.status, OURS in answer.body and answer.slug) == (case.status, case.slug or False):
+    if answer.status == case.status and (OURS in answer.body) == (case.status >= 400):
         return ""
     return f"{answer.status} {answer.body[:200]!r}"
 
 
 def assert_silent(answer: Answer) -> None:
-    """Nothing of the client's and nothing of our insides is in it."""
-    assert not [name for name in answer.headers if "inject" in name]
-    for value in (*answer.headers.values(), answer.body.decode()):
-        assert not [
-            word for word in ("Injected", "evil", "Traceback", 'File "', "client-0000") if word in value
-        ]
+    """No header is the client's, and nothing of our insides is in the body."""
+    head, body = str(answer.headers), answer.body.decode(errors="replace")
+    assert not [word for word in ("inject", "evil", "victim", "client-0000") if word in head.lower()]
+    assert not [word for word in ("Traceback", 'File "', "client-0000") if word in body]
 
 
 def assert_lives(door: Address) -> None:

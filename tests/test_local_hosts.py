@@ -1,0 +1,263 @@
+"""`make local-<cloud>`: what was built, served by that cloud's own runtime, until it is told to stop."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from deploy import hosts as builds
+from local import hosts
+from local.database import Urls
+from local.issuer import Issuer
+from tests.builds import AwsBuild
+from tests.client import SEED_BYTES, Answer, Client, free_port, over_http
+
+pytestmark = pytest.mark.slow
+
+PROJECT = Path(__file__).parent.parent
+BUILT = tuple(builds.OWN)
+STARTED = "Stop: Ctrl-C"
+
+
+@dataclass
+class Host:
+    """`python -m local serve <cloud>`, running."""
+
+    process: "subprocess.Popen[bytes]"
+    project: Path
+    port: int
+    said: Path
+
+    def text(self) -> str:
+        return self.said.read_text()
+
+    def client(self, tenant: str = "acme") -> Client:
+        token = Issuer(self.project / ".local").token(tenant, "alice")
+        return Client(over_http("127.0.0.1", self.port), token)
+
+    def wait_until_started(self) -> None:
+        deadline = time.monotonic() + 90
+        while STARTED not in self.text():
+            assert self.process.poll() is None, self.text()
+            assert time.monotonic() < deadline, self.text()
+            time.sleep(0.05)
+
+    def family(self) -> list[psutil.Process]:
+        return [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+
+
+Serve = Callable[..., Host]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project of its own, with nothing built; the virtual environments are those of this one."""
+    folder = tmp_path / "project"
+    nothing_compiled = shutil.ignore_patterns("__pycache__", "deployments", "deployed")
+    for name in ("chalicelib", "local", "shims", ".chalice"):
+        shutil.copytree(PROJECT / name, folder / name, ignore=nothing_compiled)
+    for name in ("app.py", "pyproject.toml", "requirements.txt", "schema.sql", "test_order.json"):
+        shutil.copy(PROJECT / name, folder)
+    venvs = PROJECT / "build/venvs"
+    venvs.mkdir(parents=True, exist_ok=True)
+    (folder / "build").mkdir()
+    (folder / "build/venvs").symlink_to(venvs)
+    return folder
+
+
+@pytest.fixture
+def made(project: Path, request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """What `make build-<cloud>` does, where there is something to build."""
+
+    def build(cloud: str) -> None:
+        if cloud == "lambda":
+            aws: AwsBuild = request.getfixturevalue("aws_build")
+            (project / "build/aws").symlink_to(aws.folder)
+        elif cloud != "aws":
+            builds.build(cloud, project / "build" / cloud)
+
+    return build
+
+
+@pytest.fixture
+def serve(project: Path, database: Urls, tmp_path: Path) -> Iterator[Serve]:
+    """Starts a host in a process group of its own, as a terminal does; all of it is gone afterwards."""
+    started: list[Host] = []
+
+    def start(cloud: str, port: int | None = None, **variables: str) -> Host:
+        port = port or free_port()
+        said = tmp_path / f"said-{len(started)}"
+        given = {
+            "DATABASE_URL": database.app,
+            "OWNER_DATABASE_URL": "",
+            "HOST": "127.0.0.1",
+            "PORT": str(port),
+        }
+        with said.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "local", "serve", cloud],
+                cwd=project,
+                env={**os.environ, **given, **variables},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        started.append(Host(process, project, port, said))
+        return started[-1]
+
+    yield start
+    for host in started:
+        with suppress(ProcessLookupError):
+            os.killpg(host.process.pid, signal.SIGKILL)
+        host.process.wait(10)
+
+
+def ended(host: Host) -> str:
+    """What a host says that ends by itself, with status 1."""
+    assert host.process.wait(60) == 1, host.text()
+    return host.text()
+
+
+def stop_by_ctrl_c(host: Host) -> None:
+    os.killpg(host.process.pid, signal.SIGINT)
+
+
+def stop_by_sigterm(host: Host) -> None:
+    host.process.terminate()
+
+
+@pytest.mark.parametrize("stop", [stop_by_ctrl_c, stop_by_sigterm])
+@pytest.mark.parametrize("cloud", hosts.RUNTIMES)
+def test_a_host_serves_orders_and_stops_with_all_its_processes(
+    serve: Serve, made: Callable[[str], None], cloud: str, stop: Callable[[Host], None]
+) -> None:
+    made(cloud)
+    host = serve(cloud)
+    host.wait_until_started()
+    alice = host.client()
+
+    placed = alice.place()
+
+    order = placed.json["order"]
+    assert (placed.status, order["tenant_id"]) == (201, "acme")
+    assert alice.get(f"/orders/{order['order_id']}").json == {"order": order}
+    assert host.client("globex").get(f"/orders/{order['order_id']}").status == 404
+    family = host.family()
+
+    stop(host)
+
+    host.process.wait(30)
+    assert not psutil.wait_procs(family, timeout=5)[1]
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", host.port)).close()
+    assert host.text().endswith("\nStopped. The orders are kept.\n")
+
+
+@pytest.mark.parametrize("cloud", hosts.RUNTIMES)
+def test_ctrl_c_before_a_host_listens_stops_it_too(
+    serve: Serve, made: Callable[[str], None], cloud: str
+) -> None:
+    made(cloud)
+    host = serve(cloud)
+    deadline = time.monotonic() + 60
+    while len(family := host.family()) == 1:
+        assert time.monotonic() < deadline, host.text()
+        time.sleep(0.01)
+
+    stop_by_ctrl_c(host)
+
+    host.process.wait(30)
+    assert not psutil.wait_procs(family, timeout=5)[1]
+    assert STARTED not in host.text()
+    assert host.text().endswith("\nStopped. The orders are kept.\n")
+
+
+@pytest.mark.parametrize("cloud", BUILT)
+def test_a_taken_port_is_said_with_a_way_out(serve: Serve, made: Callable[[str], None], cloud: str) -> None:
+    made(cloud)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        said = ended(serve(cloud, port=port))
+
+    hint = f"Try: make local-{cloud} PORT=8001"
+    assert said.startswith(f"Cannot listen on 127.0.0.1:{port}: Address already in use")
+    assert said.endswith(f" {hint}\n")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(("cloud", "target"), [*((cloud, cloud) for cloud in BUILT), ("lambda", "aws")])
+def test_a_folder_that_was_not_built_is_said(serve: Serve, project: Path, cloud: str, target: str) -> None:
+    said = ended(serve(cloud))
+
+    assert said == f"{project / 'build' / target} is not there: run make build-{target} first\n"
+
+
+@pytest.mark.parametrize("cloud", [*BUILT, "aws"])
+def test_lambdas_variable_opens_no_door(serve: Serve, made: Callable[[str], None], cloud: str) -> None:
+    made(cloud)
+    host = serve(cloud, AWS_LAMBDA_FUNCTION_NAME="order-api-dev")
+    host.wait_until_started()
+    unsigned = ".".join(
+        urlsafe_b64encode(part).decode().rstrip("=")
+        for part in (b'{"alg":"none"}', b'{"sub":"mallory","custom:tenant_id":"acme","token_use":"id"}', b"")
+    )
+
+    forged: Answer = Client(over_http("127.0.0.1", host.port), unsigned).get("/orders")
+    good = host.client().place()
+
+    assert (forged.status, good.status) == (401, 201)
+
+
+@pytest.mark.parametrize("cloud", ["azure", "gcp"])
+def test_a_host_that_dies_at_its_start_says_why(
+    serve: Serve, project: Path, made: Callable[[str], None], cloud: str
+) -> None:
+    made(cloud)
+    built = project / "build" / cloud
+    shutil.rmtree(built / "__pycache__")
+    (built / "app.py").write_text('raise RuntimeError("broken on purpose")\n')
+
+    said = ended(serve(cloud))
+
+    assert "RuntimeError: broken on purpose" in said
+    assert said.endswith("The host did not start: its own words are above\n")
+
+
+@pytest.mark.parametrize("cloud", BUILT)
+def test_a_malformed_setting_is_explained(serve: Serve, made: Callable[[str], None], cloud: str) -> None:
+    made(cloud)
+
+    host = serve(cloud, DATABASE_URL="mysql://a:s3cret@h/x")
+
+    said = ended(host)
+    assert said.startswith("DATABASE_URL is not a connection URL: ")
+    assert "s3cret" not in said
+
+
+def test_orders_of_one_host_are_there_on_the_next(serve: Serve, made: Callable[[str], None]) -> None:
+    placed: list[str] = []
+    for cloud in BUILT:
+        made(cloud)
+        host = serve(cloud)
+        host.wait_until_started()
+        answer = host.client("moving").send(
+            "POST", "/orders", SEED_BYTES, {"Content-Type": "application/json", "Idempotency-Key": "moving"}
+        )
+        placed.append(answer.json["order"]["order_id"])
+        stop_by_ctrl_c(host)
+        host.process.wait(30)
+
+    assert len(placed) == len(BUILT)
+    assert len(set(placed)) == 1
