@@ -75,6 +75,10 @@ class Gateway:
             return refusal(Internal(), request.method, request_id)
         return answer
 
+    def unreadable(self, method: str) -> Answer:
+        """The answer to a request whose body the host could not read: a bad chunk, or half of one."""
+        return refusal(MalformedRequest(), method, str(uuid4()))
+
     def _answer(self, request: Request, request_id: str) -> Answer:
         path, _, query = request.target.partition("?")
         route, parameters = self._route(path)

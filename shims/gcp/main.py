@@ -1,7 +1,6 @@
 """Google Cloud Functions and Cloud Run: Flask's request in, Flask's response out."""
 
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 import functions_framework
 from flask import Request as FlaskRequest
@@ -10,8 +9,7 @@ from flask import request as flask_request
 from werkzeug.datastructures import Headers
 
 from app import app
-from chalicelib.errors import MalformedRequest
-from shims.gateway import Answer, Gateway, Request, refusal
+from shims.gateway import Answer, Gateway, Request
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -47,8 +45,8 @@ current_app.before_request(lambda: orders_api(flask_request))
 
 @current_app.errorhandler(Exception)
 def unreadable(_: Exception) -> Response:
-    """The gateway never raises, so it was the body that failed: a bad chunk, or half of one."""
-    return outgoing(refusal(MalformedRequest(), flask_request.method, str(uuid4())))
+    """The gateway never raises: it was the reading of the body that failed."""
+    return outgoing(gateway.unreadable(flask_request.method))
 
 
 class Exact(Response):
