@@ -68,6 +68,11 @@ def deploy(target: str, folder: Path) -> None:
         settings.cors_origin()
     except settings.SettingsError as error:
         raise SystemExit(f"The function would not start. {error}") from None
+    if "//127.0.0.1:" in settings.tokens().jwks_url:
+        raise SystemExit(
+            "AUTH_JWKS_URL names this machine: these are the settings of make run (.local/env). "
+            "Call make deploy-... from a shell that has not read them"
+        )
     found = {name: os.environ[name] for name in SETTINGS if os.environ.get(name)}
     TARGETS[target](folder, found)
 

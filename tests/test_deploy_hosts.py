@@ -288,6 +288,15 @@ def test_a_setting_with_which_the_function_would_not_start_is_said(
     assert (done.process.returncode, done.calls) == (1, [])
 
 
+@pytest.mark.parametrize("target", WHERE)
+def test_the_settings_of_make_run_are_not_deployed(deploy: Deploy, target: str) -> None:
+    done = deploy(target, AUTH_JWKS_URL="http://127.0.0.1:8000/.well-known/jwks.json")
+
+    assert done.process.returncode == 1
+    assert "AUTH_JWKS_URL names this machine" in done.process.stderr
+    assert done.calls == []
+
+
 @pytest.mark.parametrize("target", hosts.TARGETS)
 def test_a_folder_that_holds_no_build_is_said_with_the_command_that_makes_it(
     deploy: Deploy, tmp_path: Path, target: str
