@@ -167,7 +167,7 @@ def verified_claims() -> Mapping[str, Any]:
         return app.lambda_context.claims
     if settings.on_lambda():
         claims = (request().context.get("authorizer") or {}).get("claims")
-        if not claims:
+        if not claims or not settings.is_accepted_client(claims.get("aud")):
             raise Unauthorized
         return claims  # type: ignore[no-any-return]
     from chalicelib import tokens

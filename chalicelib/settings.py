@@ -26,6 +26,7 @@ _LIKE_A_REFERENCE = re.compile(
 )
 GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _URL = re.compile(r"https?://[^\s]+")
+_NAMED_LATER = dict.fromkeys(["DB_HOST", "DB_NAME", "DB_USER"], "in-the-secret")
 _BASE_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 _ORIGIN = re.compile(r"\*|https?://[^\s/,*]+")
 
@@ -90,8 +91,9 @@ def database() -> Database:
     """Read DATABASE_URL, or DB_HOST DB_PORT DB_NAME DB_USER DB_PASSWORD, and the pool's limits."""
     idle = _whole("DB_POOL_SIZE", 5, least=1)
     secret = _reference()
+    parameters = login(_NAMED_LATER if secret else {})
     return Database(
-        connect={} if secret else login({}),
+        connect={} if secret else parameters,
         pool_idle=idle,
         pool_most=_whole("DB_POOL_MAX", max(25, idle), least=idle),
         pool_recycle=_whole("DB_POOL_RECYCLE", 300, least=1),
@@ -175,6 +177,15 @@ def user_pools() -> list[str]:
         return []
     _user_pool()
     return [os.environ["COGNITO_USER_POOL_ARN"]]
+
+
+def is_accepted_client(app_client: object) -> bool:
+    """Whether AUTH_AUDIENCE, where it is set, names the `aud` of a token that API Gateway verified.
+
+    API Gateway takes the ID tokens of every app client of the pool; each of them names its client.
+    """
+    accepted = os.environ.get("AUTH_AUDIENCE", "")
+    return not accepted or app_client is None or app_client in [each.strip() for each in accepted.split(",")]
 
 
 def on_lambda() -> bool:
@@ -290,6 +301,11 @@ def _entra() -> Tokens:
         # Where sign-in says `common`, `organizations` or a domain name, no token does.
         raise SettingsError(
             f"AUTH_ISSUER is {issuer!r}: it should hold the directory's GUID in lower case, {example}"
+        )
+    if ANY_DIRECTORY in issuer and os.environ.get("AUTH_TENANT_CLAIM"):
+        raise SettingsError(
+            "AUTH_TENANT_CLAIM is set while AUTH_ISSUER takes any directory, whose administrators write "
+            "claims of their own: unset it, or name one directory in AUTH_ISSUER"
         )
     keys = os.environ.get("AUTH_JWKS_URL")
     if not keys and not issuer.endswith("/v2.0"):

@@ -6,7 +6,7 @@ import struct
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from zipfile import ZipFile
+from zipfile import ZIP_DEFLATED, ZipFile
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -18,6 +18,16 @@ MACHINES = {"x86_64": 62, "arm64": 183}
 UNCHECKED_HASH = 1
 """The flags of bytecode that is used without a look at its source (PEP 552)."""
 OURS = ("app.py", "chalice/", "chalicelib/")
+
+
+def let_everybody_read(archive: Path) -> None:
+    """Write the zip again, whatever the umask was here: Lambda runs it as another user than its owner."""
+    with ZipFile(archive) as zipped:
+        members = [(member, zipped.read(member)) for member in zipped.infolist()]
+    with ZipFile(archive, "w", ZIP_DEFLATED) as zipped:
+        for member, content in members:
+            member.external_attr = 0o644 << 16
+            zipped.writestr(member, content, ZIP_DEFLATED)
 
 
 def faults(archive: Path, requirements: Path, architecture: str) -> list[str]:

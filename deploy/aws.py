@@ -24,6 +24,7 @@ REQUIREMENTS = PROJECT / "requirements.txt"
 ARCHITECTURES = {"arm64": "aarch64", "x86_64": "x86_64"}
 """Lambda's names of them, and the wheels'."""
 VARIABLES = (
+    "AUTH_AUDIENCE",
     "COGNITO_USER_POOL_ARN",
     "CORS_ORIGIN",
     "DB_CONNECT_TIMEOUT",
@@ -96,7 +97,9 @@ def _listed(name: str) -> list[str]:
 def _clear(into: Path) -> None:
     """An empty folder but for our mark, an empty requirements.txt; never somebody else's folder."""
     mark = into / "requirements.txt"
-    if into.is_dir() and any(into.iterdir()) and not (mark.is_file() and mark.stat().st_size == 0):
+    is_marked = mark.is_file() and mark.stat().st_size == 0
+    is_ours = is_marked and (list(into.iterdir()) == [mark] or (into / "chalicelib/stores.py").is_file())
+    if into.is_dir() and any(into.iterdir()) and not is_ours:
         raise SystemExit(f"{into} is not a build of ours: empty it, or choose another folder")
     shutil.rmtree(into, ignore_errors=True)
     into.mkdir(parents=True)
@@ -169,6 +172,10 @@ def _package(into: Path, stage: str, config: Json) -> None:
     command: list[str | Path] = [chalice_command(), "package", "--stage", stage]
     command += ["--merge-template", additions.name, "package"]
     run(command, into, AWS_DEFAULT_REGION=region)
+    zipped = into / "package" / "deployment.zip"
+    archive.let_everybody_read(zipped)
+    (to_be_deployed,) = (into / ".chalice" / "deployments").glob("*.zip")
+    shutil.copy(zipped, to_be_deployed)
 
 
 def configure_app(chosen: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import boto3
 
+from chalicelib import settings
 from deploy import aws, policy
 
 Json = dict[str, Any]
@@ -33,9 +34,10 @@ def deploy(folder: Path, stage: str, via: str) -> None:
     for name, meaning in _required(variables).items():
         if name not in variables:
             raise SystemExit(f"{name} is not set: {meaning}. Set it, and run make deploy-aws STAGE={stage}")
+    _check(variables)
     session = _session()
     if via == "sam":
-        _sam(folder, stage, config["stages"][stage])
+        _sam(folder, stage, config["stages"][stage], session.region_name)
     else:
         _keep_logs(session.client("logs"), stage, config["stages"][stage]["log_retention_in_days"])
         aws.run(
@@ -44,6 +46,19 @@ def deploy(folder: Path, stage: str, via: str) -> None:
             AWS_DEFAULT_REGION=session.region_name,
         )
         put_gateway_responses(folder, stage)
+
+
+def _check(variables: Mapping[str, str]) -> None:
+    """The settings as the function will read them. Raises SystemExit on what it would refuse."""
+    os.environ.pop("DATABASE_URL", None)  # no variable of the function
+    os.environ.update(variables)
+    try:
+        secret = settings.database().secret
+        settings.default_currency()
+    except settings.SettingsError as error:
+        raise SystemExit(f"The function would not start. {error}") from None
+    if secret and not policy.is_secret(secret.text):
+        raise SystemExit(f"DB_PASSWORD refers to {secret}: the zip reads secrets of AWS Secrets Manager only")
 
 
 def _keep_logs(logs: Any, stage: str, days: int) -> None:
@@ -115,7 +130,7 @@ def _rest_api_id(folder: Path, stage: str) -> str:
     raise SystemExit(f"{stage} is not deployed by chalice from here: set REST_API_ID to the API's id")
 
 
-def _sam(folder: Path, stage: str, chosen: Json) -> None:
+def _sam(folder: Path, stage: str, chosen: Json, region: str) -> None:
     sam = shutil.which("sam")
     if sam is None:
         raise SystemExit("sam is missing. To get it: pipx install aws-sam-cli; or leave out VIA=sam")
@@ -133,4 +148,4 @@ def _sam(folder: Path, stage: str, chosen: Json) -> None:
     command = [sam, "deploy", "--template-file", "package/sam.json", "--stack-name", f"order-api-{stage}"]
     command += ["--capabilities", "CAPABILITY_IAM", "--resolve-s3", "--no-fail-on-empty-changeset"]
     command += ["--parameter-overrides", *(f"{name}={value}" for name, value in overrides.items())]
-    aws.run(command, folder)
+    aws.run(command, folder, AWS_DEFAULT_REGION=region)  # SAM reads no AWS_REGION

@@ -3,10 +3,12 @@
 import compileall
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +54,9 @@ def build(cloud: str, into: Path) -> None:
     # Without this machine's path, which would show in the function's tracebacks.
     if not compileall.compile_dir(into, quiet=1, invalidation_mode=unchecked, stripdir=into):
         raise SystemExit(f"{into} does not compile: see above")
+    # Whatever this machine's umask: the clouds run the files as another user than their owner.
+    for path in (into, *into.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
     print(f"{into} is ready")
 
 
@@ -121,7 +126,9 @@ def _gcloud(command: list[str], folder: Path, found: dict[str, str]) -> None:
     chosen = [
         part for name, flag in options.items() if (value := os.environ.get(name)) for part in (flag, value)
     ]
-    with _file(json.dumps({**found, "THREADS": "8"}), ".yaml") as file:  # JSON is YAML
+    with _file(
+        json.dumps({**found, "THREADS": "8", "FORWARDED_ALLOW_IPS": ""}), ".yaml"
+    ) as file:  # JSON is YAML
         _run([gcloud, *command, *where, *size, *chosen, "--env-vars-file", file, "--quiet"], folder)
 
 
@@ -133,6 +140,10 @@ def _oracle(folder: Path, found: dict[str, str]) -> None:
             f"{' and '.join(sorted(shown))} would stand on fn's command line, for every user of this machine "
             "to read. Put the password into OCI Vault, and its OCID into DB_PASSWORD (docs/secrets.md)"
         )
+    # Oracle Functions keeps the first image that it saw under a tag: each deployment needs one of its own.
+    description = folder / "func.yaml"
+    version = f"version: 0.0.{int(time.time())}"
+    description.write_text(re.sub("(?m)^version: .*$", version, description.read_text()))
     _run([fn, "deploy", "--app", app], folder)
     for name, value in found.items():
         _run([fn, "config", "function", app, NAME, name, value], folder)
@@ -142,7 +153,8 @@ TARGETS = {"azure": _azure, "gcp": _cloud_functions, "run": _cloud_run, "oci": _
 
 
 def _is_build(cloud: str, folder: Path) -> bool:
-    return all((folder / module).is_file() for module in ("app.py", OWN[cloud][0]))
+    """Somebody else's app.py and main.py do not make one."""
+    return all((folder / name).is_file() for name in ("shims/gateway.py", "app.py", OWN[cloud][0]))
 
 
 def _tool(name: str, source: str) -> str:

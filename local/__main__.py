@@ -108,9 +108,10 @@ def _serve_built(cloud: str, host: str, port: int, urls: database.Urls) -> None:
     threading.Thread(target=keys.serve_forever, daemon=True).start()
     environment = _environment(urls, f"http://127.0.0.1:{keys.server_address[1]}/jwks.json", host)
     os.environ.update(environment, no_proxy=environment["NO_PROXY"])
-    with hosts.serving(cloud, built, environment, host, port):
+    with hosts.serving(cloud, built, environment, host, port) as process:
         print(_block(_url(host, port), urls.app, tokens, page=False), flush=True)
-        threading.Event().wait()
+        process.wait()
+    raise SystemExit("The host has ended: its own words are above")
 
 
 def _url(host: str, port: int) -> str:

@@ -14,83 +14,72 @@ from pathlib import Path
 from local import front, oci_front
 from local.environments import PROJECT, environment
 
+Process = subprocess.Popen[bytes]
+Running = AbstractContextManager[Process]
+Command = Sequence[str | Path]
+Variables = Mapping[str, str]
+
 LONGEST_START = 60
 """Seconds in which a host must begin to listen."""
 
 
 @contextmanager
-def serving(cloud: str, built: Path, variables: Mapping[str, str], host: str, port: int) -> Iterator[None]:
+def serving(cloud: str, built: Path, variables: Variables, host: str, port: int) -> Iterator[Process]:
     """The runtime of `aws` (`chalice local`), `azure`, `gcp`, `lambda` or `oci` listens at the address.
 
     Raises SystemExit when it ends before it listens. Of our own environment it sees `variables` alone.
     """
     python = Path(sys.executable) if cloud == "aws" else environment(cloud)
-    with RUNTIMES[cloud](python, built.resolve(), variables, host, port):
-        yield
+    with RUNTIMES[cloud](python, built.resolve(), variables, host, port) as process:
+        yield process
 
 
-@contextmanager
-def _chalice(python: Path, _: Path, variables: Mapping[str, str], host: str, port: int) -> Iterator[None]:
+def _chalice(python: Path, _: Path, variables: Variables, host: str, port: int) -> Running:
     """`chalice local`, on the project itself; it would start anew at every write of the database below it."""
     own = ["--no-autoreload", "--host", host, "--port", str(port)]
-    command: list[str | Path] = [python.parent / "chalice", "local", *own]
-    with _process(command, PROJECT, variables) as process:
-        _wait(process, lambda: socket.create_connection((host, port), 1).close())
-        yield
+    return _server([python.parent / "chalice", "local", *own], PROJECT, variables, host, port)
 
 
-@contextmanager
-def _gcp(python: Path, built: Path, variables: Mapping[str, str], host: str, port: int) -> Iterator[None]:
-    """functions-framework with its production server, gunicorn."""
-    program = python.parent / "functions-framework"
-    command: list[str | Path] = [
-        program,
-        "--source",
-        "main.py",
-        "--target",
-        "orders_api",
-        "--host",
-        host,
-        "--port",
-        str(port),
-    ]
-    with _process(command, built, variables) as process:
-        _wait(process, lambda: socket.create_connection((host, port), 1).close())
-        yield
+def _gcp(python: Path, built: Path, variables: Variables, host: str, port: int) -> Running:
+    """functions-framework with its production server, gunicorn; it trusts no proxy on this machine."""
+    own = ["--source", "main.py", "--target", "orders_api", "--host", host, "--port", str(port)]
+    told = {**variables, "FORWARDED_ALLOW_IPS": ""}
+    return _server([python.parent / "functions-framework", *own], built, told, host, port)
 
 
-@contextmanager
-def _azure(python: Path, built: Path, variables: Mapping[str, str], host: str, port: int) -> Iterator[None]:
+def _azure(python: Path, built: Path, variables: Variables, host: str, port: int) -> Running:
     """The function app through the real azure-functions package; the Functions host itself is not on PyPI."""
-    paths = {"PYTHONPATH": f"{built}{os.pathsep}{PROJECT}"}
-    command: list[str | Path] = [python, "-P", "-m", "local.azure_host", host, str(port)]
-    with _process(command, built, {**variables, **paths}) as process:
-        _wait(process, lambda: socket.create_connection((host, port), 1).close())
-        yield
+    told = {**variables, "PYTHONPATH": f"{built}{os.pathsep}{PROJECT}"}
+    return _server([python, "-P", "-m", "local.azure_host", host, str(port)], built, told, host, port)
 
 
-@contextmanager
-def _lambda(python: Path, built: Path, variables: Mapping[str, str], host: str, port: int) -> Iterator[None]:
+def _lambda(python: Path, built: Path, variables: Variables, host: str, port: int) -> Running:
     """The zip under awslambdaric, behind a gateway made from the template beside it."""
-    program: list[str | Path] = [sys.executable, "-P", "-m", "local.lambda_host"]
-    command = [*program, python, built, host, str(port)]
-    with _process(command, PROJECT, {**variables, "PYTHONPATH": str(PROJECT)}) as process:
-        _wait(process, lambda: socket.create_connection((host, port), 1).close())
-        yield
+    command: Command = [sys.executable, "-P", "-m", "local.lambda_host", python, built, host, str(port)]
+    return _server(command, PROJECT, {**variables, "PYTHONPATH": str(PROJECT)}, host, port)
 
 
 @contextmanager
-def _oci(python: Path, built: Path, variables: Mapping[str, str], host: str, port: int) -> Iterator[None]:
+def _oci(python: Path, built: Path, variables: Variables, host: str, port: int) -> Iterator[Process]:
     """fdk's server on its unix socket, behind a front that does what Fn's does."""
     with tempfile.TemporaryDirectory(prefix="orders-api-oci-") as folder:
         listener = Path(folder) / "fn.sock"
         # PYTHONPATH as the fn CLI's Dockerfile for Python sets it.
         own = {"FN_FORMAT": "http-stream", "FN_LISTENER": f"unix:{listener}", "PYTHONPATH": str(built)}
-        command: list[str | Path] = [python.parent / "fdk", "func.py", "orders_api"]
-        with _process(command, built, {**variables, **own}) as process:
+        with _process(
+            [python.parent / "fdk", "func.py", "orders_api"], built, {**variables, **own}
+        ) as process:
             _wait(process, lambda: oci_front.connect(listener).close())
             with _in_a_thread(oci_front.serve(listener, host, port)):
-                yield
+                yield process
+
+
+@contextmanager
+def _server(command: Command, folder: Path, variables: Variables, host: str, port: int) -> Iterator[Process]:
+    """A child that listens at the address by itself."""
+    with _process(command, folder, variables) as process:
+        _wait(process, lambda: socket.create_connection((host, port), 1).close())
+        yield process
 
 
 @contextmanager
@@ -104,9 +93,7 @@ def _in_a_thread(server: front.Server) -> Iterator[None]:
 
 
 @contextmanager
-def _process(
-    command: Sequence[str | Path], folder: Path, variables: Mapping[str, str]
-) -> Iterator["subprocess.Popen[bytes]"]:
+def _process(command: Command, folder: Path, variables: Variables) -> Iterator[Process]:
     """A child in `folder` that gets SIGTERM, and SIGKILL after ten seconds."""
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ}
     process = subprocess.Popen(command, cwd=folder, env={**inherited, **variables})  # noqa: S603
@@ -121,7 +108,7 @@ def _process(
             process.wait()
 
 
-def _wait(process: "subprocess.Popen[bytes]", knock: Callable[[], None]) -> None:
+def _wait(process: Process, knock: Callable[[], None]) -> None:
     deadline = time.monotonic() + LONGEST_START
     while True:
         try:
@@ -133,7 +120,7 @@ def _wait(process: "subprocess.Popen[bytes]", knock: Callable[[], None]) -> None
             time.sleep(0.05)
 
 
-Runtime = Callable[[Path, Path, Mapping[str, str], str, int], AbstractContextManager[None]]
+Runtime = Callable[[Path, Path, Variables, str, int], Running]
 RUNTIMES: dict[str, Runtime] = {
     "aws": _chalice,
     "azure": _azure,

@@ -263,12 +263,16 @@ def main(python: Path, built: Path, host: str, port: int) -> None:
 
 
 def _variables() -> dict[str, str]:
-    """Ours without those of Python and of the tokens: on Lambda the function verifies none."""
+    """Ours without those of Python and of what verifies tokens, which the function does not."""
     if (provider := os.environ.get("AUTH_PROVIDER") or "cognito") != "cognito":
         raise SystemExit(
             f"AUTH_PROVIDER is {provider!r}: API Gateway verifies Cognito's tokens only. Unset it"
         )
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AUTH_", "PYTHON"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "AUTH_AUDIENCE" or not name.startswith(("AUTH_", "PYTHON"))
+    }
     return {"AWS_REGION": settings.tokens().region, **kept}
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import stat
 import struct
@@ -235,6 +236,30 @@ def test_a_wrong_setting_is_said_before_anything_is_written(
     assert done.returncode == 1
     assert said in done.stderr
     assert not into.exists()
+
+
+def test_every_user_may_read_the_zip_whatever_the_umask_was(tmp_path: Path) -> None:
+    """Lambda runs it as another user than the one that owns its files."""
+    before = os.umask(0o077)
+    try:
+        built = build_aws(tmp_path / "build")
+    finally:
+        os.umask(before)
+
+    with ZipFile(built.zip) as zipped:
+        assert {oct(member.external_attr >> 16) for member in zipped.infolist()} == {"0o644"}
+    (deployed,) = (built.folder / ".chalice/deployments").glob("*.zip")
+    assert deployed.read_bytes() == built.zip.read_bytes()
+    assert (built.folder / ".chalice/config.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_an_empty_requirements_file_makes_no_build_of_ours(tmp_path: Path) -> None:
+    for name in ("requirements.txt", "thesis.txt"):
+        (tmp_path / name).touch()
+
+    done = python_m_deploy("build", "aws", "--into", tmp_path)
+
+    assert (done.returncode, (tmp_path / "thesis.txt").exists()) == (1, True)
 
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:

@@ -244,6 +244,33 @@ def built_with(variables: dict[str, str], ready: AwsBuild, folder: Path) -> Path
     return folder
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"DB_SSLMODE": "bogus"}, "The function would not start. DB_SSLMODE is 'bogus'"),
+        ({"DB_POOL_MAX": "many"}, "The function would not start. DB_POOL_MAX is 'many'"),
+        (
+            {"DB_PASSWORD": SETTINGS["DB_PASSWORD"][:-7]},
+            "The function would not start. DB_PASSWORD looks like",
+        ),
+        ({"DB_PASSWORD": "projects/p/secrets/s"}, "the zip reads secrets of AWS Secrets Manager only"),
+    ],
+    ids=str,
+)
+def test_a_setting_with_which_the_function_would_not_start_is_said(
+    ready: AwsBuild, aws: dict[str, str], tmp_path: Path, changes: dict[str, str], said: str
+) -> None:
+    folder = built_with({**SETTINGS, **changes}, ready, tmp_path / "build")
+
+    done = python_m_deploy(
+        "deploy", "aws", "--via", "sam", "--from", folder, variables={**aws, **recording("sam", tmp_path)}
+    )
+
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert not (tmp_path / "arguments").exists()
+
+
 def test_sam_is_missed_before_anything_is_done(ready: AwsBuild, aws: dict[str, str], tmp_path: Path) -> None:
     variables = {**aws, "PATH": str(tmp_path)}
 
@@ -274,6 +301,7 @@ def test_sam_gets_the_template_and_its_parameters(
     assert set(parameters.values()) == set(SETTINGS.values())
     assert set(parameters) <= set(json.loads(ready.template.read_text())["Parameters"])
     assert (tmp_path / "folder").read_text().strip() == str(ready.folder)
+    assert (tmp_path / "region").read_text().strip() == REGION
 
 
 def test_sam_does_not_get_a_plain_password(ready: AwsBuild, aws: dict[str, str], tmp_path: Path) -> None:
@@ -292,7 +320,10 @@ def test_sam_does_not_get_a_plain_password(ready: AwsBuild, aws: dict[str, str],
 def recording(name: str, folder: Path) -> dict[str, str]:
     """A PATH on which that command writes down how it was called; SAM's own is not on this machine."""
     command = folder / name
-    command.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {folder}/arguments\npwd > {folder}/folder\n')
+    command.write_text(
+        f'#!/bin/sh\nprintf "%s\\n" "$@" > {folder}/arguments\npwd > {folder}/folder\n'
+        f'echo "$AWS_DEFAULT_REGION" > {folder}/region\n'
+    )
     command.chmod(0o755)
     return {"PATH": f"{folder}:{os.environ['PATH']}"}
 

@@ -4,8 +4,10 @@ The clouds' own programs need accounts; programs that write down how they were c
 """
 
 import json
+import re
 import stat
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,7 +152,7 @@ def test_cloud_functions_gets_the_folder_and_its_settings_from_a_private_file(
         ]
     ]
     assert path.endswith(".yaml")
-    assert content == {**SETTINGS, "THREADS": "8"}
+    assert content == {**SETTINGS, "THREADS": "8", "FORWARDED_ALLOW_IPS": ""}
 
 
 def test_cloud_run_builds_the_same_folder_with_its_dockerfile(deploy: Deploy, builds: Path) -> None:
@@ -166,7 +168,7 @@ def test_cloud_run_builds_the_same_folder_with_its_dockerfile(deploy: Deploy, bu
             *("--env-vars-file", path, "--quiet"),
         ]
     ]
-    assert content == {**SETTINGS, "THREADS": "8"}
+    assert content == {**SETTINGS, "THREADS": "8", "FORWARDED_ALLOW_IPS": ""}
     assert (builds / "gcp/Dockerfile").exists()
 
 
@@ -178,6 +180,20 @@ def test_oracle_gets_the_folder_and_then_each_setting(deploy: Deploy, builds: Pa
     assert done.calls[0]["cwd"] == str(builds / "oci")
     assert {tuple(argv[:5]) for argv in others} == {("fn", "config", "function", "shop", "orders-api")}
     assert dict(argv[5:] for argv in others) == {**SETTINGS, "DB_PASSWORD": SECRET}
+
+
+def test_each_deployment_to_oracle_has_a_version_of_its_own(deploy: Deploy, builds: Path) -> None:
+    """Oracle Functions keeps the first image that it saw under a tag."""
+    description = builds / "oci/func.yaml"
+    built = description.read_text()
+
+    deploy("oci")
+
+    deployed = description.read_text()
+    before, after = (re.findall(r"(?m)^version: 0\.0\.(\d+)$", text) for text in (built, deployed))
+    assert (len(before), len(after)) == (1, 1)
+    assert int(after[0]) > time.time() - 60
+    assert deployed.replace(after[0], before[0]) == built
 
 
 @pytest.mark.parametrize("target", hosts.TARGETS)
@@ -207,7 +223,8 @@ def test_every_variable_that_the_api_reads_is_handed_on_and_no_other(deploy: Dep
     else:
         content = only_file(done.calls[0])[1]
         handed = {each["name"]: each["value"] for each in content} if target == "azure" else content
-    handed.pop("THREADS", None)
+    for name in ("THREADS", "FORWARDED_ALLOW_IPS"):
+        handed.pop(name, None)
     assert handed == {**SETTINGS, **read, "DB_PASSWORD": handed["DB_PASSWORD"]}
 
 

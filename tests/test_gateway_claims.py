@@ -123,6 +123,17 @@ def test_on_lambda_nothing_that_verifies_tokens_is_loaded(handle: Handle, tenant
     assert not modules & {"chalice.local", "chalice.config", "boto3", "botocore"}
 
 
+def test_on_lambda_other_app_clients_of_the_pool_can_be_shut_out(handle: Handle, tenant: str) -> None:
+    clients = (claims(tenant, aud="shop"), claims(tenant, aud="another"), claims(tenant, aud="sho"))
+    asked = [event({"claims": each}, "GET") for each in clients]
+
+    some, _ = handle(*asked, AUTH_AUDIENCE="web, shop", **ON_LAMBDA)
+    any_, _ = handle(*asked, AUTH_AUDIENCE="", **ON_LAMBDA)
+
+    assert [answer.status for answer in some] == [200, 401, 401]
+    assert [answer.status for answer in any_] == [200, 200, 200]
+
+
 def test_on_lambda_the_token_settings_are_not_needed(handle: Handle, tenant: str) -> None:
     answers, _ = handle(
         event({"claims": claims(tenant)}), AUTH_AUDIENCE="", AUTH_JWKS_URL="", AUTH_ISSUER="", **ON_LAMBDA

@@ -236,6 +236,24 @@ def test_a_host_that_dies_at_its_start_says_why(
 
 
 @pytest.mark.parametrize("cloud", BUILT)
+def test_a_host_that_dies_later_ends_the_command(
+    serve: Serve, made: Callable[[str], None], cloud: str
+) -> None:
+    made(cloud)
+    host = serve(cloud)
+    host.wait_until_started()
+    runtime = next(
+        child
+        for child in psutil.Process(host.process.pid).children()
+        if {"functions-framework", "fdk", "local.azure_host"} & {Path(part).name for part in child.cmdline()}
+    )
+
+    runtime.kill()
+
+    assert ended(host).endswith("The host has ended: its own words are above\n")
+
+
+@pytest.mark.parametrize("cloud", BUILT)
 def test_a_malformed_setting_is_explained(serve: Serve, made: Callable[[str], None], cloud: str) -> None:
     made(cloud)
 

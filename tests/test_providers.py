@@ -469,6 +469,10 @@ COMPLETE: Json = {
             "should hold the directory's GUID in lower case, https://login.microsoftonline.com/",
         ),
         (
+            {"AUTH_PROVIDER": "entra", "AUTH_ISSUER": ANY_DIRECTORY, "AUTH_TENANT_CLAIM": "extn.tenant_id"},
+            "AUTH_TENANT_CLAIM is set while AUTH_ISSUER takes any directory",
+        ),
+        (
             {"AUTH_PROVIDER": "entra", "AUTH_ISSUER": STS, "AUTH_JWKS_URL": ""},
             "AUTH_JWKS_URL is not set: the jwks_uri",
         ),
