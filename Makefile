@@ -14,7 +14,7 @@ TOKEN_USER := $(if $(filter command line,$(origin USER)),$(USER))
 .PHONY: help run token build-aws deploy-aws gateway-responses build-azure build-gcp build-oci local-aws local-lambda local-azure local-gcp local-oci deploy-azure deploy-gcp deploy-run deploy-oci conform test test-fast lint fmt lock system-packages clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z -]+:.*## / {gsub(/ /, ", ", $$1); printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z -]+:.*## / {gsub(/ /, ", ", $$1); printf((length($$1) > 17 ? "  make %s\n                         %s\n" : "  make %-17s %s\n"), $$1, $$2)}' $(MAKEFILE_LIST)
 
 run: $(READY) ## the API on this machine with a real PostgreSQL; HOST, PORT, DATABASE_URL
 	@$(BIN)/python -m local run
@@ -42,14 +42,21 @@ gateway-responses: $(READY) ## API Gateway's own errors in our shape, after a pl
 build-azure build-gcp build-oci: build-%: $(READY) ## build/<cloud>, ready for that cloud's own command
 	@$(BIN)/python -m deploy build $*
 
-local-aws local-lambda local-azure local-gcp local-oci: local-%: $(READY) ## serve what was built with that cloud's own Python runtime
+local-lambda local-azure local-gcp local-oci: local-%: $(READY) ## serve what was built with that cloud's own Python runtime; HOST, PORT (for the zip: build-aws with this ARCH)
 	@$(BIN)/python -m local serve $*
 
-deploy-azure deploy-gcp deploy-run deploy-oci: deploy-%: $(READY) ## hand build/<cloud> to that cloud's own command
+local-aws: local-%: $(READY) ## `chalice local` on the sources, with a database and tokens; HOST, PORT
+	@$(BIN)/python -m local serve $*
+
+deploy-azure deploy-gcp deploy-run deploy-oci: deploy-%: $(READY) ## build, and hand the build to that cloud's own command
 	@$(BIN)/python -m deploy deploy $*
 
-conform: $(READY) ## the contract, asked of any deployed stage: make conform URL=... TOKEN=...
+conform: $(READY) ## the contract, asked of any deployed stage: make conform URL=... TOKEN=... [OTHER_TOKEN=...]
 	@$(BIN)/python -m tests.conformance
+
+deploy-azure: build-azure
+deploy-gcp deploy-run: build-gcp
+deploy-oci: build-oci
 
 lint: $(READY) ## ruff and mypy --strict
 	$(BIN)/ruff check .

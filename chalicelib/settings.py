@@ -361,7 +361,10 @@ def _listed(name: str, meaning: str) -> tuple[str, ...]:
 
 
 def _user_pool() -> tuple[str, str]:
-    arn = _required("COGNITO_USER_POOL_ARN", "the ARN of the user pool whose tokens are accepted")
+    arn = _required(
+        "COGNITO_USER_POOL_ARN",
+        "the ARN of the user pool whose tokens are accepted (AUTH_PROVIDER names other issuers than Cognito)",
+    )
     match = _USER_POOL_ARN.fullmatch(arn)
     if not match:
         raise SettingsError(

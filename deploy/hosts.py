@@ -73,6 +73,10 @@ def deploy(target: str, folder: Path) -> None:
         settings.cors_origin()
     except settings.SettingsError as error:
         raise SystemExit(f"The function would not start. {error}") from None
+    if not (os.environ.get("DATABASE_URL") or os.environ.get("DB_PASSWORD")):
+        raise SystemExit(
+            "DB_PASSWORD is not set: the password of DB_USER, or where a secret store has it: docs/secrets.md"
+        )
     if "//127.0.0.1:" in settings.tokens().jwks_url:
         raise SystemExit(
             "AUTH_JWKS_URL names this machine: these are the settings of make run (.local/env). "

@@ -40,6 +40,7 @@ def main() -> None:
     elif chosen.command == "serve":
         run(lambda urls: _serve_built(chosen.cloud, host, port, urls))
     else:
+        _refuse_half_a_server()
         run(lambda urls: _serve(host, port, urls))
 
 
@@ -57,6 +58,14 @@ def run(serve: Callable[[database.Urls], None]) -> None:
         raise SystemExit(f"{error.filename}: {error.strerror}. Run as the user who owns {PROJECT}") from None
     except KeyboardInterrupt:
         print("\nStopped. The orders are kept.")
+
+
+def _refuse_half_a_server() -> None:
+    named = {"DB_HOST", "OWNER_DATABASE_URL"} & os.environ.keys()
+    if named and not os.environ.get("DATABASE_URL"):
+        raise SystemExit(
+            "To use your own server set DATABASE_URL, and OWNER_DATABASE_URL to apply schema.sql"
+        )
 
 
 def _token(tenant: str, user: str) -> str:
@@ -129,6 +138,7 @@ def _environment(urls: database.Urls, jwks_url: str, host: str) -> dict[str, str
         "AUTH_JWKS_URL": jwks_url,
         # These belong to other providers: your shell's are not meant for this issuer.
         **dict.fromkeys(["AUTH_TENANT_CLAIM", "AUTH_USER_CLAIM", "AUTH_EMAIL_CLAIM"], ""),
+        "BASE_PATH": "",
         "DOCS": "on",
         # The keys are on this machine: no proxy is asked for them.
         "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1,localhost", host])),
@@ -137,7 +147,7 @@ def _environment(urls: database.Urls, jwks_url: str, host: str) -> dict[str, str
 
 def _cannot_listen(target: str, host: str, port: int, error: OSError) -> SystemExit:
     hint = f" Try: make {target} PORT=8001" if error.errno == errno.EADDRINUSE else ""
-    return SystemExit(f"Cannot listen on {host}:{port}: {error.strerror}.{hint}")
+    return SystemExit(f"Cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}.{hint}")
 
 
 def _block(api: str, database_url: str, tokens: issuer.Issuer, page: bool) -> str:
@@ -190,10 +200,6 @@ def _database() -> Iterator[database.Urls]:
             raise SystemExit(f"DATABASE_URL cannot be used: {problem}.")
         yield database.Urls(owner=owner_url or "", app=app_url)
         return
-    if owner_url or "DB_HOST" in os.environ:
-        raise SystemExit(
-            "To use your own server set DATABASE_URL, and OWNER_DATABASE_URL to apply schema.sql"
-        )
     if opened := postgres.folders_to_open(FOLDER):
         print(
             "You are root, and PostgreSQL runs as the user embedded_postgres. To let it in, these folders "

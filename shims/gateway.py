@@ -106,6 +106,7 @@ class Gateway:
             "body": request.body,
             "isBase64Encoded": False,
         }
+        # On Lambda the second argument is its context; no request can put anything there.
         answer = self._app(event, verified)
         return Answer(answer["statusCode"], answer["headers"], answer["body"].encode())
 

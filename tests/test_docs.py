@@ -45,7 +45,7 @@ OTHERS = {
     *("AWS_PROFILE", "AWS_ENDPOINT_URL_SECRETS_MANAGER"),
 }
 """Environment variables that are read not by us but by what we call."""
-NO_VARIABLES = {"GENERIC_ARM", "ORACLE_FUNCTIONS_BACKEND"}
+NO_VARIABLES = {"GENERIC_ARM", "ORACLE_FUNCTIONS_BACKEND", "USERNAME", "PASSWORD"}
 DIRECTORY = "6e93a8a3-6b8b-4a52-9f1b-3f0c4a9d2b11"
 
 
