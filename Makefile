@@ -77,7 +77,7 @@ lock: $(READY) ## pin what pyproject.toml's dependency groups name
 system-packages: ## the browser, the PostgreSQL 15 and the npm that tests drive, on Debian and as root
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
-		chromium chromium-driver curl npm postgresql-15 >/dev/null
+		chromium chromium-driver curl postgresql-15 $$(command -v npm >/dev/null || echo npm) >/dev/null
 
 clean: ## remove the virtual environment and caches; orders in .local/ stay
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis
