@@ -37,7 +37,9 @@ def serving(cloud: str, built: Path, variables: Variables, host: str, port: int)
 def _chalice(python: Path, _: Path, variables: Variables, host: str, port: int) -> Running:
     """`chalice local`, on the project itself; it would start anew at every write of the database below it."""
     own = ["--no-autoreload", "--host", host, "--port", str(port)]
-    return _server([python.parent / "chalice", "local", *own], PROJECT, variables, host, port)
+    # Chalice warns that every request will be authorized; app.py verifies the tokens itself.
+    told = {**variables, "PYTHONWARNINGS": "ignore:CognitoUserPoolAuthorizer"}
+    return _server([python.parent / "chalice", "local", *own], PROJECT, told, host, port)
 
 
 def _gcp(python: Path, built: Path, variables: Variables, host: str, port: int) -> Running:
