@@ -1,0 +1,75 @@
+"""A broken database, in the same bytes on every host: 503 without one, 500 without its tables."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from local import hosts
+from local.database import Urls
+from tests.client import SEED_BYTES, Transport, free_port, over_http
+from tests.cognito import UserPool
+from tests.conformance import suite
+from tests.conformance.conftest import DOORS
+from tests.servers import api_on
+
+pytestmark = pytest.mark.slow
+
+REQUESTS = {
+    "a list": ("GET", "/orders", b""),
+    "its head": ("HEAD", "/orders", b""),
+    "an order": ("GET", "/orders/01936f3c-3b5e-7cc0-98c4-dc0c0c07398f", b""),
+    "a new order": ("POST", "/orders", SEED_BYTES),
+    "what is no order": ("POST", "/orders", b"{}"),
+    "readiness": ("GET", "/health/ready", b""),
+    "health": ("GET", "/health", b""),
+}
+STATUSES = {
+    "nowhere": [503, 503, 503, 503, 422, 503, 200],
+    "without tables": [500, 500, 500, 500, 422, 200, 200],
+}
+
+
+@contextmanager
+def opened(
+    door: str, url: str, environment: dict[str, str], request: pytest.FixtureRequest
+) -> Iterator[Transport]:
+    """The door, on another database."""
+    if door == "local":
+        send: Transport = request.getfixturevalue("http")
+        with api_on(url):
+            yield send
+        return
+    built: Callable[[str], Path] = request.getfixturevalue("built")
+    variables, port = {**environment, "DATABASE_URL": url}, free_port()
+    with hosts.serving(door, built(door), variables, "127.0.0.1", port):
+        yield over_http("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("trouble", STATUSES)
+def test_every_host_says_the_same_of_a_broken_database(
+    trouble: str,
+    database: Urls,
+    environment: dict[str, str],
+    user_pool: UserPool,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    url = {
+        "nowhere": f"postgresql://orders_app@/orders?host={tmp_path}",
+        "without tables": database.app.replace("/orders?", "/postgres?"),
+    }[trouble]
+    headers = {"Authorization": user_pool.token("acme"), "Content-Type": "application/json"}
+    answers = {}
+    for door in DOORS:
+        with opened(door, url, environment, request) as send:
+            found = {name: send(*asked[:2], headers, asked[2]) for name, asked in REQUESTS.items()}
+        answers[door] = {name: suite.masked(answer) for name, answer in found.items()}
+        assert [answer.status for answer in found.values()] == STATUSES[trouble], door
+        assert found["a list"].headers.get("retry-after") == ("1" if trouble == "nowhere" else None)
+        assert found["a list"].headers["access-control-allow-origin"] == "*"
+        assert found["a list"].slug == ("unavailable" if trouble == "nowhere" else "internal")
+
+    for door in DOORS:
+        assert answers[door] == answers["local"], door
