@@ -7,11 +7,12 @@ LOCK   := $(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header
 STAGE  ?= dev
 ARCH   ?= arm64
 VIA    ?= chalice
+ORDERS ?= 1000000
 # Every shell has a USER of its own; only one given to make is meant here.
 TOKEN_USER := $(if $(filter command line,$(origin USER)),$(USER))
 
 .DEFAULT_GOAL := help
-.PHONY: help run token build-aws deploy-aws gateway-responses build-azure build-gcp build-oci local-aws local-lambda local-azure local-gcp local-oci deploy-azure deploy-gcp deploy-run deploy-oci conform test test-fast lint fmt lock system-packages clean
+.PHONY: help run token build-aws deploy-aws gateway-responses build-azure build-gcp build-oci local-aws local-lambda local-azure local-gcp local-oci deploy-azure deploy-gcp deploy-run deploy-oci conform bench bench-scale test test-fast lint fmt lock system-packages clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / {gsub(/ /, ", ", $$1); printf((length($$1) > 17 ? "  make %s\n                         %s\n" : "  make %-17s %s\n"), $$1, $$2)}' $(MAKEFILE_LIST)
@@ -54,6 +55,17 @@ deploy-azure deploy-gcp deploy-run deploy-oci: deploy-%: $(READY) ## build, and 
 conform: $(READY) ## the contract, asked of any deployed stage: make conform URL=... TOKEN=... [OTHER_TOKEN=...]
 	@$(BIN)/python -m tests.conformance
 
+bench: export QUICK := $(QUICK)
+bench: export ONLY := $(ONLY)
+bench: export CONTENDERS := $(CONTENDERS)
+bench: $(READY) ## measured beside FastAPI, Powertools and a raw psycopg2, into bench/results; QUICK=1 ONLY=warm,cold
+	@$(BIN)/python -m bench
+
+bench-scale: export ORDERS := $(ORDERS)
+bench-scale: export SCALE_DATA := $(SCALE_DATA)
+bench-scale: $(READY) ## the same requests among more and more orders; ORDERS=1000000, 10000000 is what is published (15 GB of disk)
+	@$(BIN)/python -m bench.scale
+
 deploy-azure: build-azure
 deploy-gcp deploy-run: build-gcp
 deploy-oci: build-oci
@@ -69,9 +81,13 @@ fmt: $(READY) ## format and sort imports
 
 lock: $(READY) ## pin what pyproject.toml's dependency groups name
 	$(LOCK) --group aws -o requirements.txt
+	$(LOCK) --group runtime -c requirements.txt -o deploy/requirements.txt
 	$(LOCK) --group azure -c requirements.txt -o shims/azure/requirements.txt
 	$(LOCK) --group gcp -c requirements.txt -o shims/gcp/requirements.txt
 	$(LOCK) --group oci -c requirements.txt -o shims/oci/requirements.txt
+	$(LOCK) --group peer-fastapi -c requirements.txt -o bench/peers/fastapi_sqlmodel/requirements.txt
+	$(LOCK) --group peer-powertools -c requirements.txt -o bench/peers/powertools/requirements.txt
+	$(LOCK) --group peer-chalice -c requirements.txt -o bench/peers/chalice_orm/requirements.txt
 	$(LOCK) --group dev -c requirements.txt -o requirements-dev.txt
 
 system-packages: ## the browser, the PostgreSQL 15 and the npm that tests drive, on Debian and as root

@@ -1,21 +1,18 @@
 """The way to the database: one tenant, one string, one round trip."""
 
+import hashlib
 import logging
-import select
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import psycopg2
 from psycopg2.extensions import cursor as Cursor
-from sqlalchemy import ClauseElement, Dialect
-from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from chalicelib import settings
 from chalicelib.errors import Unavailable
+from chalicelib.pool import Connection, Pool, PoolExhausted
 
 Values = Mapping[str, Any]
 Row = tuple[Any, ...]
@@ -23,47 +20,55 @@ UNIQUE_VIOLATION = "23505"
 LOCK_NOT_AVAILABLE = "55P03"
 
 _log = logging.getLogger("order-api")
-_DIALECT: Dialect = PGDialect_psycopg2()  # type: ignore[no-untyped-call]
+_VALUE = re.compile(r"%\((\w+)\)s")
 _SET_TENANT = "select set_tenant(%(tenant_id)s);\n"
 # SQLSTATEs after which the same request may succeed: connection, rollback, resources, operator,
 # system, a read-only standby.
 _TRANSIENT = ("08", "40", "53", "57", "58", "25006")
+# A prepared statement that is not there, one that is there already, and one whose result has changed.
+_NOT_AS_PREPARED = ("26000", "42P05", "0A000")
+_INTEGRITY = "23"
 
-_pool: QueuePool | None = None
+_pool: Pool | None = None
 _pool_lock = threading.Lock()
+_statements_get_lost = False
 
 
 class Statement:
-    """A SQL expression over the tables, built and compiled to text at its first use, once."""
+    """SQL with named values, `%(order_id)s`: as it is sent, and as it is prepared once a connection.
 
-    def __init__(self, build: Callable[[], ClauseElement]) -> None:
-        self._build = build
-        self.__doc__ = build.__doc__
+    Its name in a session says its text, so that no session ever runs another release's statement.
+    """
 
-    @cached_property
-    def text(self) -> str:
-        return str(self._build().compile(dialect=_DIALECT))
+    def __init__(self, text: str, *, prepared: bool = True) -> None:
+        """Leave one unprepared whose plan depends on its values, such as an OFFSET."""
+        self.text, self.is_prepared = text, prepared
+        names = list(dict.fromkeys(_VALUE.findall(text)))
+        numbered = _VALUE.sub(lambda value: f"${names.index(value[1]) + 1}", text)
+        self.name = f"order_api_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        self.prepare = f"prepare {self.name} as {numbered};\n".encode()
+        self.execute = f"execute {self.name} ({', '.join(f'%({name})s' for name in names)})"
 
-    def bound(self, cursor: Cursor, values: Values) -> bytes:
-        """The text with its values as literals, made by psycopg2 without asking the server."""
-        return cursor.mogrify(self.text, values)
+    def __repr__(self) -> str:
+        return f"Statement({self.text!r}, prepared={self.is_prepared})"
 
-    def bound_rows(self, cursor: Cursor, rows: Sequence[Values]) -> bytes:
-        """An INSERT of several rows in one statement; SQLAlchemy compiles it with one row."""
+    def rows(self, cursor: Cursor, rows: Sequence[Values]) -> bytes:
+        """An INSERT of several rows in one statement; its text has one row."""
         head, one_row = self.text.split(" VALUES ")
         return head.encode() + b" VALUES " + b", ".join(cursor.mogrify(one_row, row) for row in rows)
 
 
-Step = tuple[Statement, Values | Sequence[Values]]
-"""A statement and its values, or the rows of an INSERT."""
+Step = tuple[Statement, Sequence[Values]]
+"""A statement and its values; an INSERT may have several rows of them."""
 
 
 class TenantScope:
     """One verified tenant's way to the database. What it sends is bound to that tenant, always.
 
     Each call is one string `select set_tenant(...); ...` under autocommit: one round trip and one
-    implicit transaction, safe behind a transaction-mode pooler. Every statement gets `tenant_id`
-    as a value. Raises Unavailable when the database cannot answer, Refused when it will not.
+    implicit transaction. Every statement gets `tenant_id` as a value. With DB_PREPARE=on the string says
+    `execute`, behind a `prepare` the first time on a connection. Raises Unavailable when the database
+    cannot answer, Refused when it will not.
     """
 
     def __init__(self, tenant_id: str) -> None:
@@ -73,26 +78,27 @@ class TenantScope:
 
     def read(self, statement: Statement, **values: Any) -> list[Row]:
         """The rows of a SELECT. Asked again once, if the connection broke on the way."""
-        return self._send(
-            lambda cursor: [statement.bound(cursor, {**values, **self._tenant})], repeatable=True
-        )
+        return self._send([(statement, [values])], repeatable=True)
 
     def write(self, *steps: Step, repeatable: bool = False) -> None:
         """All the steps or none. Repeated on a broken connection only if the caller says that is safe."""
+        self._send(steps, repeatable)
 
-        def bound(cursor: Cursor) -> list[bytes]:
-            return [
-                statement.bound(cursor, {**values, **self._tenant})
-                if isinstance(values, Mapping)
-                else statement.bound_rows(cursor, [{**row, **self._tenant} for row in values])
-                for statement, values in steps
-            ]
+    def _send(self, steps: Sequence[Step], repeatable: bool) -> list[Row]:
+        # A string that names a lost statement was refused as a whole: nothing of it has happened.
+        try:
+            return self._send_once(steps, repeatable)
+        except StatementLost:
+            _the_pool().empty()
+        try:
+            return self._send_once(steps, repeatable)
+        except StatementLost:
+            _prepare_no_more()
+        return self._send_once(steps, repeatable)
 
-        self._send(bound, repeatable)
-
-    def _send(self, bound: Callable[[Cursor], list[bytes]], repeatable: bool) -> list[Row]:
-        def send(cursor: Cursor) -> list[Row]:
-            cursor.execute(cursor.mogrify(_SET_TENANT, self._tenant) + b";\n".join(bound(cursor)))
+    def _send_once(self, steps: Sequence[Step], repeatable: bool) -> list[Row]:
+        def send(connection: Connection, cursor: Cursor) -> list[Row]:
+            cursor.execute(self._string(connection, cursor, steps))
             return cursor.fetchall() if cursor.description else []
 
         try:
@@ -101,6 +107,22 @@ class TenantScope:
             if not repeatable:
                 raise OutcomeUnknown from None
         return _on_a_connection(send)
+
+    def _string(self, connection: Connection, cursor: Cursor, steps: Sequence[Step]) -> bytes:
+        """Everything that is sent. What it prepares counts as prepared from here on."""
+        prepared, first, then = connection.prepared, b"", []
+        for statement, rows in steps:
+            bound = [{**row, **self._tenant} for row in rows]
+            if len(bound) > 1:
+                then.append(statement.rows(cursor, bound))
+            elif prepared is None or not statement.is_prepared:
+                then.append(cursor.mogrify(statement.text, bound[0]))
+            else:
+                if statement.name not in prepared:
+                    prepared.add(statement.name)
+                    first += statement.prepare
+                then.append(cursor.mogrify(statement.execute, bound[0]))
+        return first + cursor.mogrify(_SET_TENANT, self._tenant) + b";\n".join(then)
 
 
 class Locked(Unavailable):
@@ -120,6 +142,10 @@ class OutcomeUnknown(Unavailable):
     )
 
 
+class StatementLost(Exception):
+    """A session did not have a statement as it was prepared: nothing was done."""
+
+
 class Refused(Exception):
     """The database refused a statement. Says why without the values: a log may keep it."""
 
@@ -133,7 +159,7 @@ class Refused(Exception):
 def ping() -> None:
     """One trip to the database and back. Raises Unavailable."""
 
-    def send(cursor: Cursor) -> list[Row]:
+    def send(_: Connection, cursor: Cursor) -> list[Row]:
         cursor.execute("select 1")
         return []
 
@@ -142,65 +168,54 @@ def ping() -> None:
 
 def close_pool() -> None:
     """Close the idle connections and forget the pool; the next request makes a new one."""
-    global _pool  # noqa: PLW0603 (one pool a process)
+    global _pool, _statements_get_lost  # noqa: PLW0603 (one pool a process)
     with _pool_lock:
         if _pool is not None:
-            _pool.dispose()
+            _pool.close()
         _pool = None
+        _statements_get_lost = False
 
 
-def _on_a_connection(send: Callable[[Cursor], list[Row]]) -> list[Row]:
-    connection = _connection()
-    driver: Any = connection.dbapi_connection
+def _on_a_connection(send: Callable[[Connection, Cursor], list[Row]]) -> list[Row]:
+    pool = _the_pool()
+    connection = _connection(pool)
+    driver = connection.driver
+    known = len(connection.prepared or ())
     try:
         with driver.cursor() as cursor:
-            return send(cursor)
+            return send(connection, cursor)
     except psycopg2.Error as error:
         if driver.closed:
-            connection.invalidate()
             raise _unavailable(error, ConnectionBroken) from None
-        if error.pgcode == LOCK_NOT_AVAILABLE:
+        code = error.pgcode or ""
+        if len(connection.prepared or ()) > known and not code.startswith(_INTEGRITY):
+            # Whether the session has what the string was to prepare is not known. (A constraint is
+            # violated only behind it, and what was prepared outlives the string's rollback.)
+            driver.close()
+        if code in _NOT_AS_PREPARED and connection.prepared is not None:
+            driver.close()
+            raise StatementLost from None
+        if code == LOCK_NOT_AVAILABLE:
             raise _unavailable(error, Locked) from None
         if _is_transient(error):
             raise _unavailable(error) from None
         raise Refused(error) from None
     except BaseException:
         # Interrupted half-way: nobody else may find this connection's answer.
-        connection.invalidate()
+        driver.close()
         raise
     finally:
-        connection.close()
+        pool.give_back(connection)
 
 
-def _connection() -> PoolProxiedConnection:
-    """A live connection from the pool: those that died while idle are thrown away."""
-    pool = _the_pool()
+def _connection(pool: Pool) -> Connection:
     try:
-        while True:
-            connection = pool.connect()
-            is_fresh = not connection.info
-            connection.info["used"] = True
-            if is_fresh or not _is_dead(connection.dbapi_connection):
-                return connection
-            connection.invalidate()
-            connection.close()
-    except PoolTimeout as error:
-        raise _unavailable(error) from None
-    except psycopg2.OperationalError as error:
+        return pool.take()
+    except (PoolExhausted, psycopg2.OperationalError) as error:
         raise _unavailable(error) from None
 
 
-def _is_dead(connection: Any) -> bool:
-    """Whether the server hung up: an idle connection has nothing to read but its farewell.
-
-    One system call. Asking psycopg2 would not do: it reads the farewell and misses the end behind it.
-    """
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def _the_pool() -> QueuePool:
+def _the_pool() -> Pool:
     """Made at the first request, never at import: a host may fork after it has imported us."""
     global _pool  # noqa: PLW0603 (one pool a process)
     if _pool is None:
@@ -210,22 +225,31 @@ def _the_pool() -> QueuePool:
     return _pool
 
 
-def _new_pool(database: settings.Database) -> QueuePool:
+def _new_pool(database: settings.Database) -> Pool:
     log_in = _log_in(database)
 
-    def connect() -> Any:
-        connection = log_in()
-        connection.autocommit = True
-        return connection
+    def connect() -> Connection:
+        driver = log_in()
+        driver.autocommit = True
+        prepares = not _statements_get_lost and database.prepares(driver.info.host, driver.info.port)
+        return Connection(driver, prepares=prepares)
 
-    return QueuePool(
+    return Pool(
         connect,
-        pool_size=database.pool_idle,
-        max_overflow=database.pool_most - database.pool_idle,
+        idle=database.pool_idle,
+        most=database.pool_most,
         recycle=database.pool_recycle,
         timeout=database.pool_timeout,
-        reset_on_return=None,  # under autocommit nothing is ever left open
-        use_lifo=True,
+    )
+
+
+def _prepare_no_more() -> None:
+    global _statements_get_lost  # noqa: PLW0603 (one pool a process)
+    _statements_get_lost = True
+    _the_pool().empty()
+    _log.warning(
+        "prepared statements get lost here, and are not used from now on: behind a pooler in transaction "
+        "mode set DB_PREPARE=off"
     )
 
 

@@ -5,9 +5,16 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, PlainValidator, ValidationError, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
-from sqlmodel import Field, SQLModel
 
 from chalicelib import exact_json, settings
 from chalicelib.amounts import GREATEST, amount, in_currency
@@ -106,10 +113,10 @@ Amount = Annotated[
 ]
 
 
-class NewItem(SQLModel):
+class NewItem(BaseModel):
     """One line of a new order."""
 
-    model_config = ConfigDict(extra="forbid", from_attributes=False)  # type: ignore[assignment]
+    model_config = ConfigDict(extra="forbid")
 
     product_name: Name
     product_sku: Name
@@ -117,13 +124,13 @@ class NewItem(SQLModel):
     unit_price: Amount
 
 
-class NewOrder(SQLModel):
+class NewOrder(BaseModel):
     """A new order. Its total is the caller's own: it carries tax, shipping and discounts.
 
     Spaces around text are trimmed; control characters, tabs and newlines too, are refused.
     """
 
-    model_config = ConfigDict(extra="forbid", from_attributes=False)  # type: ignore[assignment]
+    model_config = ConfigDict(extra="forbid")
 
     customer_name: Name
     customer_email: Email

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from uuid_utils.compat import uuid7
+from uuid_utils import uuid7
 
 from chalicelib.answers import content_json, order_json, page_json
 from chalicelib.callers import Caller
@@ -19,7 +19,7 @@ from chalicelib.statements import (
     INSERT_ORDER,
     ORDER_BY_ID,
     ORDER_BY_KEY,
-    orders_page,
+    ORDERS_PAGES,
 )
 
 _ORDER_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
@@ -50,7 +50,7 @@ class OrderRepository:
         """
         order_id, created_at = _new_id()
         order = {
-            **new.model_dump(exclude={"items"}),
+            **vars(new),
             "order_id": order_id,
             "created_by": self._caller.user_id,
             "status": "pending",
@@ -59,10 +59,10 @@ class OrderRepository:
             "updated_at": created_at,
         }
         items = [
-            {**item.model_dump(), "order_id": order_id, "line_no": line_no}
+            {**vars(item), "order_id": order_id, "line_no": line_no}
             for line_no, item in enumerate(new.items, start=1)
         ]
-        steps: tuple[Step, ...] = ((INSERT_ORDER, order), (INSERT_ITEMS, items))
+        steps: tuple[Step, ...] = ((INSERT_ORDER, [order]), (INSERT_ITEMS, items))
         content = content_json(order, items)
         if key is None:
             self._scope.write(*steps)
@@ -75,7 +75,7 @@ class OrderRepository:
                 "created_at": created_at,
             }
             try:
-                self._scope.write((INSERT_KEY, claim), *steps, repeatable=True)
+                self._scope.write((INSERT_KEY, [claim]), *steps, repeatable=True)
             except Locked:
                 raise IdempotencyInFlight from None
             except Refused as refused:
@@ -94,10 +94,10 @@ class OrderRepository:
     def page(self, page: Page) -> str:
         """The JSON text of a page, newest first."""
         rows = self._scope.read(
-            orders_page(page.my_orders, page.after is not None),
+            ORDERS_PAGES[page.my_orders, page.start],
             created_by=self._caller.user_id,
             after=page.after and str(page.after),
-            offset=page.offset or 0,
+            offset=page.offset,
             # One more than asked: it tells whether there is a next page.
             limit=page.limit + 1,
         )
@@ -116,6 +116,6 @@ class OrderRepository:
 def _new_id() -> tuple[str, str]:
     """A new UUID version 7 and the moment inside it, as RFC 3339 with six decimals."""
     order_id = uuid7()
-    seconds, milliseconds = divmod(order_id.int >> 80, 1000)
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return str(order_id), f"{moment:%Y-%m-%dT%H:%M:%S}.{milliseconds:03}000Z"
+    seconds, milliseconds = divmod(order_id.timestamp, 1000)
+    moment = datetime.fromtimestamp(seconds, UTC).isoformat()
+    return str(order_id), f"{moment[:19]}.{milliseconds:03}000Z"

@@ -23,6 +23,11 @@ class Page:
     my_orders: bool = False
     after: UUID | None = None
 
+    @property
+    def start(self) -> str:
+        """Where the page begins: `newest`, `cursor` or `offset`."""
+        return "cursor" if self.after else "offset" if self.offset else "newest"
+
     @classmethod
     def from_query(cls, query: Query, caller: Caller) -> "Page":
         """Read limit, offset, my_orders and cursor. Raises MalformedRequest naming the wrong one."""

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from chalicelib.currencies import DECIMALS
@@ -18,6 +19,9 @@ ANY_DIRECTORY = "{tenantid}"
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _USER_POOL_ARN = re.compile(r"arn:aws[a-z-]*:cognito-idp:([a-z0-9-]+):\d{12}:userpool/([\w-]+_[0-9a-zA-Z]+)")
 _LOCAL_HOST = re.compile(r"|localhost|[/@].*|127\.\d+\.\d+\.\d+|::1")
+PGBOUNCERS_PORT = 6432
+_POOLERS_NAME = re.compile(r"\.proxy-\w+\.[\w-]+\.rds\.|[-.]pooler\.")
+"""RDS Proxy's endpoints, and those of poolers that say so: Neon's, Supabase's."""
 _PORTS = re.compile(r"[0-9,]*")
 _LIKE_A_REFERENCE = re.compile(
     r"""[\s"']*(?:(?P<aws>arn:|{{resolve:)|(?P<azure>https?://|[\w-]+\.vault\.azure\.|@microsoft\.keyvault)"""
@@ -47,10 +51,17 @@ class Database:
     """Seconds after which a connection is replaced."""
     pool_timeout: int
     """Seconds that a request waits for a connection when all are in use."""
+    prepare: bool | None = None
+    """Whether connections keep prepared statements; None: unless the address is a pooler's."""
     secret: "Reference | None" = None
     """Where DB_PASSWORD is, when it is not the password itself."""
     secret_lifetime: int = 0
     """Seconds after which the secret is fetched again."""
+
+    def prepares(self, host: str | None, port: int) -> bool:
+        """Whether a connection to this address keeps prepared statements."""
+        is_poolers = port == PGBOUNCERS_PORT or _POOLERS_NAME.search(host or "")
+        return not is_poolers if self.prepare is None else self.prepare
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,7 @@ class Tokens:
 
 
 def database() -> Database:
-    """Read DATABASE_URL, or DB_HOST DB_PORT DB_NAME DB_USER DB_PASSWORD, and the pool's limits."""
+    """Read DATABASE_URL, or DB_HOST DB_PORT DB_NAME DB_USER DB_PASSWORD, and how they are used."""
     idle = _whole("DB_POOL_SIZE", 5, least=1)
     secret = _reference()
     parameters = login(_NAMED_LATER if secret else {})
@@ -98,6 +109,7 @@ def database() -> Database:
         pool_most=_whole("DB_POOL_MAX", max(25, idle), least=idle),
         pool_recycle=_whole("DB_POOL_RECYCLE", 300, least=1),
         pool_timeout=_whole("DB_POOL_TIMEOUT", 3, least=1),
+        prepare=_switch("DB_PREPARE"),
         secret=secret,
         secret_lifetime=_whole("DB_SECRET_LIFETIME", 900, least=60),
     )
@@ -161,6 +173,7 @@ def tokens() -> Tokens:
     return found
 
 
+@cache
 def claim_names() -> ClaimNames:
     """The provider's, or those in AUTH_TENANT_CLAIM, AUTH_USER_CLAIM and AUTH_EMAIL_CLAIM."""
     default = _NAMES[_provider()]
@@ -372,6 +385,13 @@ def _user_pool() -> tuple[str, str]:
             "arn:aws:cognito-idp:eu-west-1:123456789012:userpool/eu-west-1_AbCdEfGhI"
         )
     return match[1], match[2]
+
+
+def _switch(name: str) -> bool | None:
+    value = os.environ.get(name)
+    if value and value not in ("on", "off"):
+        raise SettingsError(f"{name} is {value!r}: use on or off")
+    return value == "on" if value else None
 
 
 def _required(name: str, meaning: str, variables: Mapping[str, str] = os.environ) -> str:

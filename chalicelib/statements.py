@@ -1,13 +1,14 @@
 """The SQL of the repository, as expressions over the tables.
 
 The tenant is named on every table, so that each statement stays on one shard; JSON is built inside,
-so that no row becomes a Python object.
+so that no row becomes a Python object. A build ships the text that they compile to in place of this
+module (deploy/sources.py), and needs neither SQLModel nor SQLAlchemy to run.
 """
 
-from functools import cache
 from typing import Any
 
 from sqlalchemy import (
+    ClauseElement,
     ColumnElement,
     Select,
     Subquery,
@@ -19,6 +20,7 @@ from sqlalchemy import (
     literal_column,
     select,
 )
+from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 from sqlmodel import col
 
 from chalicelib.database import Statement
@@ -43,20 +45,19 @@ def _order_by_key() -> Select[Any]:
     return _as_answered(order, fingerprint)
 
 
-@cache
-def orders_page(my_orders: bool, after_cursor: bool) -> Statement:
+def _orders_page(my_orders: bool, start: str) -> Select[Any]:
     """A page of orders. It is cut before items are looked up: skipped rows cost no items."""
-
-    def page() -> Select[Any]:
-        rows = select(Order).where(_OWN_ORDERS)
-        if my_orders:
-            rows = rows.where(col(Order.created_by) == bindparam("created_by"))
-        if after_cursor:
-            rows = rows.where(col(Order.order_id) < bindparam("after"))
-        newest_first = rows.order_by(col(Order.order_id).desc())
+    rows = select(Order).where(_OWN_ORDERS)
+    if my_orders:
+        rows = rows.where(col(Order.created_by) == bindparam("created_by"))
+    if start == "cursor":
+        rows = rows.where(col(Order.order_id) < bindparam("after"))
+    newest_first = rows.order_by(col(Order.order_id).desc())
+    if start == "offset":
         return _as_answered(newest_first.limit(bindparam("limit")).offset(bindparam("offset")).subquery())
-
-    return Statement(page)
+    # The constant tells the planner of a prepared statement that few rows are wanted.
+    few = newest_first.limit(literal_column(str(MOST_ROWS))).subquery()
+    return _as_answered(select(few).order_by(few.c.order_id.desc()).limit(bindparam("limit")).subquery())
 
 
 def _as_answered(orders: Subquery, *before: ColumnElement[Any]) -> Select[Any]:
@@ -102,9 +103,23 @@ def _utc(moment: ColumnElement[Any]) -> ColumnElement[str]:
     return func.to_char(in_utc, literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"""))
 
 
+def _text(expression: ClauseElement) -> str:
+    return str(expression.compile(dialect=_DIALECT))
+
+
+_DIALECT = PGDialect_psycopg2()  # type: ignore[no-untyped-call]
 _OWN_ORDERS = col(Order.tenant_id) == bindparam("tenant_id")
-INSERT_KEY = Statement(lambda: insert(IdempotencyKey))
-INSERT_ORDER = Statement(lambda: insert(Order))
-INSERT_ITEMS = Statement(lambda: insert(OrderItem))
-ORDER_BY_ID = Statement(_order_by_id)
-ORDER_BY_KEY = Statement(_order_by_key)
+MOST_ROWS = 101
+"""The largest page, and the row behind it that tells of a next page."""
+INSERT_KEY = Statement(_text(insert(IdempotencyKey)))
+INSERT_ORDER = Statement(_text(insert(Order)))
+INSERT_ITEMS = Statement(_text(insert(OrderItem)))
+ORDER_BY_ID = Statement(_text(_order_by_id()))
+ORDER_BY_KEY = Statement(_text(_order_by_key()))
+ORDERS_PAGES = {
+    # How an offset's rows are best found depends on how many they are: it is planned each time.
+    (my_orders, start): Statement(_text(_orders_page(my_orders, start)), prepared=start != "offset")
+    for my_orders in (False, True)
+    for start in ("newest", "cursor", "offset")
+}
+"""By whether they are the caller's own only, and by where they start."""

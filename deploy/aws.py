@@ -15,12 +15,13 @@ from typing import Any
 import chalice.app
 
 from chalicelib import settings
-from deploy import archive, policy
+from deploy import archive, policy, sources
 
 Json = dict[str, Any]
 
 PROJECT = Path(__file__).parent.parent
-REQUIREMENTS = PROJECT / "requirements.txt"
+REQUIREMENTS = PROJECT / "deploy" / "requirements.txt"
+"""What the zip holds: requirements.txt without what the build has compiled away."""
 ARCHITECTURES = {"arm64": "aarch64", "x86_64": "x86_64"}
 """Lambda's names of them, and the wheels'."""
 VARIABLES = (
@@ -36,6 +37,7 @@ VARIABLES = (
     "DB_POOL_SIZE",
     "DB_POOL_TIMEOUT",
     "DB_PORT",
+    "DB_PREPARE",
     "DB_SECRET_LIFETIME",
     "DB_SSLMODE",
     "DB_USER",
@@ -54,7 +56,7 @@ def build(into: Path, stage: str, architecture: str) -> None:
     configure_app(config["stages"][stage])
     print(f"Building {into}: stage {stage}, {architecture}, {archive.runtime()}", flush=True)
     _clear(into)
-    _copy_sources(into)
+    sources.copy(into)
     _vendor(into / "vendor", architecture)
     _compile(into)
     _configure(into / ".chalice", stage, config)
@@ -105,11 +107,6 @@ def _clear(into: Path) -> None:
     into.mkdir(parents=True)
     # What it would name is in vendor/, compiled; Chalice would install it a second time.
     mark.touch()
-
-
-def _copy_sources(into: Path) -> None:
-    shutil.copy(PROJECT / "app.py", into)
-    shutil.copytree(PROJECT / "chalicelib", into / "chalicelib", ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def _vendor(into: Path, architecture: str) -> None:

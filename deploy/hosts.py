@@ -15,9 +15,9 @@ from pathlib import Path
 from py_compile import PycInvalidationMode
 
 from chalicelib import settings
+from deploy import sources
 
 PROJECT = Path(__file__).parent.parent
-NOT_SHIPPED = shutil.ignore_patterns("__pycache__")
 NAME = "orders-api"
 OWN = {
     "azure": (
@@ -31,7 +31,7 @@ OWN = {
 SETTINGS = (
     *("DATABASE_URL", "DB_HOST", "DB_PORT", "DB_NAME", "DB_USER", "DB_PASSWORD", "DB_SSLMODE"),
     *("DB_CONNECT_TIMEOUT", "DB_POOL_SIZE", "DB_POOL_MAX", "DB_POOL_RECYCLE", "DB_POOL_TIMEOUT"),
-    *("DB_SECRET_LIFETIME", "AUTH_PROVIDER", "AUTH_ISSUER", "AUTH_AUDIENCE", "AUTH_JWKS_URL"),
+    *("DB_PREPARE", "DB_SECRET_LIFETIME", "AUTH_PROVIDER", "AUTH_ISSUER", "AUTH_AUDIENCE", "AUTH_JWKS_URL"),
     *("AUTH_TENANT_CLAIM", "AUTH_USER_CLAIM", "AUTH_EMAIL_CLAIM", "COGNITO_USER_POOL_ARN"),
     *("DEFAULT_CURRENCY", "CORS_ORIGIN", "BASE_PATH", "DOCS"),
 )
@@ -48,8 +48,7 @@ def build(cloud: str, into: Path) -> None:
         shutil.copy(PROJECT / "shims" / cloud / name, into)
     for module in ("__init__.py", "gateway.py"):
         shutil.copy(PROJECT / "shims" / module, into / "shims")
-    shutil.copy(PROJECT / "app.py", into)
-    shutil.copytree(PROJECT / "chalicelib", into / "chalicelib", ignore=NOT_SHIPPED)
+    sources.copy(into)
     unchecked = PycInvalidationMode.UNCHECKED_HASH
     # Without this machine's path, which would show in the function's tracebacks.
     if not compileall.compile_dir(into, quiet=1, invalidation_mode=unchecked, stripdir=into):

@@ -213,13 +213,13 @@ class KeyServer:
 @contextmanager
 def accepted(variables: Mapping[str, str]) -> Iterator[None]:
     """The API in this process reads these variables, and no key or setting from before, nor leaves any."""
-    from chalicelib import tokens
+    from chalicelib import settings, tokens
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
-        tokens._accepted.cache_clear()
-        tokens._keys.cache_clear()
+        for known in (settings.claim_names, tokens._accepted, tokens._keys):
+            known.cache_clear()
         yield
-    tokens._accepted.cache_clear()
-    tokens._keys.cache_clear()
+    for known in (settings.claim_names, tokens._accepted, tokens._keys):
+        known.cache_clear()

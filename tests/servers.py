@@ -7,11 +7,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
+import psycopg2
 import pytest
+from psycopg2.extensions import parse_dsn
 
 from chalicelib.database import close_pool
 from local.database import Urls
@@ -115,3 +118,52 @@ def api_on(database_url: str, **variables: str) -> Iterator[None]:
             yield
     finally:
         close_pool()
+
+
+@dataclass(frozen=True)
+class PgBouncer:
+    """A pooler in transaction mode with a few connections to the server."""
+
+    url: str
+
+
+@contextmanager
+def pgbouncer(database_url: str, connections: int = 3) -> Iterator[PgBouncer]:
+    """PgBouncer in front of that server; skipped loudly where it is not installed, and never in CI."""
+    program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+    if program is None:
+        reason = "PgBouncer is missing: apt-get install pgbouncer"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    server = parse_dsn(database_url)
+    with tempfile.TemporaryDirectory(prefix="order-api-pooler-") as name:
+        folder = Path(name)
+        settings = {
+            "listen_addr": "",
+            "listen_port": 6543,
+            "unix_socket_dir": folder,
+            "auth_type": "any",
+            "pool_mode": "transaction",
+            "default_pool_size": connections,
+            "max_client_conn": 200,
+        }
+        upstream = f"orders = host={server['host']} port=5432 dbname=orders user={server['user']}"
+        lines = ["[databases]", upstream, "[pgbouncer]", *(f"{k} = {v}" for k, v in settings.items())]
+        (folder / "pgbouncer.ini").write_text("\n".join(lines) + "\n")
+        user = "embedded_postgres" if os.geteuid() == 0 else None
+        if user:
+            shutil.chown(folder, user)
+        running = subprocess.Popen([program, "-q", folder / "pgbouncer.ini"], user=user, cwd="/")
+        try:
+            url = f"postgresql://orders_app@/orders?host={folder}&port=6543"
+            deadline = time.monotonic() + 10
+            while True:
+                with suppress(psycopg2.OperationalError), connected(url):
+                    break
+                assert time.monotonic() < deadline, "PgBouncer does not answer"
+                time.sleep(0.05)
+            yield PgBouncer(url)
+        finally:
+            running.terminate()
+            running.wait()

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy import hosts
+from chalicelib import statements
+from deploy import hosts, sources
 from local.environments import environment
 from tests.builds import PROJECT, python_m_deploy
 
@@ -32,7 +33,7 @@ OWN = {
 }
 SHARED = {
     "app.py",
-    *(f"chalicelib/{path.name}" for path in (PROJECT / "chalicelib").glob("*.py")),
+    *(f"chalicelib/{path.name}" for path in (PROJECT / "chalicelib").glob("*.py") if path.stem != "tables"),
     "shims/__init__.py",
     "shims/gateway.py",
 }
@@ -68,19 +69,30 @@ def bytecode_of(source: str) -> str:
 
 def test_a_build_holds_what_its_cloud_takes_and_nothing_else(build: tuple[str, Path]) -> None:
     cloud, folder = build
-    sources = OWN[cloud] | SHARED
+    shipped = OWN[cloud] | SHARED
 
-    assert files(folder).keys() == sources | {bytecode_of(name) for name in sources if name.endswith(".py")}
+    assert files(folder).keys() == shipped | {bytecode_of(name) for name in shipped if name.endswith(".py")}
 
 
 def test_what_is_built_is_what_is_in_the_project(build: tuple[str, Path]) -> None:
     cloud, folder = build
 
     for name, content in files(folder).items():
-        if name in SHARED:
+        if name == "chalicelib/statements.py":
+            assert content.decode() == sources.compiled_statements()
+        elif name in SHARED:
             assert content == (PROJECT / name).read_bytes()
         elif not name.endswith(".pyc"):
             assert content == (PROJECT / "shims" / cloud / name).read_bytes()
+
+
+def test_a_build_has_the_text_of_every_statement_and_not_what_makes_it() -> None:
+    built: dict[str, object] = {}
+    exec(sources.compiled_statements(), built)
+
+    for name in ("INSERT_KEY", "INSERT_ORDER", "INSERT_ITEMS", "ORDER_BY_ID", "ORDER_BY_KEY", "ORDERS_PAGES"):
+        assert repr(built[name]) == repr(getattr(statements, name))
+    assert "sql" not in "\n".join(re.findall("^.*import .*$", sources.compiled_statements(), re.MULTILINE))
 
 
 def test_bytecode_is_used_without_a_look_at_its_source(build: tuple[str, Path]) -> None:
@@ -307,9 +319,10 @@ def test_the_pins_are_those_of_the_dependency_groups(group: str, tmp_path: Path)
 
 @pytest.mark.parametrize("cloud", CLOUDS)
 def test_the_clouds_agree_on_every_package_that_lambda_has_too(cloud: str) -> None:
-    lambdas = (PROJECT / "requirements.txt").read_text().splitlines()
+    lambdas = (PROJECT / "deploy" / "requirements.txt").read_text().splitlines()
 
     assert {*lambdas} <= {*(PROJECT / "shims" / cloud / "requirements.txt").read_text().splitlines()}
+    assert {*lambdas} < {*(PROJECT / "requirements.txt").read_text().splitlines()}
 
 
 def test_no_cloud_gets_what_is_for_development() -> None:

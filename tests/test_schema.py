@@ -198,12 +198,14 @@ def test_an_older_file_refuses_a_newer_database(empty_database: str) -> None:
 
 
 @pytest.mark.usefixtures("kept_role_settings")
-def test_an_operators_own_timeout_is_kept(database: Urls, rows: Ask, admin_url: str) -> None:
-    execute(admin_url, "alter role orders_app set statement_timeout = '9s'")
+@pytest.mark.parametrize("own", ["statement_timeout=9s", "plan_cache_mode=auto"])
+def test_an_operators_own_setting_is_kept(database: Urls, rows: Ask, admin_url: str, own: str) -> None:
+    name, _, value = own.partition("=")
+    execute(admin_url, f"alter role orders_app set {name} = '{value}'")
 
     apply_schema(database.owner)
 
-    assert "statement_timeout=9s" in role_settings(rows)
+    assert own in role_settings(rows)
 
 
 @pytest.mark.usefixtures("kept_role_settings")
@@ -214,7 +216,7 @@ def test_other_settings_of_an_operator_do_not_cost_the_timeouts(
 
     apply_schema(database.owner)
 
-    assert set(role_settings(rows)) == {"work_mem=8MB", "statement_timeout=5s", "lock_timeout=2s"}
+    assert set(role_settings(rows)) == {"work_mem=8MB", *ROLE_SETTINGS}
 
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
@@ -241,7 +243,10 @@ def test_settings_for_another_database_do_not_cost_the_timeouts(
     apply_schema(database.owner)
 
     execute(admin_url, elsewhere.format("reset"))
-    assert set(role_settings(rows)) == {"statement_timeout=5s", "lock_timeout=2s"}
+    assert set(role_settings(rows)) == ROLE_SETTINGS
+
+
+ROLE_SETTINGS = {"statement_timeout=5s", "lock_timeout=2s", "plan_cache_mode=force_generic_plan"}
 
 
 def role_settings(rows: Ask) -> list[str]:
@@ -302,10 +307,12 @@ def test_the_apis_role_has_no_powers(rows: Ask) -> None:
     assert (member_of, owns) == ([], [])
 
 
-def test_the_apis_role_has_timeouts(database: Urls) -> None:
+def test_the_apis_role_has_its_settings(database: Urls) -> None:
     with connected(database.app) as connection, connection.cursor() as cursor:
-        cursor.execute("select current_setting('statement_timeout'), current_setting('lock_timeout')")
-        assert cursor.fetchone() == ("5s", "2s")
+        for setting in ROLE_SETTINGS:
+            name, _, value = setting.partition("=")
+            cursor.execute("select current_setting(%s)", [name])
+            assert cursor.fetchone() == (value,)
 
 
 def test_the_apis_role_may_do_what_the_api_does_and_nothing_else(rows: Ask) -> None:
@@ -446,10 +453,12 @@ def many_orders(admin_url: str) -> Iterator[str]:
         (statements.ORDER_BY_ID, "orders_pkey", "order_id ="),
         (statements.ORDER_BY_KEY, "orders_pkey", "order_id ="),
         (statements.ORDER_BY_KEY, "idempotency_keys_pkey", "idempotency_key)::text ="),
-        (statements.orders_page(False, False), "orders_pkey", "tenant_id)::text ="),
-        (statements.orders_page(False, True), "orders_pkey", "order_id <"),
-        (statements.orders_page(True, False), "orders_created_by_idx", "created_by)::text ="),
-        (statements.orders_page(True, True), "orders_created_by_idx", "order_id <"),
+        (statements.ORDERS_PAGES[False, "newest"], "orders_pkey", "tenant_id)::text ="),
+        (statements.ORDERS_PAGES[False, "offset"], "orders_pkey", "tenant_id)::text ="),
+        (statements.ORDERS_PAGES[False, "cursor"], "orders_pkey", "order_id <"),
+        (statements.ORDERS_PAGES[True, "newest"], "orders_created_by_idx", "created_by)::text ="),
+        (statements.ORDERS_PAGES[True, "offset"], "orders_created_by_idx", "created_by)::text ="),
+        (statements.ORDERS_PAGES[True, "cursor"], "orders_created_by_idx", "order_id <"),
     ],
 )
 def test_statements_read_no_more_than_they_answer(
@@ -480,7 +489,7 @@ def plan(url: str, statement: Statement) -> list[dict[str, Any]]:
     with connected(url) as connection, connection.cursor() as cursor:
         cursor.execute(
             b"select set_tenant('tenant-1'); explain (analyze, format json) "
-            + statement.bound(cursor, values)
+            + cursor.mogrify(statement.text, values)
         )
         ((found,),) = cursor.fetchall()
     steps, left = [], [found[0]["Plan"]]

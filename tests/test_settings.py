@@ -3,15 +3,11 @@
 import ast
 import inspect
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.pool import QueuePool
 
 from chalicelib import database as api_database
 from chalicelib import settings
@@ -46,6 +42,7 @@ VARIABLES = {
     "DB_POOL_SIZE",
     "DB_POOL_TIMEOUT",
     "DB_PORT",
+    "DB_PREPARE",
     "DB_SECRET_LIFETIME",
     "DB_SSLMODE",
     "DB_USER",
@@ -125,6 +122,7 @@ def test_a_missing_part_of_the_database_is_named(only: Set, missing: str, hint: 
         ("DB_PORT", "65536", "from 1 to 65535"),
         ("DB_POOL_SIZE", "0", "from 1 to"),
         ("DB_POOL_SIZE", "5.0", "whole number"),
+        ("DB_PREPARE", "yes", "use on or off"),
         ("DB_POOL_SIZE", "\u0665", "whole number"),
         ("DB_POOL_MAX", "4", "from 5 to"),
         ("DB_POOL_MAX", "-1", "whole number"),
@@ -379,35 +377,26 @@ def test_a_larger_pool_needs_one_number_only(only: Set) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variables", "idle", "most"), [({}, 5, 25), ({"DB_POOL_SIZE": "2", "DB_POOL_MAX": "3"}, 2, 3)]
+    ("variable", "address", "prepares"),
+    [
+        ({}, "db.example:5432", True),
+        ({}, "db.example:6432", False),
+        ({}, "orders.proxy-abcdefghijkl.eu-west-1.rds.amazonaws.com:5432", False),
+        ({}, "orders.cluster-abcdefghijkl.eu-west-1.rds.amazonaws.com:5432", True),
+        ({}, "ep-cool-darkness-123456-pooler.eu-west-2.aws.neon.tech:5432", False),
+        ({}, "aws-0-eu-west-1.pooler.supabase.com:5432", False),
+        ({"DB_PREPARE": "on"}, "db.example:6432", True),
+        ({"DB_PREPARE": "off"}, "db.example:5432", False),
+        ({"DB_PREPARE": ""}, "db.example:5432", True),
+    ],
 )
-def test_the_pool_keeps_its_limits(database: Urls, variables: dict[str, str], idle: int, most: int) -> None:
-    with api_on(database.app, DB_POOL_TIMEOUT="1", **variables):
-        pool = api_database._the_pool()
-        with ExitStack() as in_use:
-            for _ in range(most):
-                in_use.callback(pool.connect().close)
-            with pytest.raises(PoolTimeout):
-                pool.connect()
+def test_statements_are_prepared_but_not_behind_a_pooler(
+    only: Set, variable: dict[str, str], address: str, prepares: bool
+) -> None:
+    only(**PARTS, **variable)
+    host, _, port = address.partition(":")
 
-        assert (pool.checkedout(), pool.checkedin()) == (0, idle)
-
-
-def test_an_old_connection_is_replaced(database: Urls) -> None:
-    with api_on(database.app, DB_POOL_RECYCLE="1"):
-        pool = api_database._the_pool()
-        first = server_process(pool)
-        assert server_process(pool) == first
-
-        time.sleep(2)  # SQLAlchemy counts whole seconds
-
-        assert server_process(pool) != first
-
-
-def server_process(pool: QueuePool) -> int:
-    with closing(pool.connect()) as connection, closing(connection.cursor()) as cursor:
-        cursor.execute("select pg_backend_pid()")
-        return int(cursor.fetchall()[0][0])
+    assert settings.database().prepares(host, int(port)) is prepares
 
 
 def test_no_url_changes_the_encoding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ from uuid import uuid4
 import psycopg2
 import pytest
 from chalice.app import Chalice, CORSConfig
-from sqlalchemy import text
 
 from chalicelib.callers import Caller
 from chalicelib.database import Statement, TenantScope
@@ -121,13 +120,12 @@ def test_the_same_order_id_can_rest_in_two_tenants(rows: Rows, alice: Client, st
     order_id = alice.place().json["order"]["order_id"]
     scope = TenantScope(stranger.place().json["order"]["tenant_id"])
     copy = Statement(
-        lambda: text(
-            f"insert into orders select tenant_id, '{order_id}', created_by, status, version, customer_name, "
-            "customer_email, null, null, null, total_amount, currency, created_at, updated_at from orders"
-        )
+        f"insert into orders select tenant_id, '{order_id}', created_by, status, version, customer_name, "
+        "customer_email, null, null, null, total_amount, currency, created_at, updated_at from orders"
+        " where tenant_id = %(tenant_id)s"
     )
 
-    scope.write((copy, {}))
+    scope.write((copy, [{}]))
 
     assert rows("select count(*) from orders where order_id = %s", order_id) == [(2,)]
 

@@ -1,4 +1,4 @@
-"""A proxy in front of PostgreSQL's socket that counts what really goes over the wire."""
+"""A proxy in front of PostgreSQL's socket that counts what really goes over the wire, both ways."""
 
 import os
 import socket
@@ -16,7 +16,7 @@ TERMINATE = "X"
 
 @dataclass
 class Traffic:
-    """What clients sent while it was watched (PostgreSQL's protocol 3, frontend messages)."""
+    """What went by while it was watched (PostgreSQL's protocol 3)."""
 
     messages: list[str] = field(default_factory=list)
     """`startup`, and then each message's type: `Q` is a simple query."""
@@ -24,6 +24,8 @@ class Traffic:
     """The text of each simple query."""
     trips: int = 0
     """How often a client spoke and then waited for the server."""
+    rows: int = 0
+    """How many rows the server sent."""
 
 
 class Proxy:
@@ -60,6 +62,10 @@ class Proxy:
                 threading.Thread(target=conversation.pass_questions, daemon=True).start()
                 threading.Thread(target=conversation.pass_answers, daemon=True).start()
 
+    def count_rows(self, rows: int) -> None:
+        with self._lock:
+            self.traffic.rows += rows
+
     def count(self, kind: str, payload: bytes, new_trip: bool) -> None:
         with self._lock:
             self.traffic.messages.append(kind)
@@ -94,8 +100,11 @@ class Conversation:
 
     def pass_answers(self) -> None:
         with suppress(OSError):
+            pending = b""
             while answer := self._server.recv(65536):
                 self._answered = True
+                rows, pending = rows_in(pending + answer)
+                self._proxy.count_rows(rows)
                 self._client.sendall(answer)
         self._hang_up()
 
@@ -103,3 +112,15 @@ class Conversation:
         for side in (self._client, self._server):
             with suppress(OSError):
                 side.shutdown(socket.SHUT_RDWR)
+
+
+def rows_in(answer: bytes) -> tuple[int, bytes]:
+    """How many rows (DataRow) begin in the server's words, and the message that is not whole yet."""
+    rows = at = 0
+    while len(answer) >= at + 5:
+        (length,) = struct.unpack_from("!I", answer, at + 1)
+        if len(answer) < at + 1 + length:
+            break
+        rows += answer[at : at + 1] == b"D"
+        at += 1 + length
+    return rows, answer[at:]

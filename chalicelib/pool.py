@@ -1,0 +1,90 @@
+"""Connections that requests take turns with.
+
+SQLAlchemy's QueuePool does this too; importing it is half of a cold start (docs/performance.md).
+"""
+
+import select
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+class PoolExhausted(Exception):
+    """All connections were in use for as long as a request may wait."""
+
+
+class Connection:
+    """psycopg2's connection, and what is known about the session behind it."""
+
+    __slots__ = ("_poll", "driver", "opened", "prepared")
+
+    def __init__(self, driver: Any, *, prepares: bool) -> None:
+        self.driver = driver
+        self.opened = time.time()  # a frozen function's monotonic clock stands still
+        self.prepared: set[str] | None = set() if prepares else None
+        """Names of the statements that this session has prepared; None where it is not to prepare any."""
+        self._poll = select.poll()
+        self._poll.register(driver.fileno(), select.POLLIN)
+
+    def is_dead(self) -> bool:
+        """Whether the server hung up: an idle connection has nothing to read but its farewell.
+
+        One system call. Asking psycopg2 would not do: it reads the farewell and misses the end behind it.
+        """
+        return bool(self._poll.poll(0))
+
+
+class Pool:
+    """At most `most` connections, of which up to `idle` stay open between requests.
+
+    The one that was used last is the first to be used again. Safe to share between threads.
+    """
+
+    def __init__(
+        self, connect: Callable[[], Connection], *, idle: int, most: int, recycle: float, timeout: float
+    ) -> None:
+        """`recycle`: seconds after which a connection is replaced; `timeout`: how long one is waited for."""
+        self._connect, self._recycle, self._timeout = connect, recycle, timeout
+        self._room_to_rest = idle
+        self._resting: list[Connection] = []
+        self._lock = threading.Lock()
+        self._turns = threading.Semaphore(most)
+
+    def take(self) -> Connection:
+        """A live connection; those that died or grew old at rest are closed. Raises PoolExhausted."""
+        if not self._turns.acquire(timeout=self._timeout):
+            raise PoolExhausted(f"no connection came free in {self._timeout} seconds")
+        try:
+            while resting := self._rested():
+                if time.time() - resting.opened < self._recycle and not resting.is_dead():
+                    return resting
+                resting.driver.close()
+            return self._connect()
+        except BaseException:
+            self._turns.release()
+            raise
+
+    def give_back(self, connection: Connection) -> None:
+        """For the next request; closed where enough are resting, or when it is closed already."""
+        with self._lock:
+            rests = not connection.driver.closed and len(self._resting) < self._room_to_rest
+            if rests:
+                self._resting.append(connection)
+        if not rests:
+            connection.driver.close()
+        self._turns.release()
+
+    def empty(self) -> None:
+        """Close those at rest."""
+        while resting := self._rested():
+            resting.driver.close()
+
+    def close(self) -> None:
+        """Close those at rest now, and those in use when they come back."""
+        self._room_to_rest = 0
+        self.empty()
+
+    def _rested(self) -> Connection | None:
+        with self._lock:
+            return self._resting.pop() if self._resting else None
