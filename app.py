@@ -2,6 +2,7 @@
 
 from base64 import b64decode
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 from uuid import uuid4
 
@@ -25,6 +26,7 @@ from chalicelib.pages import Page, single_values
 from chalicelib.parallel import ParallelChalice
 
 LARGEST_BODY = 1024 * 1024
+claim_names = cache(settings.claim_names)
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 app = ParallelChalice(app_name="order-api")
@@ -158,7 +160,7 @@ def request() -> Request:
 
 def verified_caller() -> Caller:
     """Who asks. Raises Unauthorized without a good token, MissingTenant when it names no tenant."""
-    return Caller.from_claims(verified_claims(), settings.claim_names())
+    return Caller.from_claims(verified_claims(), claim_names())
 
 
 def verified_claims() -> Mapping[str, Any]:

@@ -5,7 +5,6 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from chalicelib.currencies import DECIMALS
@@ -173,7 +172,6 @@ def tokens() -> Tokens:
     return found
 
 
-@cache
 def claim_names() -> ClaimNames:
     """The provider's, or those in AUTH_TENANT_CLAIM, AUTH_USER_CLAIM and AUTH_EMAIL_CLAIM."""
     default = _NAMES[_provider()]

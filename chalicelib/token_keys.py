@@ -29,6 +29,8 @@ class KeySet:
         self._url = url
         self._read = read
         self._keys: list[Key] = []
+        self.edition = object()
+        """Another one whenever the keys were fetched anew."""
         self._next_fetch = 0.0
         self._fetching = threading.Lock()
 
@@ -68,6 +70,7 @@ class KeySet:
             _log.error("cannot fetch the token keys from %s: %s", self._url, error)
         else:
             self._keys = keys
+            self.edition = object()
             self._next_fetch = time.monotonic() + REFRESH_EVERY
 
 

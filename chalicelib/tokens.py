@@ -12,7 +12,7 @@ import math
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from chalicelib import settings, token_keys
@@ -38,7 +38,10 @@ def claims(authorization: str | None) -> Claims:
     if scheme.strip(" \t").lower() not in ("", "bearer"):
         raise Unauthorized
     try:
-        return _verified(token, _accepted())
+        found = _verified(token, _keys().edition)
+        if not _is_current(found):
+            raise Unauthorized
+        return found
     except settings.SettingsError:
         raise
     except Exception:
@@ -51,7 +54,10 @@ def _accepted() -> settings.Tokens:
     return settings.tokens()
 
 
-def _verified(token: str, accepted: settings.Tokens) -> Claims:
+@lru_cache(maxsize=1024)
+def _verified(token: str, _edition: object) -> Claims:
+    """What does not change while the keys do not; the token that comes again is the same, bit by bit."""
+    accepted = _accepted()
     header, _payload, _signature = (_decoded(part) for part in token.split("."))
     members = json.loads(header)
     # `crit` names extensions that must be understood (RFC 7515, 4.1.11); we understand none.
@@ -60,7 +66,7 @@ def _verified(token: str, accepted: settings.Tokens) -> Claims:
     key = _keys().get(members["kid"])
     decode, is_theirs = _VERIFIERS[accepted.provider]
     found = decode(token, key, accepted)
-    if not (found["sub"] and _is_current(found) and is_theirs(found, key, accepted)):
+    if not (found["sub"] and is_theirs(found, key, accepted)):
         raise Unauthorized
     return found
 

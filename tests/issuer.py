@@ -213,13 +213,14 @@ class KeyServer:
 @contextmanager
 def accepted(variables: Mapping[str, str]) -> Iterator[None]:
     """The API in this process reads these variables, and no key or setting from before, nor leaves any."""
-    from chalicelib import settings, tokens
+    from app import claim_names
+    from chalicelib import tokens
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
-        for known in (settings.claim_names, tokens._accepted, tokens._keys):
+        for known in (claim_names, tokens._accepted, tokens._keys, tokens._verified):
             known.cache_clear()
         yield
-    for known in (settings.claim_names, tokens._accepted, tokens._keys):
+    for known in (claim_names, tokens._accepted, tokens._keys, tokens._verified):
         known.cache_clear()

@@ -115,6 +115,56 @@ def test_a_withdrawn_key_is_forgotten_with_the_next_fetch(ask: Ask, keys: KeySer
     assert (ask(NEW), ask(OLD)) == (200, 401)
 
 
+def test_a_token_that_is_known_falls_with_its_key(
+    http: Transport, provider: Provider, ask: Ask, keys: KeyServer, clock: Clock
+) -> None:
+    alice = Client(http, OLD.token(provider.claims("acme")))
+    assert [alice.get("/orders").status for _ in range(2)] == [200, 200]
+    clock.skip(61)
+    keys.publish(NEW.jwk())
+    assert ask(NEW) == 200
+
+    assert alice.get("/orders").status == 401
+
+
+@pytest.mark.usefixtures("keys")
+def test_a_token_that_is_known_expires(
+    http: Transport, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = Client(http, OLD.token(provider.claims("acme")))
+    assert [alice.get("/orders").status for _ in range(2)] == [200, 200]
+    later = time.time() + 24 * 3600
+
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: later)
+        assert alice.get("/orders").status == 401
+    assert alice.get("/orders").status == 200
+
+
+@pytest.mark.usefixtures("keys")
+def test_a_token_that_is_known_vouches_for_no_other(http: Transport, provider: Provider) -> None:
+    good = OLD.token(provider.claims("acme"))
+    assert Client(http, good).get("/orders").status == 200
+    header, payload, signature = good.split(".")
+    foreign = OLD.token(provider.claims("globex")).split(".")[1]
+
+    for token in (f"{header}.{foreign}.{signature}", f"{header}.{payload}.", f"{good}A", good[:-1]):
+        assert Client(http, token).get("/orders").status == 401
+
+
+@pytest.mark.usefixtures("keys")
+def test_a_token_that_comes_again_is_not_verified_again(http: Transport, provider: Provider) -> None:
+    from chalicelib import tokens
+
+    alice = Client(http, OLD.token(provider.claims("acme")))
+    before = tokens._verified.cache_info().misses
+    for _ in range(3):
+        assert alice.get("/orders").status == 200
+
+    # The first one finds the keys not fetched yet, and fetching them makes a new edition.
+    assert tokens._verified.cache_info().misses - before == 2
+
+
 def test_unknown_keys_cause_one_fetch_a_minute(ask: Ask, keys: KeyServer, clock: Clock) -> None:
     assert ask(OLD) == 200
     clock.skip(61)
