@@ -123,14 +123,14 @@ def _gcloud(command: list[str], folder: Path, found: dict[str, str]) -> None:
     project = _variable("GCP_PROJECT", "the project's id")
     region = _variable("GCP_REGION", "such as europe-west1")
     where = ["--project", project, "--region", region, "--source", str(folder.resolve())]
-    # As many requests at once as functions-framework has threads; our own token check decides who may.
-    size = ["--memory", "512Mi", "--cpu", "1", "--concurrency", "8", "--allow-unauthenticated"]
+    # As many requests at once as functions-framework has threads: more of them fight for one CPU. Our own token check decides who may.
+    size = ["--memory", "512Mi", "--cpu", "1", "--concurrency", "4", "--allow-unauthenticated"]
     options = {"GCP_VPC_CONNECTOR": "--vpc-connector", "GCP_SERVICE_ACCOUNT": "--service-account"}
     chosen = [
         part for name, flag in options.items() if (value := os.environ.get(name)) for part in (flag, value)
     ]
     with _file(
-        json.dumps({**found, "THREADS": "8", "FORWARDED_ALLOW_IPS": ""}), ".yaml"
+        json.dumps({**found, "THREADS": "4", "FORWARDED_ALLOW_IPS": ""}), ".yaml"
     ) as file:  # JSON is YAML
         _run([gcloud, *command, *where, *size, *chosen, "--env-vars-file", file, "--quiet"], folder)
 

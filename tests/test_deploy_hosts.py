@@ -147,12 +147,12 @@ def test_cloud_functions_gets_the_folder_and_its_settings_from_a_private_file(
             *("gcloud", "functions", "deploy", "orders-api", "--gen2", "--runtime", runtime),
             *("--entry-point", "orders_api", "--trigger-http", "--timeout", "30s"),
             *("--project", "shop-1234", "--region", "europe-west1", "--source", str(builds / "gcp")),
-            *("--memory", "512Mi", "--cpu", "1", "--concurrency", "8", "--allow-unauthenticated"),
+            *("--memory", "512Mi", "--cpu", "1", "--concurrency", "4", "--allow-unauthenticated"),
             *("--env-vars-file", path, "--quiet"),
         ]
     ]
     assert path.endswith(".yaml")
-    assert content == {**SETTINGS, "THREADS": "8", "FORWARDED_ALLOW_IPS": ""}
+    assert content == {**SETTINGS, "THREADS": "4", "FORWARDED_ALLOW_IPS": ""}
 
 
 def test_cloud_run_builds_the_same_folder_with_its_dockerfile(deploy: Deploy, builds: Path) -> None:
@@ -163,12 +163,12 @@ def test_cloud_run_builds_the_same_folder_with_its_dockerfile(deploy: Deploy, bu
         [
             *("gcloud", "run", "deploy", "orders-api", "--timeout", "30"),
             *("--project", "shop-1234", "--region", "europe-west1", "--source", str(builds / "gcp")),
-            *("--memory", "512Mi", "--cpu", "1", "--concurrency", "8", "--allow-unauthenticated"),
+            *("--memory", "512Mi", "--cpu", "1", "--concurrency", "4", "--allow-unauthenticated"),
             *("--vpc-connector", "shop-vpc", "--service-account", "orders@shop.example"),
             *("--env-vars-file", path, "--quiet"),
         ]
     ]
-    assert content == {**SETTINGS, "THREADS": "8", "FORWARDED_ALLOW_IPS": ""}
+    assert content == {**SETTINGS, "THREADS": "4", "FORWARDED_ALLOW_IPS": ""}
     assert (builds / "gcp/Dockerfile").exists()
 
 
