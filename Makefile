@@ -63,6 +63,7 @@ bench: $(READY) ## measured beside FastAPI, Powertools and a raw psycopg2, into 
 
 bench-scale: export ORDERS := $(ORDERS)
 bench-scale: export SCALE_DATA := $(SCALE_DATA)
+bench-scale: export SHARED_BUFFERS := $(SHARED_BUFFERS)
 bench-scale: $(READY) ## the same requests among more and more orders; ORDERS=1000000, 10000000 is what is published (15 GB of disk)
 	@$(BIN)/python -m bench.scale
 

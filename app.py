@@ -1,5 +1,6 @@
 """The routes of the order API. What they call is in chalicelib/."""
 
+import os
 from base64 import b64decode
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -209,3 +210,9 @@ def is_fresh(etag: str) -> bool:
     """Whether If-None-Match names this version (RFC 9110, section 13.1.2: weak comparison)."""
     known = [tag.strip().removeprefix("W/") for tag in request().headers.get("if-none-match", "").split(",")]
     return etag in known or "*" in known
+
+
+if os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start":
+    from chalicelib import snapstart
+
+    snapstart.register(app)

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import psycopg2
@@ -161,6 +161,22 @@ def ping() -> None:
 
     def send(_: Connection, cursor: Cursor) -> list[Row]:
         cursor.execute("select 1")
+        return []
+
+    _on_a_connection(send)
+
+
+def prepare(statements: Iterable[Statement]) -> None:
+    """Open a connection, unless one is at rest, and prepare these on it: then none of them costs more than
+    a trip. Raises as TenantScope does, and StatementLost behind a pooler that hands out used sessions.
+    """
+
+    def send(connection: Connection, cursor: Cursor) -> list[Row]:
+        prepared = connection.prepared
+        if prepared is not None:
+            new = [each for each in statements if each.is_prepared and each.name not in prepared]
+            prepared.update(each.name for each in new)
+            cursor.execute(b"".join(each.prepare for each in new) or b"select 1")
         return []
 
     _on_a_connection(send)

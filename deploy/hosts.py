@@ -123,7 +123,8 @@ def _gcloud(command: list[str], folder: Path, found: dict[str, str]) -> None:
     project = _variable("GCP_PROJECT", "the project's id")
     region = _variable("GCP_REGION", "such as europe-west1")
     where = ["--project", project, "--region", region, "--source", str(folder.resolve())]
-    # As many requests at once as functions-framework has threads: more of them fight for one CPU. Our own token check decides who may.
+    # As many requests at once as functions-framework has threads; more of them would fight for the one CPU.
+    # Our own token check decides who may ask.
     size = ["--memory", "512Mi", "--cpu", "1", "--concurrency", "4", "--allow-unauthenticated"]
     options = {"GCP_VPC_CONNECTOR": "--vpc-connector", "GCP_SERVICE_ACCOUNT": "--service-account"}
     chosen = [
