@@ -7,6 +7,8 @@ from typing import Any
 from chalicelib.errors import MissingTenant, Unauthorized
 from chalicelib.settings import COGNITO_NAMES, ClaimNames
 
+_ABSENT = object()
+
 
 @dataclass(frozen=True, slots=True)
 class Verified:
@@ -42,19 +44,20 @@ class Caller:
 
 def _first(claims: Mapping[str, Any], names: Sequence[str]) -> Any:
     """The value of the first name that is present; a wrong value never leads on to the next name."""
-    return next((found for name in names for found in _values(claims, name)), None)
+    for name in names:
+        found = claims[name] if name in claims else _at(name.split("."), claims)
+        if found is not _ABSENT:
+            return found
+    return None
 
 
-def _values(claims: Mapping[str, Any], name: str) -> list[Any]:
-    """The claim of this very name, else what the dotted path leads to, else nothing."""
-    if name in claims:
-        return [claims[name]]
-    found: Any = claims
-    for part in name.split("."):
-        if not isinstance(found, dict) or part not in found:
-            return []
-        found = found[part]
-    return [found]
+def _at(path: Sequence[str], claims: Any) -> Any:
+    """What the path leads to, else _ABSENT."""
+    for part in path:
+        if not isinstance(claims, dict) or part not in claims:
+            return _ABSENT
+        claims = claims[part]
+    return claims
 
 
 def _is_name(value: object) -> bool:

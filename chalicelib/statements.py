@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import (
     ClauseElement,
     ColumnElement,
+    Insert,
     Select,
     Subquery,
     Text,
@@ -25,6 +26,18 @@ from sqlmodel import col
 
 from chalicelib.database import Statement
 from chalicelib.tables import IdempotencyKey, Order, OrderItem
+
+
+def _insert_order() -> Insert:
+    """A new order: pending, in its first version, never changed."""
+    return insert(Order).values(
+        {
+            **{name: bindparam(name) for name in Order.model_fields},
+            "status": literal_column("'pending'"),
+            "version": literal_column("1"),
+            "updated_at": bindparam("created_at"),
+        }
+    )
 
 
 def _order_by_id() -> Select[Any]:
@@ -112,7 +125,7 @@ _OWN_ORDERS = col(Order.tenant_id) == bindparam("tenant_id")
 MOST_ROWS = 101
 """The largest page, and the row behind it that tells of a next page."""
 INSERT_KEY = Statement(_text(insert(IdempotencyKey)))
-INSERT_ORDER = Statement(_text(insert(Order)))
+INSERT_ORDER = Statement(_text(_insert_order()))
 INSERT_ITEMS = Statement(_text(insert(OrderItem)))
 ORDER_BY_ID = Statement(_text(_order_by_id()))
 ORDER_BY_KEY = Statement(_text(_order_by_key()))
