@@ -7,12 +7,13 @@ LOCK   := $(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header
 STAGE  ?= dev
 ARCH   ?= arm64
 VIA    ?= chalice
+SNAPSTART ?= off
 ORDERS ?= 1000000
 # Every shell has a USER of its own; only one given to make is meant here.
 TOKEN_USER := $(if $(filter command line,$(origin USER)),$(USER))
 
 .DEFAULT_GOAL := help
-.PHONY: help run token build-aws deploy-aws gateway-responses build-azure build-gcp build-oci local-aws local-lambda local-azure local-gcp local-oci deploy-azure deploy-gcp deploy-run deploy-oci conform bench bench-scale test test-fast lint fmt lock system-packages clean
+.PHONY: help run token build-aws deploy-aws gateway-responses build-azure build-gcp build-oci local-aws local-lambda local-azure local-gcp local-oci deploy-azure deploy-gcp deploy-run deploy-oci conform bench bench-profile bench-scale test test-fast lint fmt lock system-packages clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / {gsub(/ /, ", ", $$1); printf((length($$1) > 17 ? "  make %s\n                         %s\n" : "  make %-17s %s\n"), $$1, $$2)}' $(MAKEFILE_LIST)
@@ -31,10 +32,10 @@ test: $(READY) ## every test, from nothing to green
 test-fast: $(READY) ## without the whole-stack and long tests, for daily work
 	$(BIN)/python -m pytest -m "not slow"
 
-build-aws: $(READY) ## build/aws, ready for chalice deploy and SAM; STAGE=dev ARCH=arm64
-	@$(BIN)/python -m deploy build aws --stage "$(STAGE)" --arch "$(ARCH)"
+build-aws: $(READY) ## build/aws, ready for chalice deploy and SAM; STAGE=dev ARCH=arm64 SNAPSTART=on
+	@$(BIN)/python -m deploy build aws --stage "$(STAGE)" --arch "$(ARCH)" --snapstart "$(SNAPSTART)"
 
-deploy-aws: build-aws ## deploy it; STAGE=dev VIA=chalice or sam
+deploy-aws: build-aws ## deploy it; STAGE=dev VIA=chalice or sam (SNAPSTART=on: sam)
 	@$(BIN)/python -m deploy deploy aws --stage "$(STAGE)" --via "$(VIA)"
 
 gateway-responses: $(READY) ## API Gateway's own errors in our shape, after a plain chalice deploy; STAGE=dev
@@ -60,6 +61,9 @@ bench: export ONLY := $(ONLY)
 bench: export CONTENDERS := $(CONTENDERS)
 bench: $(READY) ## measured beside FastAPI, Powertools and a raw psycopg2, into bench/results; QUICK=1 ONLY=warm,cold
 	@$(BIN)/python -m bench
+
+bench-profile: $(READY) ## where this project's time goes: cProfile and -X importtime
+	@$(BIN)/python -m bench.profile
 
 bench-scale: export ORDERS := $(ORDERS)
 bench-scale: export SCALE_DATA := $(SCALE_DATA)
@@ -91,10 +95,10 @@ lock: $(READY) ## pin what pyproject.toml's dependency groups name
 	$(LOCK) --group peer-chalice -c requirements.txt -o bench/peers/chalice_orm/requirements.txt
 	$(LOCK) --group dev -c requirements.txt -o requirements-dev.txt
 
-system-packages: ## the browser, the PostgreSQL 15 and the npm that tests drive, on Debian and as root
+system-packages: ## the browser, PostgreSQL 15, PgBouncer, npm and wrk that tests and the bench drive, on Debian and as root
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
-		chromium chromium-driver curl postgresql-15 $$(command -v npm >/dev/null || echo npm) >/dev/null
+		chromium chromium-driver curl pgbouncer postgresql-15 wrk $$(command -v npm >/dev/null || echo npm) >/dev/null
 
 clean: ## remove the virtual environment and caches; orders in .local/ stay
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis

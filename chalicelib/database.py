@@ -35,22 +35,24 @@ _statements_get_lost = False
 
 
 class Statement:
-    """SQL with named values, `%(order_id)s`: as it is sent, and as it is prepared once a connection.
+    """SQL with named values, `%(order_id)s`: as it is sent with them, and as it is prepared for any.
 
     Its name in a session says its text, so that no session ever runs another release's statement.
     """
 
-    def __init__(self, text: str, *, prepared: bool = True) -> None:
-        """Leave one unprepared whose plan depends on its values, such as an OFFSET."""
-        self.text, self.is_prepared = text, prepared
-        names = list(dict.fromkeys(_VALUE.findall(text)))
-        numbered = _VALUE.sub(lambda value: f"${names.index(value[1]) + 1}", text)
-        self.name = f"order_api_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    def __init__(self, text: str, prepared: str | None) -> None:
+        """`prepared` says the same in a way that one plan fits all values; None where there is none."""
+        self.text, self.prepared = text, prepared
+        if prepared is None:
+            return
+        names = list(dict.fromkeys(_VALUE.findall(prepared)))
+        numbered = _VALUE.sub(lambda value: f"${names.index(value[1]) + 1}", prepared)
+        self.name = f"order_api_{hashlib.sha256(prepared.encode()).hexdigest()[:16]}"
         self.prepare = f"prepare {self.name} as {numbered};\n".encode()
         self.execute = f"execute {self.name} ({', '.join(f'%({name})s' for name in names)})"
 
     def __repr__(self) -> str:
-        return f"Statement({self.text!r}, prepared={self.is_prepared})"
+        return f"Statement({self.text!r}, {self.prepared!r})"
 
     def rows(self, cursor: Cursor, rows: Sequence[Values]) -> bytes:
         """An INSERT of several rows in one statement; its text has one row."""
@@ -115,7 +117,7 @@ class TenantScope:
             bound = [{**row, **self._tenant} for row in rows]
             if len(bound) > 1:
                 then.append(statement.rows(cursor, bound))
-            elif prepared is None or not statement.is_prepared:
+            elif prepared is None or statement.prepared is None:
                 then.append(cursor.mogrify(statement.text, bound[0]))
             else:
                 if statement.name not in prepared:
@@ -174,7 +176,7 @@ def prepare(statements: Iterable[Statement]) -> None:
     def send(connection: Connection, cursor: Cursor) -> list[Row]:
         prepared = connection.prepared
         if prepared is not None:
-            new = [each for each in statements if each.is_prepared and each.name not in prepared]
+            new = [each for each in statements if each.prepared and each.name not in prepared]
             prepared.update(each.name for each in new)
             cursor.execute(b"".join(each.prepare for each in new) or b"select 1")
         return []

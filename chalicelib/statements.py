@@ -58,7 +58,7 @@ def _order_by_key() -> Select[Any]:
     return _as_answered(order, fingerprint)
 
 
-def _orders_page(my_orders: bool, start: str) -> Select[Any]:
+def _orders_page(my_orders: bool, start: str, prepared: bool = False) -> Select[Any]:
     """A page of orders. It is cut before items are looked up: skipped rows cost no items."""
     rows = select(Order).where(_OWN_ORDERS)
     if my_orders:
@@ -67,10 +67,12 @@ def _orders_page(my_orders: bool, start: str) -> Select[Any]:
         rows = rows.where(col(Order.order_id) < bindparam("after"))
     newest_first = rows.order_by(col(Order.order_id).desc())
     if start == "offset":
-        return _as_answered(newest_first.limit(bindparam("limit")).offset(bindparam("offset")).subquery())
-    # The constant tells the planner of a prepared statement that few rows are wanted.
-    few = newest_first.limit(literal_column(str(MOST_ROWS))).subquery()
-    return _as_answered(select(few).order_by(few.c.order_id.desc()).limit(bindparam("limit")).subquery())
+        newest_first = newest_first.offset(bindparam("offset"))
+    elif prepared:
+        # The constant tells the planner, who does not know the limit, that few rows are wanted.
+        few = newest_first.limit(literal_column(str(MOST_ROWS))).subquery()
+        newest_first = select(few).order_by(few.c.order_id.desc())
+    return _as_answered(newest_first.limit(bindparam("limit")).subquery())
 
 
 def _as_answered(orders: Subquery, *before: ColumnElement[Any]) -> Select[Any]:
@@ -120,18 +122,29 @@ def _text(expression: ClauseElement) -> str:
     return str(expression.compile(dialect=_DIALECT))
 
 
+def _statement(expression: ClauseElement) -> Statement:
+    return Statement(_text(expression), _text(expression))
+
+
+def _page(my_orders: bool, start: str) -> Statement:
+    text = _text(_orders_page(my_orders, start))
+    # No one plan is right for every offset, nor for a user with few and one with many of the tenant's orders.
+    if my_orders or start == "offset":
+        return Statement(text, None)
+    return Statement(text, _text(_orders_page(my_orders, start, prepared=True)))
+
+
 _DIALECT = PGDialect_psycopg2()  # type: ignore[no-untyped-call]
 _OWN_ORDERS = col(Order.tenant_id) == bindparam("tenant_id")
 MOST_ROWS = 101
 """The largest page, and the row behind it that tells of a next page."""
-INSERT_KEY = Statement(_text(insert(IdempotencyKey)))
-INSERT_ORDER = Statement(_text(_insert_order()))
-INSERT_ITEMS = Statement(_text(insert(OrderItem)))
-ORDER_BY_ID = Statement(_text(_order_by_id()))
-ORDER_BY_KEY = Statement(_text(_order_by_key()))
+INSERT_KEY = _statement(insert(IdempotencyKey))
+INSERT_ORDER = _statement(_insert_order())
+INSERT_ITEMS = _statement(insert(OrderItem))
+ORDER_BY_ID = _statement(_order_by_id())
+ORDER_BY_KEY = _statement(_order_by_key())
 ORDERS_PAGES = {
-    # How an offset's rows are best found depends on how many they are: it is planned each time.
-    (my_orders, start): Statement(_text(_orders_page(my_orders, start)), prepared=start != "offset")
+    (my_orders, start): _page(my_orders, start)
     for my_orders in (False, True)
     for start in ("newest", "cursor", "offset")
 }

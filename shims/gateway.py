@@ -7,7 +7,7 @@ app and hands back what a host sends. A shim only translates its cloud's request
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qs
 from uuid import uuid4
@@ -75,9 +75,12 @@ class Gateway:
             return refusal(Internal(), request.method, request_id)
         return answer
 
-    def unreadable(self, method: str) -> Answer:
-        """The answer to a request whose body the host could not read: a bad chunk, or half of one."""
-        return refusal(MalformedRequest(), method, str(uuid4()))
+    def exchange(self, method: str, incoming: Callable[[], Request], *broken: type[Exception]) -> Answer:
+        """The answer to a request that the host raises one of these on, when its body cannot be read."""
+        try:
+            return self.answer(incoming())
+        except broken:
+            return refusal(MalformedRequest(), method, str(uuid4()))
 
     def _answer(self, request: Request, request_id: str) -> Answer:
         path, _, query = request.target.partition("?")

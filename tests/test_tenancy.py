@@ -122,7 +122,8 @@ def test_the_same_order_id_can_rest_in_two_tenants(rows: Rows, alice: Client, st
     copy = Statement(
         f"insert into orders select tenant_id, '{order_id}', created_by, status, version, customer_name, "
         "customer_email, null, null, null, total_amount, currency, created_at, updated_at from orders"
-        " where tenant_id = %(tenant_id)s"
+        " where tenant_id = %(tenant_id)s",
+        prepared=None,
     )
 
     scope.write((copy, [{}]))

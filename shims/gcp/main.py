@@ -1,7 +1,7 @@
 """Google Cloud Functions and Cloud Run: Flask's request in, Flask's response out."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import functions_framework
 from flask import Request as FlaskRequest
@@ -11,9 +11,6 @@ from werkzeug.datastructures import Headers
 
 from app import app
 from shims.gateway import Answer, Gateway, Request
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 gateway = Gateway(app)
 
@@ -40,14 +37,11 @@ def outgoing(answer: Answer) -> Response:
     )
 
 
-def served(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+def served(environ: Any, start_response: Any) -> Iterable[bytes]:
     """In the place of Flask's own routes, which redirect //orders and refuse /robots.txt; and much faster."""
     request = FlaskRequest(environ)
-    try:
-        response = outgoing(gateway.answer(incoming(request)))
-    except (ParseException, OSError):  # the body: a bad chunk, or half of it
-        response = outgoing(gateway.unreadable(request.method))
-    return response(environ, start_response)
+    answer = gateway.exchange(request.method, lambda: incoming(request), ParseException, OSError)
+    return outgoing(answer)(environ, start_response)
 
 
 current_app.wsgi_app = served  # type: ignore[method-assign]

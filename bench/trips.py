@@ -1,0 +1,157 @@
+"""Trips: what goes over the wire to the database, and what a longer wire costs."""
+
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from bench import operations, plots, wire
+from bench.contenders import FLOOR, Contender
+from bench.database import pinned
+from bench.figures import Json
+from bench.instances import Instance
+from bench.operations import OPERATIONS, TITLES
+from bench.report import Table
+from bench.run import Run
+from bench.warm import instances, rotated, same_answers
+
+TITLE = "Trips"
+DELAYS = (0.0, 0.0005, 0.001, 0.002)
+"""Seconds added to each round trip."""
+MEASURED = ("create", "get", "list")
+BEFORE_COUNTING = 5
+"""Calls of each operation, so that whatever is kept on a connection is there."""
+
+
+def measure(run: Run) -> Json:
+    """Round trips and bytes of each operation and of a process's first create; medians with each delay."""
+    rounds = run.size.trips_rounds
+    advance = run.steps(TITLE, 2 * len(run.contenders) + rounds * len(DELAYS))
+    with tempfile.TemporaryDirectory(prefix="order-api-wire-") as folder:
+        proxy = wire.Proxy(Path(folder), run.database.sockets)
+        try:
+            with pinned(run.database, run.core):
+                first = {}
+                for contender in run.contenders:
+                    first[contender.key] = _first_create(contender, proxy, run, Path(folder))
+                    advance()
+                with instances(run.contenders, run.database, run.core, Path(folder)) as started:
+                    same_answers(started, run.database)
+                    counted = {}
+                    for contender, instance in started:
+                        counted[contender.key] = _counted(instance, proxy)
+                        advance()
+                    times: dict[tuple[str, str, float], list[int]] = {}
+                    for number in range(rounds):
+                        for delay in DELAYS:
+                            proxy.delay = delay
+                            for operation in MEASURED:
+                                for contender, instance in rotated(started, number):
+                                    took = instance.ask(
+                                        "batch", operation=operation, calls=run.size.trips_calls
+                                    )
+                                    times.setdefault((contender.key, operation, delay), []).extend(
+                                        took["wall"]
+                                    )
+                            advance()
+        finally:
+            proxy.close()
+    return {
+        "delays_ms": [delay * 1e3 for delay in DELAYS],
+        "contenders": {
+            contender.key: {
+                "name": contender.name,
+                "first_create": first[contender.key],
+                "operations": counted[contender.key],
+                "median_ms": {
+                    operation: [median(times[contender.key, operation, delay]) / 1e6 for delay in DELAYS]
+                    for operation in MEASURED
+                },
+            }
+            for contender in run.contenders
+        },
+    }
+
+
+def _first_create(contender: Contender, proxy: wire.Proxy, run: Run, sockets: Path) -> Json:
+    """A fresh process's, with its connect. (Over TCP with TLS, both handshakes come on top for everyone.)"""
+    variables = {"DATABASE_URL": run.database.url(contender.role, sockets)}
+    with (
+        proxy.watched() as traffic,
+        Instance(contender, contender.trees.with_bytecode, variables, run.core) as instance,
+    ):
+        instance.imported()
+        answer = instance.ask("call", event=operations.create())
+        if answer["status"] != 201:
+            raise SystemExit(
+                f"{contender.name} answers its first request with {answer['status']}: {answer['body']}"
+            )
+        return dict(vars(traffic))
+
+
+def _counted(instance: Instance, proxy: wire.Proxy) -> Json:
+    found = {}
+    for operation in OPERATIONS:
+        instance.ask("batch", operation=operation, calls=BEFORE_COUNTING)
+        with proxy.watched() as traffic:
+            instance.ask("batch", operation=operation, calls=1)
+        found[operation] = dict(vars(traffic))
+    return found
+
+
+def tables(found: Json) -> list[Table]:
+    contenders = found["contenders"].values()
+    trips = Table(
+        "Trips: round trips to the database (bytes sent / received)",
+        ["contender", *TITLES.values(), "first create of a process"],
+        [
+            [
+                each["name"],
+                *[_traffic(each["operations"][operation]) for operation in OPERATIONS],
+                _traffic(each["first_create"]),
+            ]
+            for each in contenders
+        ],
+        ["The first create connects, over a unix socket: TCP and TLS add their own handshakes for everyone."],
+    )
+    delays = found["delays_ms"]
+    latencies = [
+        Table(
+            f"Trips: {TITLES[operation]}, median milliseconds with a longer way to the database",
+            ["contender", *[f"+{delay:g} ms a round trip" for delay in delays]],
+            [
+                [each["name"], *[f"{took:.2f}" for took in each["median_ms"][operation]]]
+                for each in contenders
+            ],
+        )
+        for operation in MEASURED
+    ]
+    latencies[-1].notes.append(
+        "All through the same proxy, whose own time is in each of them, also in the first. The one trip of "
+        f"the floor's get really took {_really_added(found)} ms longer: who waits falls asleep, and takes a "
+        "moment to wake up."
+    )
+    return [trips, *latencies]
+
+
+def _really_added(found: Json) -> str:
+    without, *longer = found["contenders"][FLOOR.key]["median_ms"]["get"]
+    return ", ".join(f"{took - without:.2f}" for took in longer)
+
+
+def _traffic(found: Json) -> str:
+    return f"{found['trips']} ({found['sent']:,} / {found['received']:,})"
+
+
+def plot(found: Json, folder: Path) -> None:
+    contenders = found["contenders"].values()
+    plots.lines(
+        folder / "trips.png",
+        "A longer way to the database",
+        "milliseconds added to a round trip",
+        "milliseconds a request, median",
+        {
+            TITLES[operation]: {each["name"]: each["median_ms"][operation] for each in contenders}
+            for operation in MEASURED
+        },
+        found["delays_ms"],
+    )

@@ -1,0 +1,206 @@
+"""The bench: its arithmetic, its proxy, and that it runs from end to end."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from bench import cost, operations, plots, wire
+from bench.contenders import CONTENDERS, FLOOR, PROJECT
+from bench.figures import percentile, summary
+from bench.report import Table, markdown, ratio
+from bench.targets import Target
+from bench.warm import Times, rotated
+
+
+def test_a_percentile_is_the_nearest_rank() -> None:
+    assert percentile([30, 10, 20, 40], 50) == 20
+    assert percentile(range(1, 101), 99) == 99
+    assert percentile(range(1, 201), 99) == 198
+    assert percentile([7], 99) == 7
+
+
+def test_a_summary_is_in_milliseconds() -> None:
+    assert summary([1_000_000, 3_000_000, 2_000_000]) == {"median_ms": 2, "p99_ms": 3, "calls": 3}
+
+
+def test_a_warm_ratio_is_of_the_medians() -> None:
+    floor, ours = Times(), Times()
+    floor.add({"wall": [100, 200, 9_000], "cpu": [50, 50, 50]})
+    ours.add({"wall": [300, 300, 1_000], "cpu": [100, 120, 900]})
+
+    assert ours.summary(floor)["ratio"] == pytest.approx(1.5)
+    assert ours.summary(floor)["cpu_ms"] == pytest.approx(120 / 1e6)
+    assert floor.summary(floor)["ratio"] == 1
+
+
+def test_every_contender_is_first_in_its_turn() -> None:
+    assert [rotated("abc", number)[0] for number in range(4)] == ["a", "b", "c", "a"]
+    assert sorted(rotated("abc", 2)) == ["a", "b", "c"]
+
+
+def test_less_memory_stretches_the_cpu_time_and_not_the_wait() -> None:
+    durations = cost.Durations(cpu=2, wait=1.5, cold_import=300, cold_call=100)
+
+    assert durations.warm_billed(1_769) == 4  # 2 + 1.5, in whole milliseconds
+    assert durations.warm_billed(128) == 30  # 2 * 1769 / 128 + 1.5 = 29.1
+    assert durations.warm_billed(3_538) == 4  # no second CPU for one thread
+    assert durations.cold_billed(512) == 646  # 300 + 100 * 1769 / 512 = 645.5
+
+
+def test_the_cost_of_a_million_orders() -> None:
+    durations = cost.Durations(cpu=1, wait=0, cold_import=100, cold_call=0)
+
+    # 99 % of 4 ms and 1 % of 100 ms, at half a GB
+    assert durations.warm_billed(512) == 4
+    assert cost.gb_seconds(durations, 512) == pytest.approx(1_000_000 * 0.5 * (0.99 * 4 + 0.01 * 100) / 1000)
+    assert cost.dollars(durations, 512, "x86_64") == pytest.approx(2_480 * 0.0000166667 + 0.20)
+    assert cost.dollars(durations, 512, "arm64") < cost.dollars(durations, 512, "x86_64")
+
+
+@pytest.mark.parametrize(
+    ("value", "at_least", "said"),
+    [(1.6, False, "met"), (1.61, False, "NOT MET"), (1.6, True, "met"), (1.59, True, "NOT MET")],
+)
+def test_a_target_is_met_up_to_its_limit(value: float, at_least: bool, said: str) -> None:
+    target = Target("warm create", "warm", lambda found: found["ratio"], 1.6, at_least=at_least)
+
+    row = target.row({"warm": {"ratio": value}})
+
+    assert row is not None
+    assert row[-1] == said
+
+
+def test_what_was_not_measured_is_no_target() -> None:
+    assert Target("warm create", "warm", lambda _: 1.0, 1.6).row({}) is None
+    assert Target("warm create", "warm", lambda _: None, 1.6).row({"warm": {}}) is None
+
+
+def test_a_report_is_markdown() -> None:
+    table = Table(
+        "Warm", ["contender", "create"], [["floor", ratio(1)], ["other", ratio(12.34)]], ["A note."]
+    )
+
+    assert markdown({"date": "today"}, [table]).splitlines()[-8:] == [
+        "### Warm",
+        "",
+        "| contender | create |",
+        "| --- | ---: |",
+        "| floor | 1.00x |",
+        "| other | 12.3x |",
+        "",
+        "A note.",
+    ]
+
+
+def test_answers_are_compared_without_what_is_made_up() -> None:
+    order = {"order_id": "1", "created_at": "a", "updated_at": "a", "total_amount": 1}
+    other = {"order_id": "2", "created_at": "b", "updated_at": "b", "total_amount": 1}
+
+    same = [operations.masked("create", json.dumps({"order": each})) for each in (order, other)]
+    read = [operations.masked("get", json.dumps({"order": each})) for each in (order, other)]
+
+    assert same[0] == same[1]
+    assert read[0] != read[1]
+    pages = [operations.masked("list", json.dumps({"next_cursor": each})) for each in ("x", "y", None)]
+    assert pages[0] == pages[1] != pages[2]
+
+
+def test_the_proxy_counts_bytes_and_round_trips_and_makes_them_longer(tmp_path: Path) -> None:
+    upstream, folder = tmp_path / "upstream", tmp_path / "proxy"
+    for each in (upstream, folder):
+        each.mkdir()
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
+        server.bind(os.fspath(upstream / wire.SOCKET))
+        server.listen()
+        threading.Thread(target=_echo, args=[server], daemon=True).start()
+        proxy = wire.Proxy(folder, upstream)
+        client.connect(os.fspath(folder / wire.SOCKET))
+
+        with proxy.watched() as traffic:
+            _ask(client, b"12345")
+            _ask(client, b"123")
+        took = {}
+        for delay in (0, 0.002):
+            proxy.delay = delay
+            before = time.perf_counter()
+            for _ in range(20):
+                _ask(client, b"1")
+            took[delay] = (time.perf_counter() - before) / 20
+        proxy.close()
+
+    assert (traffic.trips, traffic.sent, traffic.received) == (2, 8, 8)
+    assert took[0.002] - took[0] > 0.001
+
+
+@pytest.mark.parametrize("seconds", [0.0002, 0.0005, 0.001])
+def test_a_delay_is_never_too_short(seconds: float) -> None:
+    before = time.perf_counter()
+    wire.hold(seconds)
+
+    assert time.perf_counter() - before >= seconds
+
+
+def _echo(server: socket.socket) -> None:
+    connection, _ = server.accept()
+    while data := connection.recv(100):
+        connection.sendall(data)
+
+
+def _ask(client: socket.socket, question: bytes) -> None:
+    client.sendall(question)
+    assert client.recv(100) == question
+
+
+def test_a_plot_is_written(tmp_path: Path) -> None:
+    plots.grouped_bars(tmp_path / "a.png", "Title", "ms", ["get"], {"us": [1.0], "them": [0]}, "{:.1f}")
+
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_a_run_measures_every_contender_and_writes_it_down(tmp_path: Path) -> None:
+    done = bench("--size", "smoke", "--only", "warm,cold,trips,cost", "--results", str(tmp_path))
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "results.json").read_text())
+    keys = {contender.key for contender in CONTENDERS}
+    assert found["sections"]["warm"]["contenders"].keys() == keys
+    assert found["sections"]["trips"]["contenders"].keys() == keys
+    floor = found["sections"]["warm"]["contenders"][FLOOR.key]["operations"]
+    assert {operation["ratio"] for operation in floor.values()} == {1.0}
+    report = (tmp_path / "results.md").read_text()
+    for contender in CONTENDERS:
+        assert f"\n| {contender.name} |" in report
+        assert contender.name in done.stdout
+    for section in ("Warm", "Cold", "Trips", "Cost", "Targets"):
+        assert f"### {section}" in report
+    for plot in ("warm", "cold", "trips"):
+        assert (tmp_path / f"{plot}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--only", "tepid", "'tepid' is not one of warm, cold, http, trips, cost"),
+        ("--only", "cost,warm", "name cold, trips too"),
+        ("--contenders", "django", "'django' is not one of ours"),
+    ],
+)
+def test_a_wrong_choice_is_refused_before_anything_is_done(option: str, value: str, said: str) -> None:
+    done = bench(option, value)
+
+    assert done.returncode == 1
+    assert said in done.stderr
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bench", *arguments], cwd=PROJECT, capture_output=True, text=True, check=False
+    )

@@ -1,0 +1,101 @@
+"""`make bench-scale`: the orders that it loads, and that it runs from end to end."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from bench import load
+from bench.contenders import PROJECT
+from bench.scale_report import Step, tables
+from bench.scale_requests import CREATES, DEEP_BY_CURSOR, EMPTY, GETS, PAGE_1, few_orders, samples
+
+
+def test_an_order_is_the_same_whenever_it_is_made() -> None:
+    assert load.block(7_000) == load.block(7_000)
+    assert [each.number for each in load.block(7_000)] == list(range(7_000, 8_000))
+
+
+def test_time_goes_forward_from_order_to_order() -> None:
+    last, first = load.block(6_000)[-1], load.block(7_000)[0]
+    ids = [each.order_id for each in (last, first, *load.block(7_000)[1:])]
+
+    assert ids == sorted(ids)
+    assert {UUID(each).version for each in ids} == {7}
+    assert ids[-1] < load.behind_all()
+
+
+def test_one_shop_is_huge_and_every_shop_that_has_opened_has_an_order() -> None:
+    orders = Counter(each.rank for first in range(0, 50_000, load.BLOCK) for each in load.block(first))
+
+    assert orders[load.HUGE] == pytest.approx(0.51 * 50_000, rel=0.02)
+    assert set(orders) == set(range(load.tenants_at(50_000)))
+    assert orders[1] > 20 * orders[100] > 0
+
+
+def test_what_is_asked_for_is_there_for_each_size_of_shop() -> None:
+    sampled = samples(100_000)
+
+    assert all(len(placed) > 100 for placed in sampled.values())
+    assert {each.rank for each in sampled["huge"]} == {load.HUGE}
+    assert min(each.rank for each in sampled["small"]) > max(each.rank for each in sampled["middle"])
+
+
+def test_the_empty_database_has_a_page_and_a_user_with_ten_orders() -> None:
+    few = few_orders()
+
+    assert len({each.order_id for each in few}) == EMPTY
+    assert Counter(each.user for each in few)[few[0].user] == load.ORDERS_A_USER
+
+
+def test_a_target_is_met_or_it_is_not() -> None:
+    step = Step(10_000_000, 100_000, 2_000_000, 10_000, 1, 1, 1)
+    step.few = {each.key: took(1.0) for each in (*GETS, *CREATES, PAGE_1)}
+    step.many = {**step.few, GETS[0].key: took(1.2), CREATES[0].key: took(1.3), DEEP_BY_CURSOR.key: took(1.1)}
+
+    rows = {row[0]: row[2:] for row in tables([step])[0].rows}
+
+    assert rows["get, small shops, against an empty table"] == ["1.20x", "met"]
+    assert rows["create, small shops, against an empty table"] == ["1.30x", "NOT MET"]
+    assert rows["page 10,000 of the huge shop, by cursor, against page 1"] == ["1.10x", "met"]
+
+
+def took(milliseconds: float) -> dict[str, float]:
+    return {"median_ms": milliseconds, "p99_ms": 2 * milliseconds, "calls": 1}
+
+
+@pytest.mark.parametrize("orders", ["1500", "0", "20000000", "many"])
+def test_a_wrong_number_of_orders_is_refused(orders: str, tmp_path: Path) -> None:
+    done = bench_scale("--orders", orders, "--results", str(tmp_path))
+
+    assert done.returncode == 1
+    assert f"ORDERS is '{orders}': use a multiple of 1000 up to 10000000" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_measures_every_step_and_writes_it_down(tmp_path: Path) -> None:
+    done = bench_scale("--orders", "2000", "--rounds", "1", "--results", str(tmp_path))
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = json.loads((tmp_path / "scale.json").read_text())["steps"]
+    assert [step["orders"] for step in steps] == [1_000, 2_000]
+    assert all(each.key in step[side] for step in steps for side in ("many", "few") for each in CREATES)
+    assert "### Scale: at 2,000 orders" in (tmp_path / "scale.md").read_text()
+    assert (tmp_path / "scale.png").read_bytes().startswith(b"\x89PNG")
+
+
+def bench_scale(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in ("ORDERS", "SCALE_DATA")}
+    return subprocess.run(
+        [sys.executable, "-m", "bench.scale", *arguments],
+        cwd=PROJECT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
