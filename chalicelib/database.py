@@ -117,7 +117,7 @@ class TenantScope:
             bound = [{**row, **self._tenant} for row in rows]
             if len(bound) > 1:
                 then.append(statement.rows(cursor, bound))
-            elif prepared is None or statement.prepared is None:
+            elif prepared is None or statement.prepared is None or _statements_get_lost:
                 then.append(cursor.mogrify(statement.text, bound[0]))
             else:
                 if statement.name not in prepared:

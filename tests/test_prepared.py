@@ -158,6 +158,20 @@ def test_a_name_that_is_taken_costs_nobody_an_error(
     assert "DB_PREPARE" not in caplog.text
 
 
+def test_once_they_are_given_up_no_connection_executes_any(
+    alice: Client, in_the_session: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also not one that another request held when that was decided, and gave back afterwards."""
+    assert every_request(alice) == ALL_WELL
+    in_the_session("deallocate all")
+    monkeypatch.setattr(api_database, "_statements_get_lost", True)
+    in_use_before = api_database._the_pool().take()
+    api_database._the_pool().give_back(in_use_before)
+
+    assert every_request(alice) == ALL_WELL
+    assert not in_use_before.driver.closed
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -475,6 +475,13 @@ def test_statements_read_no_more_than_they_answer(
     assert max(rows_read) <= 3
 
 
+def test_the_planner_takes_no_tenant_for_one_of_a_single_order(many_orders: str) -> None:
+    """Else a plan that is made for all tenants may read all orders of the one that has most of them."""
+    with connected(make_dsn(many_orders, user="postgres")) as connection, connection.cursor() as cursor:
+        cursor.execute("select n_distinct from pg_stats where tablename = 'orders' and attname = 'tenant_id'")
+        assert cursor.fetchone() == (pytest.approx(-0.001),)
+
+
 def plan(url: str, statement: Statement) -> list[dict[str, Any]]:
     """The steps that the statement took, as the API's role, for the second page of a tenant."""
     values = {
