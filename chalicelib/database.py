@@ -265,7 +265,7 @@ def _prepare_no_more() -> None:
     global _statements_get_lost  # noqa: PLW0603 (one pool a process)
     _statements_get_lost = True
     _the_pool().empty()
-    _log.warning(
+    _log.error(
         "prepared statements get lost here, and are not used from now on: behind a pooler in transaction "
         "mode set DB_PREPARE=off"
     )

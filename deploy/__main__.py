@@ -9,13 +9,15 @@ from deploy import aws, aws_deployment, hosts
 Command = Callable[[argparse.Namespace], None]
 
 BUILDS: dict[str, Command] = {
-    "aws": lambda chosen: aws.build(chosen.folder, chosen.stage, chosen.arch),
+    "aws": lambda chosen: aws.build(
+        chosen.folder, chosen.stage, chosen.arch, snapstart=chosen.snapstart == "on"
+    ),
     "azure": lambda chosen: hosts.build("azure", chosen.folder),
     "gcp": lambda chosen: hosts.build("gcp", chosen.folder),
     "oci": lambda chosen: hosts.build("oci", chosen.folder),
 }
 DEPLOYMENTS: dict[str, Command] = {
-    "aws": lambda chosen: aws_deployment.deploy(chosen.folder, chosen.stage, chosen.via),
+    "aws": lambda chosen: _deploy_aws(chosen.folder, chosen.stage, chosen.via),
     "azure": lambda chosen: hosts.deploy("azure", chosen.folder),
     "gcp": lambda chosen: hosts.deploy("gcp", chosen.folder),
     "run": lambda chosen: hosts.deploy("run", chosen.folder),
@@ -24,6 +26,12 @@ DEPLOYMENTS: dict[str, Command] = {
 GATEWAY_RESPONSES: dict[str, Command] = {
     "aws": lambda chosen: aws_deployment.put_gateway_responses(chosen.folder, chosen.stage),
 }
+
+
+def _deploy_aws(folder: Path, stage: str, via: str) -> None:
+    if via == "chalice":
+        aws.refuse_snapstart_by_chalice(folder)
+    aws_deployment.deploy(folder, stage, via)
 
 
 def main() -> None:
@@ -35,6 +43,7 @@ def main() -> None:
     build.add_argument("--into", dest="folder", type=Path, help="the folder; default build/<cloud>")
     build.add_argument("--stage", default="dev")
     build.add_argument("--arch", choices=aws.ARCHITECTURES, default="arm64", help="of the Lambda function")
+    build.add_argument("--snapstart", choices=("on", "off"), default="off", help="AWS: start from snapshots")
     build.set_defaults(commands=BUILDS)
 
     deploy = commands.add_parser("deploy", help="call that cloud's own command on the built folder")

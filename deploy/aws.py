@@ -1,6 +1,7 @@
 """Builds for AWS: the zip, the template and the folder from which `chalice deploy` and SAM deploy."""
 
 import compileall
+import hashlib
 import json
 import os
 import py_compile
@@ -50,8 +51,10 @@ NO_USER_POOL = "arn:aws:cognito-idp:us-east-1:000000000000:userpool/us-east-1_no
 UNCHECKED = py_compile.PycInvalidationMode.UNCHECKED_HASH
 
 
-def build(into: Path, stage: str, architecture: str) -> None:
+def build(into: Path, stage: str, architecture: str, *, snapstart: bool = False) -> None:
     """Write `into`: sources, vendored packages, configuration, and package/ (deployment.zip, sam.json)."""
+    if snapstart:
+        refuse_without_snapstart(sys.version_info[:2])
     config = configuration(stage, architecture)
     configure_app(config["stages"][stage])
     print(f"Building {into}: stage {stage}, {architecture}, {archive.runtime()}", flush=True)
@@ -60,12 +63,12 @@ def build(into: Path, stage: str, architecture: str) -> None:
     _vendor(into / "vendor", architecture)
     _compile(into)
     _configure(into / ".chalice", stage, config)
-    _package(into, stage, config)
-    package = into / "package"
-    if found := archive.faults(package / "deployment.zip", REQUIREMENTS, architecture):
+    package(into, stage, config, snapstart=snapstart)
+    zipped = into / "package" / "deployment.zip"
+    if found := archive.faults(zipped, REQUIREMENTS, architecture):
         more = [f"and {len(found) - 20} more"] if len(found) > 20 else []
         raise SystemExit("\n  ".join(["The zip would not run on Lambda:", *found[:20], *more]))
-    print(f"Ready: {package / 'deployment.zip'}, {package / 'sam.json'}")
+    print(f"Ready: {zipped}, {zipped.with_name('sam.json')}")
 
 
 def configuration(stage: str, architecture: str) -> Json:
@@ -90,6 +93,25 @@ def configuration(stage: str, architecture: str) -> Json:
     if variables:
         chosen["environment_variables"] = variables
     return {**config, "lambda_architecture": architecture, "stages": {stage: chosen}}
+
+
+def refuse_without_snapstart(python: tuple[int, int]) -> None:
+    """Raises SystemExit for a Python of whose functions Lambda takes no snapshots."""
+    if python < (3, 12):
+        raise SystemExit(
+            "SNAPSTART=on needs Python 3.12 or later, and the Python that builds is the runtime that is "
+            f"deployed: this is {python[0]}.{python[1]}. For another: make clean, then make PYTHON=python3.12"
+        )
+
+
+def refuse_snapstart_by_chalice(folder: Path) -> None:
+    """Raises SystemExit for a build with snapshots: `chalice deploy` would leave them out without a word."""
+    template = folder / "package" / "sam.json"
+    if template.exists() and "SnapStart" in template.read_text():
+        raise SystemExit(
+            "SNAPSTART=on needs VIA=sam: the snapshots are taken of published versions, and chalice deploy "
+            "publishes none. Add VIA=sam, or leave out SNAPSTART=on"
+        )
 
 
 def _listed(name: str) -> list[str]:
@@ -158,12 +180,13 @@ def _write_private(path: Path, content: Json) -> None:
         json.dump(content, file, indent=2)
 
 
-def _package(into: Path, stage: str, config: Json) -> None:
+def package(into: Path, stage: str, config: Json, *, snapstart: bool) -> None:
     """`chalice package` makes the zip and the template; `chalice deploy` then takes that very zip."""
     from deploy import template
 
     additions = into / "template-additions.json"
-    additions.write_text(json.dumps(template.additions({**config, **config["stages"][stage]}), indent=2))
+    merged = template.additions({**config, **config["stages"][stage]}, snapstart=snapstart)
+    additions.write_text(json.dumps(merged, indent=2))
     # The region is only asked for the names of AWS's own services.
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
     command: list[str | Path] = [chalice_command(), "package", "--stage", stage]
@@ -173,6 +196,23 @@ def _package(into: Path, stage: str, config: Json) -> None:
     archive.let_everybody_read(zipped)
     (to_be_deployed,) = (into / ".chalice" / "deployments").glob("*.zip")
     shutil.copy(zipped, to_be_deployed)
+    if snapstart:
+        _publish_what_changes(into / "package")
+
+
+def _publish_what_changes(package: Path) -> None:
+    """Have SAM publish a version for every other zip and every other template, which has our settings in it.
+
+    By itself it would not for another value of a parameter (serverless-application-model, issue 3820).
+    """
+    from deploy import template
+
+    path = package / "sam.json"
+    content = path.read_bytes() + (package / "deployment.zip").read_bytes()
+    packaged = json.loads(path.read_text())
+    function = packaged["Resources"][template.FUNCTION]["Properties"]
+    function["AutoPublishCodeSha256"] = hashlib.sha256(content).hexdigest()
+    path.write_text(json.dumps(packaged, indent=2))
 
 
 def configure_app(chosen: Mapping[str, Any]) -> None:

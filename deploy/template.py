@@ -9,15 +9,18 @@ from deploy import gateway_responses, policy
 Json = dict[str, Any]
 
 API, FUNCTION, ROLE, LOGS = "RestAPI", "APIHandler", "ApiHandlerRole", "ApiHandlerLogGroup"
+PERMISSION = "APIHandlerInvokePermission"
 NOTHING = {"Ref": "AWS::NoValue"}
+PUBLISHED = {"Ref": f"{FUNCTION}.Alias"}
+"""SAM's name for the alias that it makes."""
 
 
-def additions(stage: Mapping[str, Any]) -> Json:
+def additions(stage: Mapping[str, Any], *, snapstart: bool) -> Json:
     """The template that `chalice package --merge-template` merges over its own.
 
     `stage` is the stage of config.json: what it names becomes the parameters' defaults.
     """
-    return {
+    found: Json = {
         "Description": "order-api: a multi-tenant API for e-commerce orders",
         "Parameters": _parameters(stage),
         "Rules": _rules(),
@@ -38,6 +41,27 @@ def additions(stage: Mapping[str, Any]) -> Json:
             }
         },
     }
+    if snapstart:
+        _publish_versions(found)
+    return found
+
+
+def _publish_versions(template: Json) -> None:
+    """For SnapStart, which takes snapshots of versions: publish one, under an alias that the API calls."""
+    resources = template["Resources"]
+    resources[FUNCTION]["Properties"] |= {
+        "SnapStart": {"ApplyOn": "PublishedVersions"},
+        "AutoPublishAlias": "live",
+        # SAM would keep what came before, and each version's snapshot costs money.
+        "VersionDeletionPolicy": "Delete",
+    }
+    resources[PERMISSION] = {"Properties": {"FunctionName": PUBLISHED}}
+    arn = (
+        "arn:${AWS::Partition}:apigateway:${AWS::Region}:lambda:path/2015-03-31/functions/${Live}/invocations"
+    )
+    calls_it = {"x-amazon-apigateway-integration": {"uri": {"Fn::Sub": [arn, {"Live": PUBLISHED}]}}}
+    for path, operations in resources[API]["Properties"]["DefinitionBody"]["paths"].items():
+        operations |= {method.lower(): calls_it for method in app.routes[path]}
 
 
 def _url(api_stage: str) -> str:

@@ -36,6 +36,8 @@ LONGEST_START = 50
 LONGEST_WAIT = 29
 """Seconds that API Gateway waits for a function."""
 LARGEST_RESULT = 6 * 1024 * 1024 + 100
+ENDING = ("/runtime/init/error", "/runtime/restore/error")
+"""What a process says before it ends, and then its end says it."""
 LAMBDAS_NAMES = {"aarch64": "arm64"}
 """Of the machines that Lambda calls otherwise than Linux."""
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
@@ -105,7 +107,10 @@ class _RuntimeApi(BaseHTTPRequestHandler):
         super().__init__(*args)
 
     def do_GET(self) -> None:
-        """The next invocation; the process waits here until there is one."""
+        """The next invocation; the process waits here until there is one. A snapshot is restored at once."""
+        if self.path.endswith("/runtime/restore/next"):
+            self._send(200, b"{}")
+            return
         self._instance.asked.release()
         headers, event = self._instance.calls.get()
         self._send(200, event, {"Content-Type": "application/json", **headers})
@@ -117,7 +122,7 @@ class _RuntimeApi(BaseHTTPRequestHandler):
             self._instance.results.put(_failed("Response payload size exceeded maximum allowed payload size"))
             self._send(413, b"{}")
             return
-        if not self.path.endswith("/runtime/init/error"):  # then the process ends, and that says it
+        if not self.path.endswith(ENDING):
             self._instance.results.put(body)
         self._send(202, b"{}")
 
@@ -191,13 +196,14 @@ def _failed(message: str) -> bytes:
 
 def _lambdas_own(properties: Json, folder: Path, variables: Mapping[str, str]) -> dict[str, str]:
     """The variables that Lambda sets."""
+    from_snapshots = properties.get("SnapStart", {}).get("ApplyOn") == "PublishedVersions"
     return {
         "AWS_DEFAULT_REGION": variables["AWS_REGION"],
         "AWS_EXECUTION_ENV": f"AWS_Lambda_{properties['Runtime']}",
         "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(properties["MemorySize"]),
         "AWS_LAMBDA_FUNCTION_NAME": "order-api",
-        "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
-        "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
+        "AWS_LAMBDA_FUNCTION_VERSION": "1" if from_snapshots else "$LATEST",
+        "AWS_LAMBDA_INITIALIZATION_TYPE": "snap-start" if from_snapshots else "on-demand",
         "LAMBDA_TASK_ROOT": str(folder),
         "LANG": "en_US.UTF-8",
         "TZ": ":UTC",

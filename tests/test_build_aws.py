@@ -238,6 +238,42 @@ def test_a_wrong_setting_is_said_before_anything_is_written(
     assert not into.exists()
 
 
+@pytest.mark.parametrize("python", [(3, 11), (3, 10)], ids=str)
+def test_snapstart_is_refused_for_a_python_that_lambda_takes_no_snapshots_of(python: tuple[int, int]) -> None:
+    with pytest.raises(SystemExit, match=r"SNAPSTART=on needs Python 3\.12 or later.* this is 3\.1[01]\."):
+        aws.refuse_without_snapstart(python)
+
+    for newer in ((3, 12), (3, 13)):
+        aws.refuse_without_snapstart(newer)
+
+
+def test_snapstart_is_built_where_this_python_has_it_and_else_refused(tmp_path: Path) -> None:
+    into = tmp_path / "build"
+
+    done = python_m_deploy("build", "aws", "--into", into, "--arch", ARCHITECTURE, "--snapstart", "on")
+
+    if sys.version_info < (3, 12):
+        assert (done.returncode, into.exists()) == (1, False)
+        assert "SNAPSTART=on needs Python 3.12 or later" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+        function = json.loads(AwsBuild(into).template.read_text())["Resources"]["APIHandler"]["Properties"]
+        assert function["SnapStart"] == {"ApplyOn": "PublishedVersions"}
+
+
+def test_snapstart_is_not_left_out_in_silence_by_chalice_deploy(aws_build: AwsBuild, tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    template = json.loads(aws_build.template.read_text())
+    template["Resources"]["APIHandler"]["Properties"]["SnapStart"] = {"ApplyOn": "PublishedVersions"}
+    (package / "sam.json").write_text(json.dumps(template))
+
+    done = python_m_deploy("deploy", "aws", "--from", tmp_path)
+
+    assert done.returncode == 1
+    assert "SNAPSTART=on needs VIA=sam" in done.stderr
+
+
 def test_every_user_may_read_the_zip_whatever_the_umask_was(tmp_path: Path) -> None:
     """Lambda runs it as another user than the one that owns its files."""
     before = os.umask(0o077)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from deploy import aws
 from local.environments import environment
 from tests.builds import PROJECT, AwsBuild
 from tests.client import Client
@@ -32,10 +33,39 @@ def template(aws_build: AwsBuild) -> Json:
 
 @pytest.fixture(scope="module")
 def translated(aws_build: AwsBuild) -> Json:
+    return translated_by_sam(aws_build)
+
+
+@pytest.fixture(scope="module")
+def with_snapstart(
+    aws_build: AwsBuild,
+    app: Any,  # noqa: ARG001 (it is read by the packaging)
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AwsBuild:
+    """The same build packaged with SNAPSTART=on, which asks for a Python that Lambda takes snapshots of."""
+    build = AwsBuild(tmp_path_factory.mktemp("snapstart") / "build")
+    shutil.copytree(aws_build.folder, build.folder, symlinks=True)
+    packaged(build)
+    if sys.version_info < (3, 12):
+        build.template.write_text(build.template.read_text().replace('"python3.11"', '"python3.12"'))
+    return build
+
+
+def packaged(build: AwsBuild, **variables: str) -> Json:
+    """Its template with snapshots and with these settings."""
+    config = json.loads((build.folder / ".chalice" / "config.json").read_text())
+    config["stages"]["dev"]["environment_variables"] = variables
+    (build.folder / ".chalice" / "config.json").write_text(json.dumps(config))
+    aws.package(build.folder, "dev", config, snapstart=True)
+    found: Json = json.loads(build.template.read_text())
+    return found
+
+
+def translated_by_sam(build: AwsBuild) -> Json:
     """The CloudFormation template that SAM makes of it."""
     done = subprocess.run(
         [environment("template"), PROJECT / "tests" / "sam_translated.py"],
-        stdin=aws_build.template.open(),
+        stdin=build.template.open(),
         env={**os.environ, "AWS_DEFAULT_REGION": "eu-west-1"},
         capture_output=True,
         text=True,
@@ -72,26 +102,33 @@ def checked(*command: str | Path) -> str:
     return done.stdout + done.stderr
 
 
-def test_cfn_lint_finds_nothing_in_the_template(aws_build: AwsBuild) -> None:
-    checked(Path(sys.executable).with_name("cfn-lint"), aws_build.template)
+@pytest.fixture(params=["on demand", "from snapshots"])
+def build(request: pytest.FixtureRequest, aws_build: AwsBuild) -> AwsBuild:
+    """Both kinds, for what judges any template."""
+    found: AwsBuild = aws_build if request.param == "on demand" else request.getfixturevalue("with_snapstart")
+    return found
 
 
-def test_cfn_lint_finds_nothing_in_what_sam_makes_of_it(translated: Json, tmp_path: Path) -> None:
+def test_cfn_lint_finds_nothing_in_the_template(build: AwsBuild) -> None:
+    checked(Path(sys.executable).with_name("cfn-lint"), build.template)
+
+
+def test_cfn_lint_finds_nothing_in_what_sam_makes_of_it(build: AwsBuild, tmp_path: Path) -> None:
     template = tmp_path / "template.json"
-    template.write_text(json.dumps(translated))
+    template.write_text(json.dumps(translated_by_sam(build)))
 
     checked(Path(sys.executable).with_name("cfn-lint"), template)
 
 
 def test_checkov_finds_what_is_skipped_with_a_reason_and_nothing_else(
-    aws_build: AwsBuild, tmp_path: Path
+    build: AwsBuild, tmp_path: Path
 ) -> None:
     lines = (PROJECT / ".checkov.yaml").read_text().splitlines()
     skipped = {line.split()[1] for line in lines if line.startswith("  - ")}
     checkov = environment("template").with_name("checkov")
 
     report = subprocess.run(
-        [checkov, "-f", aws_build.template, "--framework", "cloudformation", "-o", "json", "--skip-download"],
+        [checkov, "-f", build.template, "--framework", "cloudformation", "-o", "json", "--skip-download"],
         cwd=tmp_path,  # in the project it would read .checkov.yaml
         capture_output=True,
         check=False,
@@ -215,6 +252,54 @@ def holds(condition: Any, values: Mapping[str, Any]) -> Any:
         "Fn::Not": not known[0],
         "Fn::Equals": known[0] == known[-1],
     }[function]
+
+
+def test_with_snapstart_a_version_is_published_and_only_that_one_is_called(
+    with_snapstart: AwsBuild, app: Any
+) -> None:
+    template = translated_by_sam(with_snapstart)
+    (version, published), (alias, live) = (
+        next((name, each) for name, each in template["Resources"].items() if each["Type"] == kind)
+        for kind in ("AWS::Lambda::Version", "AWS::Lambda::Alias")
+    )
+    api = resource(template, "AWS::ApiGateway::RestApi")["Body"]
+
+    assert resource(template, "AWS::Lambda::Function")["SnapStart"] == {"ApplyOn": "PublishedVersions"}
+    assert live["Properties"]["FunctionVersion"] == {"Fn::GetAtt": [version, "Version"]}
+    assert published["DeletionPolicy"] == "Delete"
+    assert resource(template, "AWS::Lambda::Permission")["FunctionName"] == {"Ref": alias}
+    for path, methods in app.routes.items():
+        for method in methods:
+            uri = api["paths"][path][method.lower()]["x-amazon-apigateway-integration"]["uri"]
+            text, called = uri["Fn::Sub"]
+            assert list(called.values()) == [{"Ref": alias}]
+            assert re.findall(r"\$\{(\w+)\}", text) == list(called)
+
+
+def test_with_snapstart_another_setting_publishes_another_version(
+    with_snapstart: AwsBuild, tmp_path: Path
+) -> None:
+    """A password itself is not in a template, and so nobody can try one against a version's name."""
+    build = AwsBuild(tmp_path / "build")
+    shutil.copytree(with_snapstart.folder, build.folder, symlinks=True)
+
+    def version(**variables: str) -> str:
+        packaged(build, **variables)
+        resources = translated_by_sam(build)["Resources"]
+        (found,) = [name for name, each in resources.items() if each["Type"] == "AWS::Lambda::Version"]
+        return str(found)
+
+    one = version(DB_HOST="one.example", DB_PASSWORD="hunter2")
+    assert version(DB_HOST="one.example", DB_PASSWORD="hunter3") == one
+    assert version(DB_HOST="other.example", DB_PASSWORD="hunter2") != one
+    assert version(DB_HOST="one.example", DB_PASSWORD="hunter2", DB_POOL_RECYCLE="60") != one
+
+
+def test_without_snapstart_nothing_is_published(translated: Json) -> None:
+    kinds = {each["Type"] for each in translated["Resources"].values()}
+
+    assert not kinds & {"AWS::Lambda::Version", "AWS::Lambda::Alias"}
+    assert "SnapStart" not in resource(translated, "AWS::Lambda::Function")
 
 
 def test_the_endpoint_is_regional(translated: Json) -> None:
