@@ -10,6 +10,8 @@ from chalicelib.currencies import DECIMALS
 
 GREATEST = Decimal("999999999999.999")
 _DECIMAL_STRING = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
+_LEAST = {decimals: Decimal(1).scaleb(-decimals) for decimals in set(DECIMALS.values())}
+"""The smallest amount with so many decimals."""
 _EXACT = Context(prec=28, traps=[Inexact, InvalidOperation])
 
 
@@ -27,6 +29,6 @@ def amount(value: Any) -> Decimal:
 def in_currency(value: Decimal, currency: str) -> Decimal | None:
     """The amount with exactly the currency's decimals; None when it has more that are not zero."""
     try:
-        return abs(value.quantize(Decimal(1).scaleb(-DECIMALS[currency]), context=_EXACT))
+        return abs(value.quantize(_LEAST[DECIMALS[currency]], context=_EXACT))
     except (Inexact, InvalidOperation):
         return None

@@ -43,7 +43,7 @@ def _text(most: int) -> Callable[[Any], str]:
     def trimmed(value: Any) -> str:
         if not isinstance(value, str):
             raise PydanticCustomError("text_type", "must be a string")
-        if _UNSAFE.search(value):
+        if not (value.isascii() and value.isprintable()) and _UNSAFE.search(value):
             raise PydanticCustomError(
                 "text_characters",
                 "must not hold control characters (NUL, tab, newline, ...) or broken Unicode",
@@ -143,21 +143,19 @@ class NewOrder(BaseModel):
 
     @model_validator(mode="after")
     def in_the_currencys_decimals(self) -> "NewOrder":
-        wrong: list[InitErrorDetails] = []
-
-        def exact(value: Decimal, *field: str | int) -> Decimal:
-            written = in_currency(value, self.currency)
-            if written is None:
-                message = f"{self.currency} amounts carry at most {DECIMALS[self.currency]} decimals"
-                wrong.append({"type": PydanticCustomError("decimals", message), "loc": field, "input": None})
-                return value
-            return written
-
-        self.total_amount = exact(self.total_amount, "total_amount")
-        for index, item in enumerate(self.items):
-            item.unit_price = exact(item.unit_price, "items", index, "unit_price")
-        if wrong:
-            raise ValidationError.from_exception_data("NewOrder", wrong)
+        total = in_currency(self.total_amount, self.currency)
+        prices = [in_currency(item.unit_price, self.currency) for item in self.items]
+        if total is None or None in prices:
+            message = f"{self.currency} amounts carry at most {DECIMALS[self.currency]} decimals"
+            wrong: list[tuple[str | int, ...]] = [("total_amount",)] if total is None else []
+            wrong += [("items", index, "unit_price") for index, price in enumerate(prices) if price is None]
+            kind = PydanticCustomError("decimals", message)
+            details: list[InitErrorDetails] = [{"type": kind, "loc": field, "input": None} for field in wrong]
+            raise ValidationError.from_exception_data("NewOrder", details)
+        # Past pydantic's own setter, which would look each field up.
+        vars(self)["total_amount"] = total
+        for item, price in zip(self.items, prices, strict=True):
+            vars(item)["unit_price"] = price
         return self
 
     @classmethod

@@ -51,6 +51,7 @@ class OrderRepository:
         order_id, created_at = _new_id()
         order = {
             **vars(new),
+            "total_amount": str(new.total_amount),
             "order_id": order_id,
             "created_by": self._caller.user_id,
             "status": "pending",
@@ -59,7 +60,7 @@ class OrderRepository:
             "updated_at": created_at,
         }
         items = [
-            {**vars(item), "order_id": order_id, "line_no": line_no}
+            {**vars(item), "unit_price": str(item.unit_price), "order_id": order_id, "line_no": line_no}
             for line_no, item in enumerate(new.items, start=1)
         ]
         steps: tuple[Step, ...] = ((INSERT_ORDER, [order]), (INSERT_ITEMS, items))

@@ -10,9 +10,9 @@ from typing import Any
 from sqlalchemy import (
     ClauseElement,
     ColumnElement,
+    FromClause,
     Insert,
     Select,
-    Subquery,
     Text,
     bindparam,
     cast,
@@ -41,8 +41,7 @@ def _insert_order() -> Insert:
 
 
 def _order_by_id() -> Select[Any]:
-    order = select(Order).where(_OWN_ORDERS, col(Order.order_id) == bindparam("order_id"))
-    return _as_answered(order.subquery())
+    return _as_text(_answered(_ORDERS).where(_OWN_ORDERS, col(Order.order_id) == bindparam("order_id")))
 
 
 def _order_by_key() -> Select[Any]:
@@ -54,29 +53,31 @@ def _order_by_key() -> Select[Any]:
     )
     order_id = key.with_only_columns(col(IdempotencyKey.order_id)).scalar_subquery()
     fingerprint = key.with_only_columns(col(IdempotencyKey.fingerprint)).scalar_subquery()
-    order = select(Order).where(_OWN_ORDERS, col(Order.order_id) == order_id).subquery()
-    return _as_answered(order, fingerprint)
+    return _as_text(_answered(_ORDERS).where(_OWN_ORDERS, col(Order.order_id) == order_id), fingerprint)
 
 
-def _orders_page(my_orders: bool, start: str, prepared: bool = False) -> Select[Any]:
-    """A page of orders. It is cut before items are looked up: skipped rows cost no items."""
-    rows = select(Order).where(_OWN_ORDERS)
+def _orders_page(my_orders: bool, start: str) -> Select[Any]:
+    """A page of orders. What an offset skips is cut off before items are looked up, and costs none."""
+    asked = [_OWN_ORDERS]
     if my_orders:
-        rows = rows.where(col(Order.created_by) == bindparam("created_by"))
+        asked.append(col(Order.created_by) == bindparam("created_by"))
     if start == "cursor":
-        rows = rows.where(col(Order.order_id) < bindparam("after"))
-    newest_first = rows.order_by(col(Order.order_id).desc())
+        asked.append(col(Order.order_id) < bindparam("after"))
     if start == "offset":
-        newest_first = newest_first.offset(bindparam("offset"))
-    elif prepared:
-        # The constant tells the planner, who does not know the limit, that few rows are wanted.
-        few = newest_first.limit(literal_column(str(MOST_ROWS))).subquery()
-        newest_first = select(few).order_by(few.c.order_id.desc())
-    return _as_answered(newest_first.limit(bindparam("limit")).subquery())
+        skipped = select(Order).where(*asked).order_by(_NEWEST_FIRST).offset(bindparam("offset"))
+        return _as_text(_answered(skipped.limit(bindparam("limit")).subquery()))
+    return _as_text(_answered(_ORDERS).where(*asked).order_by(_NEWEST_FIRST).limit(bindparam("limit")))
 
 
-def _as_answered(orders: Subquery, *before: ColumnElement[Any]) -> Select[Any]:
-    """Columns order_id, version and the order's JSON text, newest first."""
+def _prepared_page(start: str) -> Select[Any]:
+    """A page whose planner does not know the limit: the constant tells it that few rows are wanted."""
+    asked = [_OWN_ORDERS] if start == "newest" else [_OWN_ORDERS, col(Order.order_id) < bindparam("after")]
+    few = select(Order).where(*asked).order_by(_NEWEST_FIRST).limit(literal_column(str(MOST_ROWS))).subquery()
+    return _as_text(_answered(few).order_by(few.c.order_id.desc()).limit(bindparam("limit")))
+
+
+def _answered(orders: FromClause) -> Select[Any]:
+    """The members of each order, as they are answered."""
     order = orders.c
     item = (
         select(
@@ -92,7 +93,7 @@ def _as_answered(orders: Subquery, *before: ColumnElement[Any]) -> Select[Any]:
         .subquery("item")
     )
     items = select(func.row_to_json(item.table_valued())).correlate(orders).scalar_subquery()
-    answered = select(
+    return select(
         order.order_id,
         order.tenant_id,
         order.created_by,
@@ -108,7 +109,12 @@ def _as_answered(orders: Subquery, *before: ColumnElement[Any]) -> Select[Any]:
         func.array_to_json(func.array(items)).label("items"),
         _utc(order.created_at).label("created_at"),
         _utc(order.updated_at).label("updated_at"),
-    ).subquery("answered")
+    )
+
+
+def _as_text(orders: Select[Any], *before: ColumnElement[Any]) -> Select[Any]:
+    """Columns order_id, version and the order's JSON text, newest first."""
+    answered = orders.subquery("answered")
     text = cast(func.row_to_json(answered.table_valued()), Text)
     return select(*before, answered.c.order_id, answered.c.version, text).order_by(answered.c.order_id.desc())
 
@@ -131,11 +137,13 @@ def _page(my_orders: bool, start: str) -> Statement:
     # No one plan is right for every offset, nor for a user with few and one with many of the tenant's orders.
     if my_orders or start == "offset":
         return Statement(text, None)
-    return Statement(text, _text(_orders_page(my_orders, start, prepared=True)))
+    return Statement(text, _text(_prepared_page(start)))
 
 
 _DIALECT = PGDialect_psycopg2()  # type: ignore[no-untyped-call]
+_ORDERS: FromClause = Order.__table__  # type: ignore[attr-defined]
 _OWN_ORDERS = col(Order.tenant_id) == bindparam("tenant_id")
+_NEWEST_FIRST = col(Order.order_id).desc()
 MOST_ROWS = 101
 """The largest page, and the row behind it that tells of a next page."""
 INSERT_KEY = _statement(insert(IdempotencyKey))
