@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,6 +108,7 @@ def _chosen() -> argparse.Namespace:
     keys = {*_listed("CONTENDERS", chosen.contenders, [each.key for each in CONTENDERS]), *always}
     chosen.contenders = [each for each in CONTENDERS if each.key in keys]
     is_whole = len(chosen.sections) == len(SECTIONS) and len(chosen.contenders) == len(CONTENDERS)
+    is_whole = is_whole and shutil.which("wrk") is not None  # the section would be skipped
     # What is published is of one whole run: nothing else takes its place.
     folder = RESULTS / ("partial" if not is_whole else "quick" if chosen.size != "full" else "")
     chosen.results = chosen.results or folder

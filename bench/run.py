@@ -31,9 +31,39 @@ class Size:
 
 
 SIZES = {
-    "full": Size(100, 60, 20, 100_000, 30, 6, 5, 6, 20),
-    "quick": Size(30, 12, 8, 4_000, 3, 2, 2, 2, 5),
-    "smoke": Size(2, 1, 2, 50, 1, 1, 1, 1, 2),
+    "full": Size(
+        warm_up=100,
+        warm_rounds=40,
+        warm_calls=20,
+        growth_calls=100_000,
+        cold_rounds=15,
+        http_rounds=4,
+        http_seconds=4,
+        trips_rounds=4,
+        trips_calls=10,
+    ),
+    "quick": Size(
+        warm_up=30,
+        warm_rounds=12,
+        warm_calls=8,
+        growth_calls=4_000,
+        cold_rounds=3,
+        http_rounds=2,
+        http_seconds=2,
+        trips_rounds=2,
+        trips_calls=5,
+    ),
+    "smoke": Size(
+        warm_up=2,
+        warm_rounds=1,
+        warm_calls=2,
+        growth_calls=50,
+        cold_rounds=1,
+        http_rounds=1,
+        http_seconds=1,
+        trips_rounds=1,
+        trips_calls=2,
+    ),
 }
 """`quick` is for working on the code; `smoke` runs every line, and its figures mean nothing."""
 

@@ -54,22 +54,26 @@ def measure(run: Run) -> Json:
 
 
 class Times:
-    """Nanoseconds of one contender's calls of one operation."""
+    """Nanoseconds of one contender's calls of one operation, round by round."""
 
     def __init__(self) -> None:
         self.wall: list[int] = []
         self.cpu: list[int] = []
+        self.rounds: list[float] = []
+        """The median of each."""
 
     def add(self, batch: Json) -> None:
         self.wall += batch["wall"]
         self.cpu += batch["cpu"]
+        self.rounds.append(median(batch["wall"]))
 
     def summary(self, floor: "Times") -> Json:
         took = summary(self.wall)
         return {
             **took,
             "cpu_ms": median(self.cpu) / 1e6,
-            "ratio": took["median_ms"] / summary(floor.wall)["median_ms"],
+            # Of what was measured in the same second: the machine's speed changes over a run.
+            "ratio": median(ours / theirs for ours, theirs in zip(self.rounds, floor.rounds, strict=True)),
         }
 
 

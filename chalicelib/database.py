@@ -46,7 +46,7 @@ class Statement:
         if prepared is None:
             return
         names = list(dict.fromkeys(_VALUE.findall(prepared)))
-        numbered = _VALUE.sub(lambda value: f"${names.index(value[1]) + 1}", prepared)
+        numbered = _VALUE.sub(lambda value: f"${names.index(value[1]) + 1}", prepared).replace("%%", "%")
         self.name = f"order_api_{hashlib.sha256(prepared.encode()).hexdigest()[:16]}"
         self.prepare = f"prepare {self.name} as {numbered};\n".encode()
         self.execute = f"execute {self.name} ({', '.join(f'%({name})s' for name in names)})"
@@ -112,12 +112,14 @@ class TenantScope:
 
     def _string(self, connection: Connection, cursor: Cursor, steps: Sequence[Step]) -> bytes:
         """Everything that is sent. What it prepares counts as prepared from here on."""
+        if _statements_get_lost:
+            connection.prepared = None
         prepared, first, then = connection.prepared, b"", []
         for statement, rows in steps:
             bound = [{**row, **self._tenant} for row in rows]
             if len(bound) > 1:
                 then.append(statement.rows(cursor, bound))
-            elif prepared is None or statement.prepared is None or _statements_get_lost:
+            elif prepared is None or statement.prepared is None:
                 then.append(cursor.mogrify(statement.text, bound[0]))
             else:
                 if statement.name not in prepared:
@@ -210,7 +212,7 @@ def _on_a_connection(send: Callable[[Connection, Cursor], list[Row]]) -> list[Ro
             # Whether the session has what the string was to prepare is not known. (A constraint is
             # violated only behind it, and what was prepared outlives the string's rollback.)
             driver.close()
-        if code in _NOT_AS_PREPARED and connection.prepared is not None:
+        if code in _NOT_AS_PREPARED and connection.prepared:
             driver.close()
             raise StatementLost from None
         if code == LOCK_NOT_AVAILABLE:
@@ -236,11 +238,11 @@ def _connection(pool: Pool) -> Connection:
 def _the_pool() -> Pool:
     """Made at the first request, never at import: a host may fork after it has imported us."""
     global _pool  # noqa: PLW0603 (one pool a process)
-    if _pool is None:
+    pool = _pool
+    if pool is None:
         with _pool_lock:
-            if _pool is None:
-                _pool = _new_pool(settings.database())
-    return _pool
+            pool = _pool = _pool or _new_pool(settings.database())
+    return pool
 
 
 def _new_pool(database: settings.Database) -> Pool:
@@ -249,8 +251,7 @@ def _new_pool(database: settings.Database) -> Pool:
     def connect() -> Connection:
         driver = log_in()
         driver.autocommit = True
-        prepares = not _statements_get_lost and database.prepares(driver.info.host, driver.info.port)
-        return Connection(driver, prepares=prepares)
+        return Connection(driver, prepares=database.prepares(driver.info.host, driver.info.port))
 
     return Pool(
         connect,

@@ -11,6 +11,7 @@ from chalicelib.callers import Caller
 from chalicelib.errors import MalformedRequest
 
 Query = Mapping[str, Sequence[str]]
+LARGEST_LIMIT = 100
 _LARGEST_OFFSET = 2**63 - 1
 
 
@@ -32,7 +33,7 @@ class Page:
     def from_query(cls, query: Query, caller: Caller) -> "Page":
         """Read limit, offset, my_orders and cursor. Raises MalformedRequest naming the wrong one."""
         value = single_values(query, allowed=("limit", "offset", "my_orders", "cursor"))
-        limit = _whole("limit", value.get("limit", "50"), 1, 100)
+        limit = _whole("limit", value.get("limit", "50"), 1, LARGEST_LIMIT)
         mine = _boolean("my_orders", value.get("my_orders", "false"))
         if "cursor" not in value:
             return cls(limit, _whole("offset", value.get("offset", "0"), 0, _LARGEST_OFFSET), mine)

@@ -69,6 +69,7 @@ class KeySet:
         except Exception as error:
             _log.error("cannot fetch the token keys from %s: %s", self._url, error)
         else:
+            # In this order: what is verified under the new edition was verified with the new keys.
             self._keys = keys
             self.edition = object()
             self._next_fetch = time.monotonic() + REFRESH_EVERY

@@ -5,8 +5,10 @@ import re
 
 import pytest
 
+from local.database import Urls
 from tests.client import Client, item, seed
 from tests.conftest import NewClient
+from tests.servers import api_on
 
 UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}000Z")
@@ -262,3 +264,15 @@ def test_the_limits_themselves_are_accepted(alice: Client) -> None:
     assert answer.status == 201
     assert [line["line_no"] for line in answer.json["order"]["items"]] == list(range(1, 501))
     assert answer.body.endswith(alice.get(f"/{answer.headers['location']}").body[len(b'{"order":') :])
+
+
+@pytest.mark.parametrize("prepare", ["on", "off"])
+def test_the_largest_page_knows_of_the_next_one(alice: Client, database: Urls, prepare: str) -> None:
+    with api_on(database.app, DB_PREPARE=prepare):
+        placed = [alice.place().json["order"]["order_id"] for _ in range(101)]
+
+        first = alice.get("/orders?limit=100").json
+        rest = alice.get(f"/orders?limit=100&cursor={first['next_cursor']}").json
+
+    assert [order["order_id"] for page in (first, rest) for order in page["orders"]] == placed[::-1]
+    assert rest["next_cursor"] is None

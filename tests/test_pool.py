@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import psycopg2
 import pytest
@@ -110,8 +111,23 @@ def test_one_that_was_closed_is_not_kept(database: Urls) -> None:
     with taken(pool) as connection:
         connection.driver.close()
 
-    assert at_rest(pool, 1) == 0
+    assert pool._resting == []
     pool.close()
+
+
+def test_an_interrupted_request_leaves_no_half_read_connection(database: Urls) -> None:
+    def interrupted(connection: Connection, cursor: Any) -> list[Any]:
+        used.append(connection)
+        cursor.execute("select 1")
+        raise KeyboardInterrupt
+
+    used: list[Connection] = []
+    with api_on(database.app, DB_POOL_MAX="1", DB_POOL_SIZE="1", DB_POOL_TIMEOUT="1"):
+        with pytest.raises(KeyboardInterrupt):
+            api_database._on_a_connection(interrupted)
+
+        assert used[0].driver.closed
+        api_database.ping()
 
 
 def test_a_failed_connect_takes_no_turn() -> None:

@@ -158,6 +158,47 @@ def test_a_name_that_is_taken_costs_nobody_an_error(
     assert "DB_PREPARE" not in caplog.text
 
 
+def test_a_reset_of_all_sessions_at_once_is_no_poolers_doing(
+    alice: Client, database: Urls, caplog: pytest.LogCaptureFixture
+) -> None:
+    with api_on(database.app, DB_POOL_SIZE="3", DB_POOL_MAX="3"):
+        pool = api_database._the_pool()
+        connections = [pool.take() for _ in range(3)]
+        for connection in connections:
+            pool.give_back(connection)
+            assert every_request(alice) == ALL_WELL  # the one given back last
+        for connection in connections:
+            connection.driver.cursor().execute("deallocate all")
+
+        assert every_request(alice) == ALL_WELL
+
+    assert "DB_PREPARE" not in caplog.text
+
+
+def test_a_page_that_is_never_prepared_blames_no_pooler(
+    alice: Client, own_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    unsupported = Statement("do $$ begin raise feature_not_supported; end $$", None)
+    with api_on(own_server.urls.app):
+        assert every_request(alice) == ALL_WELL
+        with pytest.raises(api_database.Refused):
+            TenantScope("acme").read(unsupported)
+
+    assert "DB_PREPARE" not in caplog.text
+
+
+def test_a_new_pool_prepares_again(alice: Client, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_database, "_statements_get_lost", True)
+    with proxy.watched() as given_up:
+        alice.place()
+
+    api_database.close_pool()
+    with proxy.watched() as anew:
+        alice.place()
+
+    assert ["prepare" in traffic.statements[0] for traffic in (given_up, anew)] == [False, True]
+
+
 def test_once_they_are_given_up_no_connection_executes_any(
     alice: Client, in_the_session: Execute, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -159,6 +159,16 @@ def test_a_value_named_tenant_id_cannot_replace_the_scopes_own(tenant: str, stra
     assert found == []
 
 
+def test_a_row_that_names_another_tenant_is_the_scopes_own(tenant: str, rows: Rows) -> None:
+    key = Statement(
+        "insert into idempotency_keys values (%(tenant_id)s, 'u', 'k', '', gen_random_uuid(), now())", None
+    )
+
+    TenantScope(tenant).write((key, [{"tenant_id": "globex"}]))
+
+    assert rows("select count(*) from idempotency_keys where tenant_id = %s", tenant) == [(1,)]
+
+
 def test_the_tenant_of_a_token_is_the_only_one_that_counts(
     alice: Client, stranger: Client, tenant: str
 ) -> None:
