@@ -1,7 +1,7 @@
 """HTTP: requests per second of one worker, at the production server of Google's functions and at uvicorn.
 
-wrk asks both, one after the other in each round, with a real RS256 token. FastAPI verifies it on each request,
-as PyJWT's documentation has it; our door recognises one that comes again. Nothing is pinned.
+wrk asks both, one after the other in each round, with a real RS256 token. FastAPI verifies it on each
+request, as PyJWT's documentation has it; our door recognises one that comes again. Nothing is pinned.
 """
 
 import io

@@ -204,3 +204,36 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "bench", *arguments], cwd=PROJECT, capture_output=True, text=True, check=False
     )
+
+
+def published(name: str) -> list[str]:
+    """The tables of a published report, each with its title and notes, but for the one about the machine."""
+    report = (PROJECT / "bench" / "results" / name).read_text()
+    return [f"### {block.strip()}" for block in report.split("### ")[2:]]
+
+
+@pytest.mark.parametrize("name", ["results.md", "scale.md", "profile.md"])
+def test_the_documentation_says_what_was_measured(name: str) -> None:
+    page = (PROJECT / "docs" / "performance.md").read_text()
+
+    assert published(name)
+    assert [block for block in published(name) if block not in page] == []
+
+
+def test_the_readme_says_what_was_measured() -> None:
+    readme = (PROJECT / "README.md").read_text()
+    speed = readme[readme.index("## Speed") :].split("\n## ")[0]
+    rows = [line for line in speed.splitlines() if line.startswith("|")]
+
+    assert len(rows) > 5
+    assert [row for row in rows if row not in published("results.md")[0]] == []
+
+
+def test_the_published_figures_are_of_one_whole_run() -> None:
+    found = json.loads((PROJECT / "bench" / "results" / "results.json").read_text())
+
+    assert found["header"]["command"] == "make bench"
+    assert "with changes" not in found["header"]["commit"]
+    assert "skipped" not in found["sections"]["http"]
+    assert all(found["sections"].values())
+    assert {*found["packages"]} == {each.key for each in CONTENDERS}
