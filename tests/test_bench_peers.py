@@ -122,15 +122,14 @@ def all_headers(result: Json) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def peer_role(admin_url: str) -> str:
+def peer_role(admin_url: str) -> Iterator[str]:
     """Who the peers log in as; row-level security does not bind them."""
     with connected(admin_url) as connection, connection.cursor() as cursor:
-        cursor.execute("select from pg_roles where rolname = 'bench_peer'")
-        if cursor.rowcount == 0:
-            cursor.execute("create role bench_peer login bypassrls")
+        cursor.execute("create role bench_peer login bypassrls")
         cursor.execute("grant usage on schema public to bench_peer")
         cursor.execute("grant select, insert on orders, order_items, idempotency_keys to bench_peer")
-    return "bench_peer"
+        yield "bench_peer"
+        cursor.execute("drop owned by bench_peer; drop role bench_peer")
 
 
 @contextmanager
