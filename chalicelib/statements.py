@@ -130,7 +130,8 @@ def _text(expression: ClauseElement) -> str:
 
 
 def _statement(expression: ClauseElement) -> Statement:
-    return Statement(_text(expression), _text(expression))
+    text = _text(expression)
+    return Statement(text, text)
 
 
 def _page(my_orders: bool, start: str) -> Statement:
