@@ -1,6 +1,5 @@
 """The routes of the order API. What they call is in chalicelib/."""
 
-import os
 from base64 import b64decode
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -27,8 +26,9 @@ from chalicelib.pages import Page, single_values
 from chalicelib.parallel import ParallelChalice
 
 LARGEST_BODY = 1024 * 1024
-claim_names = cache(settings.claim_names)
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+claim_names = cache(settings.claim_names)
+"""Read once, at the first request."""
 
 app = ParallelChalice(app_name="order-api")
 app.api.binary_types = []
@@ -212,7 +212,7 @@ def is_fresh(etag: str) -> bool:
     return etag in known or "*" in known
 
 
-if os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start":
+if settings.is_snapshotted():
     from chalicelib import snapstart
 
     snapstart.register(app)

@@ -208,6 +208,11 @@ def on_lambda() -> bool:
     return "AWS_LAMBDA_FUNCTION_NAME" in os.environ and "chalice.local" not in sys.modules
 
 
+def is_snapshotted() -> bool:
+    """Whether Lambda will take a snapshot of this process and start instances from it."""
+    return os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start"
+
+
 def cors_origin() -> str:
     """`*` or the one origin that browsers may call from."""
     origin = os.environ.get("CORS_ORIGIN") or "*"
