@@ -1,5 +1,6 @@
 """The routes of the order API. What they call is in chalicelib/."""
 
+import time
 from base64 import b64decode
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -8,7 +9,7 @@ from uuid import uuid4
 
 from chalice.app import CognitoUserPoolAuthorizer, CORSConfig, Request, Response
 
-from chalicelib import database, idempotency, settings
+from chalicelib import database, idempotency, rates, settings
 from chalicelib.callers import Caller, Verified
 from chalicelib.errors import (
     Internal,
@@ -26,6 +27,8 @@ from chalicelib.pages import Page, single_values
 from chalicelib.parallel import ParallelChalice
 
 LARGEST_BODY = 1024 * 1024
+RATE_HEADERS = "rate_headers"
+"""Under which name a request's context has them; API Gateway's own names are in camel case."""
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 claim_names = cache(settings.claim_names)
 """Read once, at the first request."""
@@ -35,7 +38,10 @@ app.api.binary_types = []
 app.api.cors = cors = CORSConfig(
     allow_origin=settings.cors_origin(),
     allow_headers=["Idempotency-Key", "If-None-Match"],
-    expose_headers=["ETag", "Idempotent-Replayed", "Location", "Retry-After", "X-Request-Id"],
+    expose_headers=[
+        *("ETag", "Idempotent-Replayed", "Location"),
+        *("RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-Id"),
+    ],
     max_age=3600,
 )
 COMMON_HEADERS = {
@@ -52,11 +58,11 @@ customers = CognitoUserPoolAuthorizer("customers", provider_arns=settings.user_p
 
 @app.route("/orders", methods=["POST"], authorizer=customers, content_types=[])
 def place_order() -> Response:
-    caller = verified_caller()
+    orders = OrderRepository(admitted_caller(), ends_at())
     body = json_body()
     refuse_query()
     key = idempotency.key(request().headers.get("idempotency-key"))
-    order = OrderRepository(caller).add(NewOrder.from_json(body), key)
+    order = orders.add(NewOrder.from_json(body), key)
     return Response(
         f'{{"message":"Order created successfully","order":{order.json}}}',
         {
@@ -70,7 +76,7 @@ def place_order() -> Response:
 
 @app.route("/orders/{order_id}", methods=["GET", "HEAD"], authorizer=customers, content_types=[])
 def get_order(order_id: str) -> Response:
-    orders = OrderRepository(verified_caller())
+    orders = OrderRepository(admitted_caller(), ends_at())
     refuse_query()
     order = orders.get(order_id)
     etag = f'"{order.version}"'
@@ -81,9 +87,9 @@ def get_order(order_id: str) -> Response:
 
 @app.route("/orders", methods=["GET", "HEAD"], authorizer=customers, content_types=[])
 def list_orders() -> Response:
-    caller = verified_caller()
+    caller = admitted_caller()
     page = Page.from_query(query(), caller)
-    return Response(OrderRepository(caller).page(page))
+    return Response(OrderRepository(caller, ends_at()).page(page))
 
 
 @app.route("/health", methods=["GET", "HEAD"], content_types=[])
@@ -137,7 +143,8 @@ def answer(event: Request | None, get_response: Callable[[Any], Response]) -> Re
     except Exception:
         app.log.exception("unforeseen error in request %s", request_id)
         response = Internal().response(request_id)
-    response.headers = {**COMMON_HEADERS, **response.headers, "X-Request-Id": request_id}
+    limit = event.context.get(RATE_HEADERS, {}) if event else {}
+    response.headers = {**COMMON_HEADERS, **limit, **response.headers, "X-Request-Id": request_id}
     if event is not None and event.method == "HEAD":
         response.body = ""
     return response
@@ -157,6 +164,23 @@ def request() -> Request:
     current = app.current_request
     assert current is not None  # noqa: S101 (Chalice sets it before any route runs)
     return current
+
+
+def admitted_caller() -> Caller:
+    """Who asks, when the tenant has a turn left. Raises as verified_caller does, and RateLimited."""
+    caller = verified_caller()
+    request().context[RATE_HEADERS] = rates.take_turn(caller, ends_at())
+    return caller
+
+
+def ends_at() -> float | None:
+    """When the host will end this request, by time.monotonic(); None where it does not say."""
+    context = app.lambda_context
+    if isinstance(context, Verified):
+        return context.ends_at
+    if context is None or not settings.on_lambda():
+        return None
+    return time.monotonic() + float(context.get_remaining_time_in_millis()) / 1000
 
 
 def verified_caller() -> Caller:

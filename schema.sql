@@ -29,8 +29,8 @@ create table if not exists schema_version (
 );
 
 do $$ declare newest integer := (select max(version) from schema_version); begin
-    if newest > 1 then
-        raise exception 'this database is at schema version %, this file is version 1', newest
+    if newest > 2 then
+        raise exception 'this database is at schema version %, this file is version 2', newest
             using hint = 'Apply the schema.sql that belongs to the newest deployed release.';
     end if;
 end $$;
@@ -86,6 +86,18 @@ create or replace function set_tenant(tenant text) returns void
 language plpgsql as $$
 begin
     execute pg_catalog.format('set local app.tenant_id = %L', tenant);
+end $$;
+
+-- The same where the host will end the request soon: no statement of this transaction may take
+-- longer than that. A role with a shorter statement_timeout keeps it.
+create or replace function set_tenant(tenant text, milliseconds integer) returns void
+language plpgsql as $$
+declare given interval := pg_catalog.current_setting('statement_timeout')::interval;
+begin
+    execute pg_catalog.format('set local app.tenant_id = %L', tenant);
+    if given = interval '0' or given > pg_catalog.make_interval(secs => milliseconds / 1000.0) then
+        execute pg_catalog.format('set local statement_timeout = %s', milliseconds);
+    end if;
 end $$;
 
 
@@ -173,11 +185,22 @@ create table if not exists idempotency_keys (
     constraint idempotency_keys_tenant_named check (tenant_id <> '')
 );
 
+-- With RATE_LIMIT set: until when a tenant's turns are taken. Each turn moves it on by one interval, and one
+-- that would move it further ahead of the clock than the limit's period is refused (the generic cell rate
+-- algorithm, ITU-T I.371). Unlogged: nothing waits for the disk, and a crash forgives everybody.
+create unlogged table if not exists rate_limits (
+    tenant_id    varchar(255)  not null,
+    taken_until  timestamptz   not null,
+
+    constraint rate_limits_pkey         primary key (tenant_id),
+    constraint rate_limits_tenant_named check (tenant_id <> '')
+) with (fillfactor = 20);  -- rows change all the time, within their page
+
 
 -- Row-level security: the database's own answer, whatever a statement forgot. With no tenant
 -- named no row is seen and none can be written. FORCE binds the owner too.
 do $$ declare tenant_table text; begin
-    foreach tenant_table in array array['orders', 'order_items', 'idempotency_keys'] loop
+    foreach tenant_table in array array['orders', 'order_items', 'idempotency_keys', 'rate_limits'] loop
         if not (select relrowsecurity and relforcerowsecurity
                 from pg_class where oid = tenant_table::regclass) then
             execute format('alter table %I enable row level security', tenant_table);
@@ -199,10 +222,11 @@ do $$ begin
     execute format('grant usage on schema %I to orders_app', current_schema());
 end $$;
 grant select, insert on orders, order_items, idempotency_keys to orders_app;
+grant select, insert, update on rate_limits to orders_app;
 grant select on schema_version to orders_app;
-revoke execute on function set_tenant(text) from public;
-grant execute on function set_tenant(text) to orders_app;
+revoke execute on function set_tenant(text), set_tenant(text, integer) from public;
+grant execute on function set_tenant(text), set_tenant(text, integer) to orders_app;
 
-insert into schema_version (version) values (1) on conflict do nothing;
+insert into schema_version (version) values (1), (2) on conflict do nothing;
 
 commit;

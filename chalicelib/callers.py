@@ -15,6 +15,8 @@ class Verified:
     """Claims that a shim's gateway verified: a Python object, so that no request can make one."""
 
     claims: Mapping[str, Any]
+    ends_at: float | None = None
+    """When the host will end the request, by time.monotonic(); None where it does not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,23 +14,33 @@ from psycopg2.extensions import cursor as Cursor
 from chalicelib import settings
 from chalicelib.errors import Unavailable
 from chalicelib.pool import Connection, Pool, PoolExhausted
+from chalicelib.role_check import ROLE_CHECK, UNSAFE_ROLE
+from chalicelib.watch import Watch
 
 Values = Mapping[str, Any]
 Row = tuple[Any, ...]
 UNIQUE_VIOLATION = "23505"
 LOCK_NOT_AVAILABLE = "55P03"
+READ_ONLY = "25006"
+SPARE = 0.5
+"""Seconds before the host's own deadline at which an answer is given up: enough to say so."""
 
 _log = logging.getLogger("order-api")
 _VALUE = re.compile(r"%\((\w+)\)s")
 _SET_TENANT = "select set_tenant(%(tenant_id)s);\n"
+_SET_TENANT_AND_TIMEOUT = "select set_tenant(%(tenant_id)s, %(milliseconds)s);\n"
 # SQLSTATEs after which the same request may succeed: connection, rollback, resources, operator,
-# system, a read-only standby.
-_TRANSIENT = ("08", "40", "53", "57", "58", "25006")
+# system.
+_TRANSIENT = ("08", "40", "53", "57", "58")
 # A prepared statement that is not there, one that is there already, and one whose result has changed.
 _NOT_AS_PREPARED = ("26000", "42P05", "0A000")
 _INTEGRITY = "23"
 
+Words = Callable[[Connection, Cursor], bytes]
+"""What is said to the database on a connection."""
+
 _pool: Pool | None = None
+_watch = Watch()
 _pool_lock = threading.Lock()
 _statements_get_lost = False
 
@@ -70,13 +81,15 @@ class TenantScope:
     Each call is one string `select set_tenant(...); ...` under autocommit: one round trip and one
     implicit transaction. Every statement gets `tenant_id` as a value. With DB_PREPARE=on the string says
     `execute`, behind a `prepare` the first time on a connection. Raises Unavailable when the database
-    cannot answer, Refused when it will not.
+    cannot answer in time, Refused when it will not.
     """
 
-    def __init__(self, tenant_id: str) -> None:
+    def __init__(self, tenant_id: str, ends_at: float | None = None) -> None:
+        """`ends_at`: when the host will end the request, by time.monotonic(); None where it does not say."""
         if not tenant_id:
             raise ValueError("a scope needs a tenant")
         self._tenant = {"tenant_id": tenant_id}
+        self._ends_at = ends_at
 
     def read(self, statement: Statement, **values: Any) -> list[Row]:
         """The rows of a SELECT. Asked again once, if the connection broke on the way."""
@@ -99,16 +112,19 @@ class TenantScope:
         return self._send_once(steps, repeatable)
 
     def _send_once(self, steps: Sequence[Step], repeatable: bool) -> list[Row]:
-        def send(connection: Connection, cursor: Cursor) -> list[Row]:
-            cursor.execute(self._string(connection, cursor, steps))
-            return cursor.fetchall() if cursor.description else []
+        def words(connection: Connection, cursor: Cursor) -> bytes:
+            return self._string(connection, cursor, steps)
 
         try:
-            return _on_a_connection(send)
+            return _on_a_connection(words, self._ends_at)
         except ConnectionBroken:
             if not repeatable:
                 raise OutcomeUnknown from None
-        return _on_a_connection(send)
+        except NoAnswer:
+            if not repeatable:
+                raise OutcomeUnknown from None
+            raise
+        return _on_a_connection(words, self._ends_at)
 
     def _string(self, connection: Connection, cursor: Cursor, steps: Sequence[Step]) -> bytes:
         """Everything that is sent. What it prepares counts as prepared from here on."""
@@ -126,7 +142,16 @@ class TenantScope:
                     prepared.add(statement.name)
                     first += statement.prepare
                 then.append(cursor.mogrify(statement.execute, bound[0]))
-        return first + cursor.mogrify(_SET_TENANT, self._tenant) + b";\n".join(then)
+        return first + self._set_tenant(connection, cursor) + b";\n".join(then)
+
+    def _set_tenant(self, connection: Connection, cursor: Cursor) -> bytes:
+        """With the time that is left, where that is less than an answer may take anyway."""
+        left = _time_left(self._ends_at)
+        if left >= connection.patience:
+            return cursor.mogrify(_SET_TENANT, self._tenant)
+        # The server gives up first: what it says then is known, and nothing of it has happened.
+        milliseconds = max(1, int(left * 800))
+        return cursor.mogrify(_SET_TENANT_AND_TIMEOUT, {**self._tenant, "milliseconds": milliseconds})
 
 
 class Locked(Unavailable):
@@ -135,6 +160,21 @@ class Locked(Unavailable):
 
 class ConnectionBroken(Unavailable):
     """The connection was lost after something was sent: what the server did is not known."""
+
+
+class NoAnswer(Unavailable):
+    """The server was silent for as long as a request may wait: what it did is not known."""
+
+
+class ReadOnly(Unavailable):
+    """The server takes no writes: a standby, or a primary that was told so."""
+
+
+class UnsafeRole(Unavailable):
+    """Row-level security does not bind the role of the settings: nothing is served with it."""
+
+    detail = "The service is not set up safely and answers nothing until it is. Its log says what is wrong."
+    headers: Mapping[str, str] = {"Retry-After": "60"}
 
 
 class OutcomeUnknown(Unavailable):
@@ -162,12 +202,7 @@ class Refused(Exception):
 
 def ping() -> None:
     """One trip to the database and back. Raises Unavailable."""
-
-    def send(_: Connection, cursor: Cursor) -> list[Row]:
-        cursor.execute("select 1")
-        return []
-
-    _on_a_connection(send)
+    _on_a_connection(lambda _connection, _cursor: b"select 1")
 
 
 def prepare(statements: Iterable[Statement]) -> None:
@@ -175,15 +210,16 @@ def prepare(statements: Iterable[Statement]) -> None:
     a trip. Raises as TenantScope does, and StatementLost behind a pooler that hands out used sessions.
     """
 
-    def send(connection: Connection, cursor: Cursor) -> list[Row]:
-        prepared = connection.prepared
-        if prepared is not None:
-            new = [each for each in statements if each.prepared and each.name not in prepared]
-            prepared.update(each.name for each in new)
-            cursor.execute(b"".join(each.prepare for each in new) or b"select 1")
-        return []
+    def words(connection: Connection, _: Cursor) -> bytes:
+        known = connection.prepared
+        new = (
+            [] if known is None else [each for each in statements if each.prepared and each.name not in known]
+        )
+        if known is not None:
+            known.update(each.name for each in new)
+        return b"".join(each.prepare for each in new) or b"select 1"
 
-    _on_a_connection(send)
+    _on_a_connection(words)
 
 
 def close_pool() -> None:
@@ -196,36 +232,55 @@ def close_pool() -> None:
         _statements_get_lost = False
 
 
-def _on_a_connection(send: Callable[[Connection, Cursor], list[Row]]) -> list[Row]:
+def _on_a_connection(words: Words, ends_at: float | None = None) -> list[Row]:
+    """One trip: say it on a connection of the pool, and hear the rows of its last statement."""
     pool = _the_pool()
     connection = _connection(pool)
     driver = connection.driver
     known = len(connection.prepared or ())
     try:
         with driver.cursor() as cursor:
-            return send(connection, cursor)
+            string = words(connection, cursor)
+            if not connection.role_is_safe:
+                string = ROLE_CHECK + string
+            _watch.begin(connection, min(connection.patience, _time_left(ends_at)))
+            try:
+                cursor.execute(string)
+            finally:
+                _watch.end(connection)
+            connection.role_is_safe = True
+            return cursor.fetchall() if cursor.description else []
     except psycopg2.Error as error:
-        if driver.closed:
-            raise _unavailable(error, ConnectionBroken) from None
-        code = error.pgcode or ""
-        if len(connection.prepared or ()) > known and not code.startswith(_INTEGRITY):
-            # Whether the session has what the string was to prepare is not known. (A constraint is
-            # violated only behind it, and what was prepared outlives the string's rollback.)
-            driver.close()
-        if code in _NOT_AS_PREPARED and connection.prepared:
-            driver.close()
-            raise StatementLost from None
-        if code == LOCK_NOT_AVAILABLE:
-            raise _unavailable(error, Locked) from None
-        if _is_transient(error):
-            raise _unavailable(error) from None
-        raise Refused(error) from None
+        raise _failure(error, connection, len(connection.prepared or ()) > known) from None
     except BaseException:
         # Interrupted half-way: nobody else may find this connection's answer.
         driver.close()
         raise
     finally:
         pool.give_back(connection)
+
+
+def _failure(error: psycopg2.Error, connection: Connection, prepared_more: bool) -> Exception:
+    """What happened, to be raised. Closes the connection where nobody should use it again."""
+    code = error.pgcode or ""
+    if connection.cut or code == READ_ONLY:
+        # Those at rest lead to the same silence, or to the same server that is the primary no more.
+        _the_pool().empty()
+    if connection.cut or connection.driver.closed:
+        return _unavailable(error, NoAnswer if connection.cut else ConnectionBroken)
+    is_lost = code in _NOT_AS_PREPARED and bool(connection.prepared)
+    # Whether the session has what the string was to prepare is not known. (A constraint is
+    # violated only behind it, and what was prepared outlives the string's rollback.)
+    is_unsure = prepared_more and not code.startswith(_INTEGRITY)
+    if is_lost or is_unsure or code in (READ_ONLY, UNSAFE_ROLE):
+        connection.driver.close()
+    if is_lost:
+        return StatementLost()
+    if code == UNSAFE_ROLE:
+        return _unsafe_role(error)
+    if kind := {LOCK_NOT_AVAILABLE: Locked, READ_ONLY: ReadOnly}.get(code):
+        return _unavailable(error, kind)
+    return _unavailable(error) if _is_transient(error) else Refused(error)
 
 
 def _connection(pool: Pool) -> Connection:
@@ -247,11 +302,20 @@ def _the_pool() -> Pool:
 
 def _new_pool(database: settings.Database) -> Pool:
     log_in = _log_in(database)
+    if database.unsafe_role:
+        _log.warning(
+            "DB_ALLOW_UNSAFE_ROLE=1: nobody checks that row-level security binds the database's role"
+        )
 
     def connect() -> Connection:
         driver = log_in()
         driver.autocommit = True
-        return Connection(driver, prepares=database.prepares(driver.info.host, driver.info.port))
+        return Connection(
+            driver,
+            prepares=database.prepares(driver.info.host, driver.info.port),
+            patience=database.read_timeout,
+            role_is_safe=database.unsafe_role,
+        )
 
     return Pool(
         connect,
@@ -260,6 +324,16 @@ def _new_pool(database: settings.Database) -> Pool:
         recycle=database.pool_recycle,
         timeout=database.pool_timeout,
     )
+
+
+def _time_left(ends_at: float | None) -> float:
+    """Seconds until an answer must be there for the host to hear of it. Raises Unavailable without any."""
+    if ends_at is None:
+        return float("inf")
+    left = ends_at - SPARE - time.monotonic()
+    if left <= 0:
+        raise _unavailable(TimeoutError("the host's deadline is too near to send anything"))
+    return left
 
 
 def _prepare_no_more() -> None:
@@ -292,6 +366,15 @@ def _log_in(database: settings.Database) -> Callable[[], Any]:
         return psycopg2.connect(**settings.login(newer))
 
     return log_in
+
+
+def _unsafe_role(error: psycopg2.Error) -> UnsafeRole:
+    _log.error(
+        "refuses to serve: %s. Log in as orders_app, which schema.sql makes; for an experiment set "
+        "DB_ALLOW_UNSAFE_ROLE=1",
+        error.diag.message_primary,
+    )
+    return UnsafeRole()
 
 
 def _is_transient(error: psycopg2.Error) -> bool:

@@ -120,11 +120,15 @@ class IdempotencyMismatch(Problem):
 
 
 class RateLimited(Problem):
-    """More requests than a gateway in front lets through; it answers this itself."""
+    """More requests than RATE_LIMIT, or a gateway in front, lets through; a gateway answers this itself."""
 
     status, slug, title = 429, "rate-limited", "Too many requests"
     detail = "Too many requests. Try again shortly."
     headers: Mapping[str, str] = {"Retry-After": "1"}
+
+    def __init__(self, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        self.headers = headers or self.headers
 
 
 class Unavailable(Problem):

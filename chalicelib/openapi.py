@@ -70,8 +70,8 @@ def document() -> str:
             ],
             "security": [{"token": []}],
             "paths": {
-                "/orders": {"post": _place_order(), **_readable(_list_orders())},
-                "/orders/{order_id}": _readable(_get_order()),
+                "/orders": _limited({"post": _place_order(), **_readable(_list_orders())}),
+                "/orders/{order_id}": _limited(_readable(_get_order())),
                 "/health": _readable(_health()),
                 "/health/ready": _readable(_ready()),
                 "/openapi.json": _readable(_openapi()),
@@ -258,6 +258,15 @@ def _readable(get: Json) -> Json:
     return {"get": get, "head": {**head, "responses": bodiless}}
 
 
+def _limited(operations: Json) -> Json:
+    """With the headers of RATE_LIMIT, from the token on."""
+    for operation in operations.values():
+        for status, response in operation["responses"].items():
+            if status not in ("401", "403"):
+                response["headers"] = {**response["headers"], **_headers("RateLimit", "RateLimit-Policy")}
+    return operations
+
+
 def _query(name: str, description: str, schema: Json) -> Json:
     return {"name": name, "in": "query", "description": description, "schema": schema}
 
@@ -329,6 +338,14 @@ _HEADERS = {
         "description": "The order, relative to the request's own URI",
         "required": True,
         "schema": {"type": "string", "format": "uri-reference"},
+    },
+    "RateLimit": {
+        "description": "With a limit: requests that are left (r), and seconds until there are more (t)",
+        "schema": {"type": "string", "examples": ['"tenant";r=99;t=1']},
+    },
+    "RateLimit-Policy": {
+        "description": "With a limit: requests of a tenant (q) in so many seconds (w)",
+        "schema": {"type": "string", "examples": ['"tenant";q=100;w=1']},
     },
     "Retry-After": {
         "description": "Seconds to wait before the next try",

@@ -38,9 +38,10 @@ class StoredOrder:
 class OrderRepository:
     """One tenant's orders; nobody else's can be reached from here."""
 
-    def __init__(self, caller: Caller) -> None:
+    def __init__(self, caller: Caller, ends_at: float | None = None) -> None:
+        """`ends_at`: when the host will end the request, by time.monotonic(); None where it does not say."""
         self._caller = caller
-        self._scope = TenantScope(caller.tenant_id)
+        self._scope = TenantScope(caller.tenant_id, ends_at)
 
     def add(self, new: NewOrder, key: str | None = None) -> StoredOrder:
         """Place an order. With an idempotency key: once, however often it is asked.

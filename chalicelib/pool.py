@@ -3,7 +3,9 @@
 SQLAlchemy's QueuePool does this too; importing it is half of a cold start (docs/performance.md).
 """
 
+import os
 import select
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -17,15 +19,25 @@ class PoolExhausted(Exception):
 class Connection:
     """psycopg2's connection, and what is known about the session behind it."""
 
-    __slots__ = ("_poll", "driver", "opened", "prepared")
+    __slots__ = ("_poll", "cut", "driver", "line", "opened", "patience", "prepared", "role_is_safe")
 
-    def __init__(self, driver: Any, *, prepares: bool) -> None:
+    def __init__(
+        self, driver: Any, *, prepares: bool, patience: float = 8, role_is_safe: bool = False
+    ) -> None:
         self.driver = driver
+        self.patience = patience
+        """Seconds that an answer is waited for."""
         self.opened = time.time()  # a frozen function's monotonic clock stands still
         self.prepared: set[str] | None = set() if prepares else None
         """Names of the statements that this session has prepared; None where it is not to prepare any."""
+        self.role_is_safe = role_is_safe
+        """Whether the server has said so: its first string asks (role_check.py)."""
+        self.line = socket.socket(fileno=os.dup(driver.fileno()))
+        """The connection's socket under a number of its own, good also after libpq has closed the other."""
+        self.cut = False
+        """Whether the watch cut it, because an answer did not come."""
         self._poll = select.poll()
-        self._poll.register(driver.fileno(), select.POLLIN)
+        self._poll.register(self.line, select.POLLIN)
 
     def is_dead(self) -> bool:
         """Whether the server hung up: an idle connection has nothing to read but its farewell.
@@ -33,6 +45,10 @@ class Connection:
         One system call. Asking psycopg2 would not do: it reads the farewell and misses the end behind it.
         """
         return bool(self._poll.poll(0))
+
+    def close(self) -> None:
+        self.driver.close()
+        self.line.close()
 
 
 class Pool:
@@ -59,7 +75,7 @@ class Pool:
             while resting := self._rested():
                 if time.time() - resting.opened < self._recycle and not resting.is_dead():
                     return resting
-                resting.driver.close()
+                resting.close()
             return self._connect()
         except BaseException:
             self._turns.release()
@@ -72,13 +88,13 @@ class Pool:
             if rests:
                 self._resting.append(connection)
         if not rests:
-            connection.driver.close()
+            connection.close()
         self._turns.release()
 
     def empty(self) -> None:
         """Close those at rest."""
         while resting := self._rested():
-            resting.driver.close()
+            resting.close()
 
     def close(self) -> None:
         """Close those at rest now, and those in use when they come back."""

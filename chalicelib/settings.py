@@ -31,6 +31,7 @@ GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _URL = re.compile(r"https?://[^\s]+")
 _NAMED_LATER = dict.fromkeys(["DB_HOST", "DB_NAME", "DB_USER"], "in-the-secret")
 _BASE_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
+_RATE = re.compile(r"([1-9][0-9]{0,6})/([smh])")
 _ORIGIN = re.compile(r"\*|https?://[^\s/,*]+")
 
 
@@ -50,6 +51,10 @@ class Database:
     """Seconds after which a connection is replaced."""
     pool_timeout: int
     """Seconds that a request waits for a connection when all are in use."""
+    read_timeout: int = 8
+    """Seconds that an answer is waited for."""
+    unsafe_role: bool = False
+    """Whether a role is taken that row-level security does not bind."""
     prepare: bool | None = None
     """Whether connections keep prepared statements; None: unless the address is a pooler's."""
     secret: "Reference | None" = None
@@ -85,6 +90,19 @@ _NAMES = {
 
 
 @dataclass(frozen=True)
+class Rate:
+    """So many requests in so many seconds."""
+
+    requests: int
+    seconds: int
+
+    @property
+    def interval(self) -> float:
+        """Seconds from one to the next, at an even pace."""
+        return self.seconds / self.requests
+
+
+@dataclass(frozen=True)
 class Tokens:
     """Whose tokens are accepted where no gateway has verified them."""
 
@@ -108,6 +126,8 @@ def database() -> Database:
         pool_most=_whole("DB_POOL_MAX", max(25, idle), least=idle),
         pool_recycle=_whole("DB_POOL_RECYCLE", 300, least=1),
         pool_timeout=_whole("DB_POOL_TIMEOUT", 3, least=1),
+        read_timeout=_whole("DB_READ_TIMEOUT", 8, least=1),
+        unsafe_role=_unsafe_role_is_allowed(),
         prepare=_switch("DB_PREPARE"),
         secret=secret,
         secret_lifetime=_whole("DB_SECRET_LIFETIME", 900, least=60),
@@ -122,14 +142,17 @@ def login(secret: Mapping[str, str]) -> dict[str, Any]:
     else:
         hint = "or set DATABASE_URL=postgresql://user:password@host:5432/name"
         parameters = {
-            "host": _required("DB_HOST", f"the database's host name; {hint}", variables),
-            "port": _whole("DB_PORT", 5432, least=1, most=65535, variables=variables),
+            "host": _required("DB_HOST", f"the database's host name, or several; {hint}", variables),
+            "port": _ports(variables),
             "dbname": _required("DB_NAME", f"the database's name; {hint}", variables),
             "user": _required("DB_USER", f"the API's role, orders_app; {hint}", variables),
         }
         if password := variables.get("DB_PASSWORD"):
             parameters["password"] = password
         parameters = _with_tls(parameters)
+    if "," in parameters.get("host", ""):
+        # Of several servers only the primary takes orders; libpq asks each which it is while it connects.
+        parameters = {"target_session_attrs": "read-write", **parameters}
     return {
         "application_name": "order-api",
         **parameters,
@@ -229,6 +252,17 @@ def default_currency() -> str:
     return code
 
 
+def rate_limit() -> Rate | None:
+    """How many requests each tenant may make; None: as many as it likes."""
+    text = os.environ.get("RATE_LIMIT")
+    if not text:
+        return None
+    match = _RATE.fullmatch(text)
+    if not match:
+        raise SettingsError(f"RATE_LIMIT is {text!r}: use requests per second, minute or hour, such as 100/s")
+    return Rate(int(match[1]), {"s": 1, "m": 60, "h": 3600}[match[2]])
+
+
 def base_path() -> str:
     """What a gateway in front puts before every path, such as `/shop`; cut off before routing."""
     path = os.environ.get("BASE_PATH", "").rstrip("/")
@@ -243,6 +277,7 @@ def check() -> None:
     database()
     default_currency()
     base_path()
+    rate_limit()
 
 
 def docs_are_on() -> bool:
@@ -259,6 +294,28 @@ def _reference() -> "Reference | None":
     from chalicelib import stores
 
     return stores.reference(str(like.lastgroup), password)
+
+
+def _ports(variables: Mapping[str, str]) -> str:
+    """One port for all hosts, or one for each, as libpq takes them."""
+    ports = variables.get("DB_PORT") or "5432"
+    hosts = variables["DB_HOST"].split(",")
+    numbers = ports.split(",")
+    if len(numbers) not in (1, len(hosts)) or not all(
+        each.isascii() and each.isdigit() and 1 <= int(each) <= 65535 for each in numbers
+    ):
+        raise SettingsError(
+            f"DB_PORT is {ports!r}: use a whole number from 1 to 65535"
+            + (", or as many as DB_HOST has hosts, comma-separated" if len(hosts) > 1 else "")
+        )
+    return ports
+
+
+def _unsafe_role_is_allowed() -> bool:
+    value = os.environ.get("DB_ALLOW_UNSAFE_ROLE", "")
+    if value not in ("", "0", "1"):
+        raise SettingsError(f"DB_ALLOW_UNSAFE_ROLE is {value!r}: use 1 for an experiment, or leave it unset")
+    return value == "1"
 
 
 def _with_tls(parameters: dict[str, Any]) -> dict[str, Any]:

@@ -142,6 +142,24 @@ def _page(my_orders: bool, start: str) -> Statement:
     return Statement(text, _text(_prepared_page(start)))
 
 
+_TAKE_TURN = """\
+WITH turn AS (
+    INSERT INTO rate_limits AS mine (tenant_id, taken_until)
+    VALUES (%(tenant_id)s, statement_timestamp() + make_interval(secs => %(interval)s))
+    ON CONFLICT (tenant_id) DO UPDATE
+        SET taken_until = greatest(mine.taken_until, statement_timestamp())
+                          + make_interval(secs => %(interval)s)
+        WHERE greatest(mine.taken_until, statement_timestamp()) + make_interval(secs => %(interval)s)
+              <= statement_timestamp() + make_interval(secs => %(period)s)
+    RETURNING taken_until
+)
+SELECT extract(epoch FROM taken_until - statement_timestamp())::float8 AS ahead, true AS taken FROM turn
+UNION ALL
+SELECT coalesce((SELECT extract(epoch FROM taken_until - statement_timestamp())::float8
+                 FROM rate_limits WHERE tenant_id = %(tenant_id)s), %(period)s), false
+WHERE NOT EXISTS (SELECT FROM turn)"""
+"""The seconds that the tenant is ahead of its even pace, and whether it got its turn; text, since as an
+expression it could not be read."""
 _DIALECT = PGDialect_psycopg2()  # type: ignore[no-untyped-call]
 _ORDERS: FromClause = Order.__table__  # type: ignore[attr-defined]
 _OWN_ORDERS = col(Order.tenant_id) == bindparam("tenant_id")
@@ -153,6 +171,7 @@ INSERT_ORDER = _statement(_insert_order())
 INSERT_ITEMS = _statement(insert(OrderItem))
 ORDER_BY_ID = _statement(_order_by_id())
 ORDER_BY_KEY = _statement(_order_by_key())
+TAKE_TURN = Statement(_TAKE_TURN, _TAKE_TURN)
 ORDERS_PAGES = {
     (my_orders, start): _page(my_orders, start)
     for my_orders in (False, True)

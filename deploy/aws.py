@@ -29,6 +29,7 @@ VARIABLES = (
     "AUTH_AUDIENCE",
     "COGNITO_USER_POOL_ARN",
     "CORS_ORIGIN",
+    "DB_ALLOW_UNSAFE_ROLE",
     "DB_CONNECT_TIMEOUT",
     "DB_HOST",
     "DB_NAME",
@@ -39,11 +40,13 @@ VARIABLES = (
     "DB_POOL_TIMEOUT",
     "DB_PORT",
     "DB_PREPARE",
+    "DB_READ_TIMEOUT",
     "DB_SECRET_LIFETIME",
     "DB_SSLMODE",
     "DB_USER",
     "DEFAULT_CURRENCY",
     "DOCS",
+    "RATE_LIMIT",
 )
 """What the function is told; each is taken from the environment of the build, where it is set."""
 NO_USER_POOL = "arn:aws:cognito-idp:us-east-1:000000000000:userpool/us-east-1_none"

@@ -14,7 +14,6 @@ from chalicelib.errors import (
     Problem,
     RateLimited,
     Unauthorized,
-    Unavailable,
     UnsupportedMediaType,
 )
 
@@ -26,8 +25,8 @@ PROBLEMS: Mapping[str, Problem] = {
     "DEFAULT_4XX": NotFound(),
     "DEFAULT_5XX": Internal(),
     "EXPIRED_TOKEN": Unauthorized(),
-    "INTEGRATION_FAILURE": Unavailable(),
-    # The function may have placed the order before it ran out of time.
+    # The function may have placed the order before it died or ran out of time.
+    "INTEGRATION_FAILURE": OutcomeUnknown(),
     "INTEGRATION_TIMEOUT": OutcomeUnknown(),
     "INVALID_API_KEY": Unauthorized(),
     "INVALID_SIGNATURE": NotFound(),

@@ -83,8 +83,12 @@ def _parameters(stage: Mapping[str, Any]) -> Json:
         }
 
     return {
-        "DBHost": text("Host of PostgreSQL; empty when the secret names it", variables.get("DB_HOST", "")),
-        "DBPort": text("Port of PostgreSQL", variables.get("DB_PORT", "5432"), AllowedPattern="[0-9]{1,5}"),
+        "DBHost": text(
+            "Host of PostgreSQL, or several; empty when the secret names it", variables.get("DB_HOST", "")
+        ),
+        "DBPort": text(
+            "Port of PostgreSQL", variables.get("DB_PORT", "5432"), AllowedPattern="[0-9]{1,5}(,[0-9]{1,5})*"
+        ),
         "DBName": text("Name of the database; empty when the secret names it", variables.get("DB_NAME", "")),
         "DBUser": text("The API's role; empty when the secret names it", variables.get("DB_USER", "")),
         "DBPassword": text("Its password; better: DBPasswordSecretArn", NoEcho=True),

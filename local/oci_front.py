@@ -3,6 +3,7 @@
 import http.client
 import socket
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -10,6 +11,8 @@ from local import front
 
 HOP_BY_HOP = {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "content-length"}
 PREFIX = "fn-http-h-"
+TIMEOUT = timedelta(seconds=30)
+"""As func.yaml has it."""
 
 
 def connect(listener: Path) -> socket.socket:
@@ -45,6 +48,7 @@ def _call(listener: Path, method: str, url: str, headers: front.Pairs, body: byt
         "Fn-Http-Request-Url": url,
         "Fn-Intent": "httprequest",
         "Fn-Call-Id": uuid4().hex,
+        "Fn-Deadline": (datetime.now(UTC) + TIMEOUT).isoformat(),
     }
     connection = _Socket(listener)
     connection.putrequest("POST", "/call")

@@ -7,8 +7,10 @@ app and hands back what a host sends. A shim only translates its cloud's request
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from urllib.parse import parse_qs
 from uuid import uuid4
 
@@ -35,6 +37,8 @@ class Request:
     body: bytes
     id: str = ""
     """The host's own id of this request, never the client's; one is made where the host has none."""
+    ends_at: float | None = None
+    """When the host will end the request, by time.monotonic(); None where it does not say."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class Gateway:
         declared = methods.get(request.method)
         verified = None
         if declared and declared.authorizer:
-            verified = Verified(tokens.claims(headers.get("authorization")))
+            verified = Verified(tokens.claims(headers.get("authorization")), request.ends_at)
         if not _is_whole(request.body, headers.get("content-length", "")):
             raise MalformedRequest("The body ended before its Content-Length.")
         event = {
@@ -126,6 +130,14 @@ class Gateway:
             ):
                 return template, {part[1:-1]: value for part, value in pairs if part.startswith("{")}
         return "", {}
+
+
+def ends_at(deadline: str) -> float | None:
+    """A host's deadline, RFC 3339, by time.monotonic(); None for what is none."""
+    try:
+        return time.monotonic() + datetime.fromisoformat(deadline).timestamp() - time.time()
+    except ValueError:
+        return None
 
 
 def refusal(problem: Problem, method: str, request_id: str) -> Answer:

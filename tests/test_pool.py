@@ -116,7 +116,7 @@ def test_one_that_was_closed_is_not_kept(database: Urls) -> None:
 
 
 def test_an_interrupted_request_leaves_no_half_read_connection(database: Urls) -> None:
-    def interrupted(connection: Connection, cursor: Any) -> list[Any]:
+    def interrupted(connection: Connection, cursor: Any) -> bytes:
         used.append(connection)
         cursor.execute("select 1")
         raise KeyboardInterrupt

@@ -25,7 +25,7 @@ from tests.conftest import connected
 from tests.servers import EMBEDDED, INSTALLED, api_on, private_server
 
 Ask = Callable[..., list[tuple[Any, ...]]]
-TENANT_TABLES = ("idempotency_keys", "order_items", "orders")
+TENANT_TABLES = ("idempotency_keys", "order_items", "orders", "rate_limits")
 ORDER_ID = "01936f3c-3b5e-7cc0-98c4-dc0c0c07398f"
 NOW = "2026-11-22T09:00:00Z"
 ROWS: Mapping[str, Mapping[str, Any]] = {
@@ -59,6 +59,7 @@ ROWS: Mapping[str, Mapping[str, Any]] = {
         "order_id": ORDER_ID,
         "created_at": NOW,
     },
+    "rate_limits": {"tenant_id": "acme", "taken_until": NOW},
 }
 REFUSED = [
     ("orders", {"tenant_id": ""}, "orders_tenant_named"),
@@ -85,6 +86,8 @@ REFUSED = [
     ("order_items", {}, "order_items_pkey"),
     ("idempotency_keys", {"tenant_id": ""}, "idempotency_keys_tenant_named"),
     ("idempotency_keys", {}, "idempotency_keys_pkey"),
+    ("rate_limits", {"tenant_id": ""}, "rate_limits_tenant_named"),
+    ("rate_limits", {}, "rate_limits_pkey"),
 ]
 
 
@@ -183,7 +186,7 @@ def test_applied_again_it_does_not_stop_the_api(empty_database: str) -> None:
 def test_an_older_file_refuses_a_newer_database(empty_database: str) -> None:
     apply_schema(owned(empty_database))
     execute(
-        empty_database, "insert into schema_version (version) values (2)", "drop index orders_created_by_idx"
+        empty_database, "insert into schema_version (version) values (3)", "drop index orders_created_by_idx"
     )
     before = snapshot(EMBEDDED, empty_database)
 
@@ -191,7 +194,7 @@ def test_an_older_file_refuses_a_newer_database(empty_database: str) -> None:
         apply_schema(owned(empty_database))
 
     assert (
-        refused.value.diag.message_primary == "this database is at schema version 2, this file is version 1"
+        refused.value.diag.message_primary == "this database is at schema version 3, this file is version 2"
     )
     assert "newest deployed release" in str(refused.value.diag.message_hint)
     assert snapshot(EMBEDDED, empty_database) == before
@@ -273,7 +276,10 @@ def test_every_key_leads_with_the_tenant(rows: Ask) -> None:
 
     assert set(indexes) == {
         (name, "tenant_id")
-        for name in ("orders_pkey", "order_items_pkey", "idempotency_keys_pkey", "orders_created_by_idx")
+        for name in (
+            *("orders_pkey", "order_items_pkey", "idempotency_keys_pkey", "rate_limits_pkey"),
+            "orders_created_by_idx",
+        )
     }
     assert foreign_keys == [("order_items_order_fkey", "tenant_id", "tenant_id")]
 
@@ -332,10 +338,11 @@ def test_the_apis_role_may_do_what_the_api_does_and_nothing_else(rows: Ask) -> N
 
     assert set(on_tables) == {
         *((table, privilege) for table in TENANT_TABLES for privilege in ("SELECT", "INSERT")),
+        ("rate_limits", "UPDATE"),
         ("schema_version", "SELECT"),
     }
     assert on_columns == []
-    assert on_functions == [("set_tenant", "orders_app")]
+    assert on_functions == [("set_tenant", "orders_app")] * 2
     assert on_the_schema == [("USAGE",)]
 
 

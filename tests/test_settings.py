@@ -34,6 +34,7 @@ VARIABLES = {
     "COGNITO_USER_POOL_ARN",
     "CORS_ORIGIN",
     "DATABASE_URL",
+    "DB_ALLOW_UNSAFE_ROLE",
     "DB_CONNECT_TIMEOUT",
     "DB_HOST",
     "DB_NAME",
@@ -44,11 +45,13 @@ VARIABLES = {
     "DB_POOL_TIMEOUT",
     "DB_PORT",
     "DB_PREPARE",
+    "DB_READ_TIMEOUT",
     "DB_SECRET_LIFETIME",
     "DB_SSLMODE",
     "DB_USER",
     "DEFAULT_CURRENCY",
     "DOCS",
+    "RATE_LIMIT",
 }
 
 
@@ -79,6 +82,7 @@ def complaints() -> Iterator[str]:
         settings.user_pools,
         settings.cors_origin,
         settings.default_currency,
+        settings.rate_limit,
     )
     for read in readers:
         try:
@@ -209,7 +213,7 @@ def test_issuer_and_keys_can_be_elsewhere(only: Set) -> None:
 def test_an_empty_variable_is_an_unset_one(only: Set) -> None:
     only(**{**dict.fromkeys(VARIABLES - {"AWS_LAMBDA_FUNCTION_NAME"}, ""), **PARTS})
 
-    assert settings.database().connect["port"] == 5432
+    assert settings.database().connect["port"] == "5432"
     assert settings.cors_origin() == "*"
     assert settings.default_currency() == "USD"
     assert not settings.docs_are_on()
@@ -266,7 +270,7 @@ def test_the_database_can_be_given_in_parts(only: Set) -> None:
 
     connect = settings.database().connect
 
-    assert (connect["host"], connect["port"], connect["dbname"]) == ("db.example", 6432, "orders")
+    assert (connect["host"], connect["port"], connect["dbname"]) == ("db.example", "6432", "orders")
     assert (connect["user"], connect["password"]) == ("orders_app", "p@ss/w%40rd")
 
 

@@ -17,6 +17,7 @@ import psutil
 import pytest
 from psycopg2.extensions import parse_dsn
 
+from chalicelib.role_check import ROLE_CHECK
 from local import hosts
 from local.api_gateway import of_type
 from local.database import Urls
@@ -58,8 +59,9 @@ def spoken(traffic: Traffic) -> list[str]:
 
 
 def kinds(traffic: Traffic) -> list[set[str]]:
-    """The first words of the commands in each string."""
-    return [{line.split()[0] for line in text.split(";\n") if line} for text in traffic.statements]
+    """The first words of the commands in each string, but for the check of the role."""
+    strings = [text.removeprefix(ROLE_CHECK.decode()) for text in traffic.statements]
+    return [{line.split()[0] for line in text.split(";\n") if line} for text in strings]
 
 
 class Instance:
@@ -128,7 +130,9 @@ def test_the_rehearsal_leaves_no_order(folder: Path, database: Urls, tenant: str
     assert "insert" not in "".join(proxy.traffic.statements).lower()
 
 
-def test_where_nothing_is_prepared_a_restore_only_connects(folder: Path, database: Urls, tenant: str) -> None:
+def test_where_nothing_is_prepared_a_restore_connects_and_checks_the_role(
+    folder: Path, database: Urls, tenant: str
+) -> None:
     variables = {"DATABASE_URL": through(folder), "DB_PREPARE": "off"}
     with proxy_in(folder, database) as proxy, Instance(tenant, **variables) as instance:
         instance.does("snapshot")
@@ -137,7 +141,8 @@ def test_where_nothing_is_prepared_a_restore_only_connects(folder: Path, databas
         with proxy.watched() as first:
             status, _ = instance.does("create")
 
-    assert spoken(restoring) == ["startup"]
+    assert spoken(restoring) == ["startup", "Q"]
+    assert restoring.statements == [f"{ROLE_CHECK.decode()}select 1"]
     assert (status, spoken(first)) == (201, ["Q"])
 
 

@@ -35,6 +35,8 @@ class Proxy:
         self.traffic = Traffic()
         self.delay = 0.0
         """Seconds that each round trip takes longer; those of several connections pass at once."""
+        self.holds_answers = False
+        """Whether what the server says from now on never arrives."""
         self.folder = folder
         self._upstream = upstream
         self._lock = threading.Lock()
@@ -105,7 +107,8 @@ class Conversation:
                 self._answered = True
                 rows, pending = rows_in(pending + answer)
                 self._proxy.count_rows(rows)
-                self._client.sendall(answer)
+                if not self._proxy.holds_answers:
+                    self._client.sendall(answer)
         self._hang_up()
 
     def _hang_up(self) -> None:

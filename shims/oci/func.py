@@ -9,7 +9,7 @@ from fdk.context import InvokeContext
 from fdk.response import Response
 
 from app import app
-from shims.gateway import Answer, Gateway, Request
+from shims.gateway import Answer, Gateway, Request, ends_at
 
 gateway = Gateway(app)
 logging.getLogger().setLevel(logging.INFO)  # fdk sets DEBUG, at which libraries print what they send
@@ -28,6 +28,7 @@ def incoming(ctx: InvokeContext, data: io.BytesIO) -> Request:
         headers={"content-type": ctx.Headers().get("content-type", "application/json"), **ctx.HTTPHeaders()},
         body=data.getvalue(),
         id=ctx.CallID(),
+        ends_at=ends_at(ctx.Deadline()),
     )
 
 

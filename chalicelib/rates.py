@@ -1,0 +1,75 @@
+"""RATE_LIMIT: how many requests a tenant may make, counted in the database for all processes together.
+
+The generic cell rate algorithm: a tenant may be ahead of its even pace by the limit's whole period, so that
+100/s lets a hundred requests through at once and then one every 10 milliseconds. A turn is one atomic
+statement, a round trip of its own. Who has none left is remembered until there is one, so that a flood is
+refused here and costs the database, and with it other tenants, nothing.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Mapping
+from functools import cache
+
+from chalicelib import settings
+from chalicelib.callers import Caller
+from chalicelib.database import ReadOnly, TenantScope
+from chalicelib.errors import RateLimited
+from chalicelib.settings import Rate
+from chalicelib.statements import TAKE_TURN
+
+MOST_REMEMBERED = 10_000
+"""Tenants; beyond, those who may ask again are forgotten, and then all."""
+_next_turns: dict[str, float] = {}
+"""By time.monotonic(), of tenants that were refused."""
+_lock = threading.Lock()
+rate = cache(settings.rate_limit)
+"""Read once, at the first request."""
+
+
+def take_turn(caller: Caller, ends_at: float | None = None) -> Mapping[str, str]:
+    """The headers of an answer to this caller; none without RATE_LIMIT.
+
+    Raises RateLimited, with the same headers, where the tenant has no turn left.
+    """
+    limit = rate()
+    if limit is None:
+        return {}
+    wait = _next_turns.get(caller.tenant_id, 0) - time.monotonic()
+    if wait > 0:
+        raise _refused(limit, wait)
+    scope = TenantScope(caller.tenant_id, ends_at)
+    try:
+        ((ahead, taken),) = scope.read(TAKE_TURN, interval=limit.interval, period=limit.seconds)
+    except ReadOnly:
+        return {}  # where nothing can be written nothing is counted: reads go on
+    if not taken:
+        wait = ahead + limit.interval - limit.seconds
+        _remember(caller.tenant_id, wait)
+        raise _refused(limit, wait)
+    left = int((limit.seconds - ahead) / limit.interval + 1e-6)
+    return _headers(limit, left, ahead)
+
+
+def _refused(limit: Rate, wait: float) -> RateLimited:
+    return RateLimited({**_headers(limit, 0, wait), "Retry-After": str(max(1, math.ceil(wait)))})
+
+
+def _headers(limit: Rate, left: int, seconds: float) -> dict[str, str]:
+    """RateLimit header fields for HTTP (draft-ietf-httpapi-ratelimit-headers-10): what is left, and the
+    seconds until there is more."""
+    return {
+        "RateLimit-Policy": f'"tenant";q={limit.requests};w={limit.seconds}',
+        "RateLimit": f'"tenant";r={left};t={max(1, math.ceil(seconds))}',
+    }
+
+
+def _remember(tenant_id: str, wait: float) -> None:
+    now = time.monotonic()
+    with _lock:
+        if len(_next_turns) >= MOST_REMEMBERED:
+            still = {tenant: turn for tenant, turn in _next_turns.items() if turn > now}
+            _next_turns.clear()
+            _next_turns.update(still if len(still) < MOST_REMEMBERED else {})
+        _next_turns[tenant_id] = now + wait

@@ -1,0 +1,28 @@
+"""Whether the role of a session is one that row-level security binds; asked by the session's first string.
+
+A `do` block and not a function of the schema: what is checked must not be what answers, and a database of any
+version can be asked.
+"""
+
+UNSAFE_ROLE = "OA001"
+"""SQLSTATE of ours, from the classes that SQL leaves to implementations (ISO/IEC 9075-2, 24.1)."""
+ROLE_CHECK = b"""\
+do $$ declare found text; begin
+    select case when rolsuper then 'is a superuser' when rolbypassrls then 'has BYPASSRLS' end
+        into found from pg_roles where rolname = current_user;
+    if found is null then
+        select case when pg_has_role(relowner, 'MEMBER') then 'owns the table ' || relname
+                    when not relrowsecurity then 'sees every tenant: row-level security is off on ' || relname
+                    else 'is not enough: row-level security is not forced on ' || relname end
+            into found from pg_class
+            where oid in (to_regclass('orders'), to_regclass('order_items'), to_regclass('idempotency_keys'),
+                          to_regclass('rate_limits'))
+              and (pg_has_role(relowner, 'MEMBER') or not (relrowsecurity and relforcerowsecurity))
+            order by relname limit 1;
+    end if;
+    if found is not null then
+        raise exception using errcode = 'OA001', message = format('the role %s %s', current_user, found);
+    end if;
+end $$;
+"""
+"""Raises UNSAFE_ROLE with the reason. Without the tables it finds nothing wrong: there is nothing to see."""

@@ -1,0 +1,185 @@
+"""RATE_LIMIT: a tenant's requests are counted for all processes together, and its flood is its own."""
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from psycopg2.extensions import parse_dsn
+
+from chalicelib import rates
+from local.database import Urls
+from tests.client import Client
+from tests.conftest import NewClient
+from tests.servers import api_on
+from tests.test_recovery import READ_ONLY
+from tests.wire import Proxy
+
+Rows = Callable[..., list[tuple[Any, ...]]]
+
+
+@contextmanager
+def limited(url: str, limit: str) -> Iterator[None]:
+    """The API of this process with RATE_LIMIT; as another process would begin, remembering nobody."""
+    with api_on(url, RATE_LIMIT=limit):
+        rates.rate.cache_clear()
+        rates._next_turns.clear()
+        try:
+            yield
+        finally:
+            rates._next_turns.clear()
+    rates.rate.cache_clear()
+
+
+def test_without_a_limit_nothing_is_counted(alice: Client, rows: Rows, tenant: str) -> None:
+    answer = alice.place()
+
+    assert not [name for name in answer.headers if name.startswith("ratelimit")]
+    assert rows("select count(*) from rate_limits where tenant_id = %s", tenant) == [(0,)]
+
+
+def test_every_answer_says_what_is_left(alice: Client, database: Urls) -> None:
+    with limited(database.app, "5/h"):
+        answers = [
+            alice.place(),
+            alice.get("/orders"),
+            alice.get("/orders/none"),
+            alice.get("/orders?limit=x"),
+            alice.place({}),
+        ]
+
+    assert [answer.status for answer in answers] == [201, 200, 404, 400, 422]
+    assert {answer.headers["ratelimit-policy"] for answer in answers} == {'"tenant";q=5;w=3600'}
+    left = [re.fullmatch(r'"tenant";r=(\d+);t=(\d+)', answer.headers["ratelimit"]) for answer in answers]
+    assert [match and int(match[1]) for match in left] == [4, 3, 2, 1, 0]
+
+
+def test_beyond_the_limit_a_request_is_refused_and_does_nothing(
+    alice: Client, database: Urls, rows: Rows, tenant: str
+) -> None:
+    with limited(database.app, "2/h"):
+        placed = [alice.place() for _ in range(4)]
+
+    assert [answer.status for answer in placed] == [201, 201, 429, 429]
+    for answer in placed[2:]:
+        assert answer.slug == "rate-limited"
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert 1700 < int(answer.headers["retry-after"]) <= 1800, "one every half an hour"
+        assert answer.headers["ratelimit"] == f'"tenant";r=0;t={answer.headers["retry-after"]}'
+    assert rows("select count(*) from orders where tenant_id = %s", tenant) == [(2,)]
+
+
+def test_health_and_refused_tokens_take_no_turn(alice: Client, nobody: Client, database: Urls) -> None:
+    with limited(database.app, "1/h"):
+        for _ in range(3):
+            assert alice.get("/health/ready").status == 200
+            assert nobody.get("/orders").status == 401
+        assert alice.get("/orders").status == 200
+        assert alice.get("/orders").status == 429
+        assert nobody.get("/orders").status == 401, "the token is looked at first"
+
+
+def test_turns_come_back_at_an_even_pace(alice: Client, database: Urls) -> None:
+    with limited(database.app, "2/s"):
+        assert [alice.get("/orders?limit=1").status for _ in range(3)] == [200, 200, 429]
+        time.sleep(0.55)
+        assert [alice.get("/orders?limit=1").status for _ in range(2)] == [200, 429]
+
+
+def test_the_users_of_a_tenant_share_its_turns_and_other_tenants_do_not(
+    client: NewClient, stranger: Client, database: Urls
+) -> None:
+    with limited(database.app, "1/h"):
+        assert client(user="alice").get("/orders").status == 200
+        assert client(user="bob").get("/orders").status == 429
+        assert stranger.get("/orders").status == 200
+
+
+def test_processes_share_the_turns(alice: Client, database: Urls) -> None:
+    """What a process remembers is not what counts: another one begins with nothing."""
+    with limited(database.app, "3/h"):
+        assert alice.get("/orders").status == 200
+    with limited(database.app, "3/h"):
+        assert [alice.get("/orders").status for _ in range(3)] == [200, 200, 429]
+    with limited(database.app, "3/h"):
+        assert alice.get("/orders").status == 429
+
+
+def test_as_many_turns_as_the_limit_whoever_asks_at_once(alice: Client, database: Urls) -> None:
+    with limited(database.app, "20/h"), ThreadPoolExecutor(16) as pool:
+        statuses = list(pool.map(lambda _: alice.get("/orders?limit=1").status, range(60)))
+
+    assert sorted(statuses) == [200] * 20 + [429] * 40
+
+
+def test_the_first_turns_of_a_tenant_taken_at_once_are_counted(client: NewClient, database: Urls) -> None:
+    with limited(database.app, "1/h"), ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            newcomer = client(tenant=f"new-{uuid4().hex}")
+            together = threading.Barrier(8)
+
+            def ask(_: int, newcomer: Client = newcomer, together: threading.Barrier = together) -> int:
+                together.wait(10)
+                return newcomer.get("/orders").status
+
+            assert sorted(pool.map(ask, range(8))) == [200] + [429] * 7
+
+
+@pytest.fixture
+def proxy(database: Urls) -> Iterator[Proxy]:
+    sockets = Path(parse_dsn(database.app)["host"])
+    with (
+        TemporaryDirectory(prefix="order-api-wire-") as folder,
+        closing(Proxy(Path(folder), sockets)) as proxy,
+    ):
+        yield proxy
+
+
+def test_a_turn_is_a_trip_and_a_flood_is_none(alice: Client, proxy: Proxy) -> None:
+    with limited(f"postgresql://orders_app@/orders?host={proxy.folder}", "3/h"):
+        assert alice.get("/orders").status == 200
+        with proxy.watched() as allowed:
+            assert alice.get("/orders").status == 200
+            assert allowed.trips == 2
+        assert alice.get("/orders").status == 200
+        with proxy.watched() as flood:
+            assert {alice.place().status for _ in range(50)} == {429}
+
+    assert flood.trips == 1, "the first refusal is the database's, and is remembered"
+
+
+def test_a_database_that_takes_no_writes_still_answers_reads(alice: Client, database: Urls) -> None:
+    with limited(f"{database.app}&options={READ_ONLY}", "1/h"):
+        assert [alice.get("/orders").status for _ in range(3)] == [200] * 3
+        assert alice.place().status == 503
+
+
+def test_those_who_may_ask_again_are_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rates, "MOST_REMEMBERED", 3)
+    monkeypatch.setattr(rates, "_next_turns", {})
+    for tenant, wait in (("a", 60.0), ("b", -1.0), ("c", 60.0), ("d", 60.0)):
+        rates._remember(tenant, wait)
+    assert set(rates._next_turns) == {"a", "c", "d"}
+
+    rates._remember("e", 60)
+
+    assert set(rates._next_turns) == {"e"}
+
+
+def test_row_level_security_hides_other_tenants_rates(
+    alice: Client, stranger: Client, database: Urls, tenant: str
+) -> None:
+    from chalicelib.database import Statement, TenantScope
+
+    with limited(database.app, "5/h"):
+        alice.get("/orders"), stranger.get("/orders")
+    unfiltered = Statement("select tenant_id from rate_limits", None)
+
+    assert TenantScope(tenant).read(unfiltered) == [(tenant,)]

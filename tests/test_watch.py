@@ -1,0 +1,213 @@
+"""No request waits for ever: a silent database, and the host's own deadline."""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from uuid import uuid4
+
+import psutil
+import psycopg2
+import pytest
+from psycopg2.extensions import parse_dsn
+
+from chalicelib import database as api_database
+from chalicelib.callers import Caller
+from chalicelib.database import NoAnswer, Statement, TenantScope
+from chalicelib.errors import Unavailable
+from chalicelib.orders import OrderRepository
+from chalicelib.pool import Connection
+from chalicelib.watch import Watch
+from local.database import Urls
+from tests.client import Answer, Client
+from tests.conftest import NewClient, connected
+from tests.servers import api_on
+from tests.test_recovery import assert_unavailable, within
+from tests.wire import Proxy
+
+ONE_SECOND = {"DB_READ_TIMEOUT": "1", "DB_POOL_TIMEOUT": "1"}
+
+
+@contextmanager
+def frozen(admin_url: str) -> Iterator[None]:
+    """The server's processes of the API's connections stand still: alive to the kernel, silent."""
+    with connected(admin_url) as admin, admin.cursor() as cursor:
+        cursor.execute("select pid from pg_stat_activity where usename = 'orders_app'")
+        processes = [psutil.Process(pid) for (pid,) in cursor.fetchall()]
+    assert processes
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
+@pytest.mark.parametrize("request_", ["place", "place with a key", "list", "ready"])
+def test_a_server_that_falls_silent_is_given_up(
+    alice: Client, database: Urls, admin_url: str, request_: str
+) -> None:
+    asks: dict[str, Callable[[], Answer]] = {
+        "place": alice.place,
+        "place with a key": lambda: alice.place(key=uuid4().hex),
+        "list": lambda: alice.get("/orders"),
+        "ready": lambda: alice.get("/health/ready"),
+    }
+    with api_on(database.app, **ONE_SECOND):
+        assert alice.get("/orders").status == 200
+
+        with frozen(admin_url):
+            with within(2):
+                answer = asks[request_]()
+            assert_unavailable(answer)
+            assert alice.get("/orders").status == 200, "by a new connection: those at rest were given up too"
+
+    assert ("it is not known whether" in answer.json["detail"]) == (request_ == "place")
+
+
+def test_an_order_whose_answer_never_came_is_found_by_its_key(
+    alice: Client, database: Urls, tenant: str, rows: Any
+) -> None:
+    """The server commits and its answer is held back: who asks again gets that one order."""
+    sockets, key = Path(parse_dsn(database.app)["host"]), uuid4().hex
+    with (
+        TemporaryDirectory(prefix="order-api-wire-") as folder,
+        closing(Proxy(Path(folder), sockets)) as proxy,
+        api_on(f"postgresql://orders_app@/orders?host={folder}", **ONE_SECOND),
+    ):
+        assert alice.get("/orders").status == 200
+        proxy.holds_answers = True
+        assert_unavailable(alice.place(key=key))
+        proxy.holds_answers = False
+
+        answer = alice.place(key=key)
+
+    assert (answer.status, answer.headers["idempotent-replayed"]) == (201, "true")
+    assert rows("select count(*) from orders where tenant_id = %s", tenant) == [(1,)]
+
+
+def test_many_that_wait_are_all_given_up_and_no_connection_is_kept(
+    client: NewClient, database: Urls, admin_url: str
+) -> None:
+    with api_on(database.app, **ONE_SECOND, DB_POOL_SIZE="8", DB_POOL_MAX="8"), ThreadPoolExecutor(8) as pool:
+        clients = [client(tenant=f"silent-{n}") for n in range(8)]
+        list(pool.map(lambda each: each.get("/orders"), clients * 4))
+        with frozen(admin_url), within(6):
+            statuses = list(pool.map(lambda each: each.get("/orders").status, clients * 2))
+
+        assert 503 in statuses
+        assert {each.get("/orders").status for each in clients} == {200}
+        assert len(api_database._the_pool()._resting) <= 8
+        assert not api_database._watch._due
+
+
+def test_a_slow_answer_that_comes_in_time_is_no_silence(database: Urls) -> None:
+    slow = Statement("select pg_sleep(0.6) is null", None)
+    with api_on(database.app, DB_READ_TIMEOUT="1"):
+        for _ in range(3):
+            assert TenantScope("acme").read(slow) == [(False,)]
+
+
+# The host's deadline
+
+
+def test_the_hosts_deadline_bounds_the_statement(database: Urls) -> None:
+    """Far from it nothing is said; near it the server itself gives up first, and says so."""
+    timeout = Statement("select current_setting('statement_timeout')", None)
+    with api_on(database.app):
+        assert TenantScope("acme", time.monotonic() + 30).read(timeout) == [("5s",)]
+        ((text,),) = TenantScope("acme", time.monotonic() + 2.5).read(timeout)
+        assert TenantScope("acme", time.monotonic() + 30).read(timeout) == [("5s",)], "for one transaction"
+        assert TenantScope("acme", time.monotonic() + 8).read(timeout) == [("5s",)], "it is never prolonged"
+
+    assert text.endswith("ms")
+    assert 1200 < int(text.removesuffix("ms")) <= 1600
+
+
+def test_a_statement_ends_before_the_host_does(database: Urls) -> None:
+    with api_on(database.app):
+        before = time.monotonic()
+        with pytest.raises(Unavailable) as refused:
+            TenantScope("acme", before + 1.5).read(Statement("select pg_sleep(4)", None))
+
+    assert time.monotonic() - before < 1.3
+    assert type(refused.value) is Unavailable, "the server said what happened: nothing"
+
+
+def test_a_silent_server_is_given_up_before_the_host_gives_us_up(
+    database: Urls, admin_url: str, alice: Client
+) -> None:
+    with api_on(database.app):
+        assert alice.get("/orders").status == 200
+        with frozen(admin_url):
+            before = time.monotonic()
+            with pytest.raises(NoAnswer):
+                OrderRepository(Caller("acme", "alice"), before + 1.5).get(str(uuid4()))
+
+    assert 0.8 < time.monotonic() - before < 1.5
+
+
+def test_nothing_is_sent_when_no_time_is_left(database: Urls) -> None:
+    scope = TenantScope("acme", time.monotonic() + 0.1)
+    with api_on(database.app), pytest.raises(Unavailable):
+        scope.read(Statement("select 1", None))
+
+
+# The watch itself
+
+
+def test_each_connection_has_its_own_time(database: Urls) -> None:
+    watch, soon, late, never = Watch(), *(a_connection(database) for _ in range(3))
+    watch.begin(late, 0.5)
+    watch.begin(soon, 0.1)
+    watch.begin(never, 60)
+
+    time.sleep(0.3)
+    assert (soon.cut, late.cut, never.cut) == (True, False, False)
+    time.sleep(0.5)
+    assert (soon.cut, late.cut, never.cut) == (True, True, False)
+
+    for connection in (soon, late, never):
+        watch.end(connection)
+        connection.close()
+    assert not watch._due
+
+
+def test_it_looks_again_after_a_rest(database: Urls) -> None:
+    watch, connection = Watch(), a_connection(database)
+    watch.begin(connection, 0.1)
+    watch.end(connection)
+    time.sleep(0.3)
+
+    watch.begin(connection, 0.1)
+    time.sleep(0.4)
+
+    assert connection.cut
+    connection.close()
+
+
+def test_it_never_cuts_what_libpq_has_closed_and_another_has_opened(database: Urls) -> None:
+    """libpq may close its descriptor while the watch runs, and the number soon is somebody else's."""
+    watch, connection = Watch(), a_connection(database)
+    number = connection.driver.fileno()
+    watch.begin(connection, 0.2)
+    connection.driver.close()
+    other = a_connection(database)
+    assert other.driver.fileno() == number
+
+    time.sleep(0.4)
+
+    assert connection.cut
+    assert not other.is_dead()
+    watch.end(connection)
+    connection.close()
+    other.close()
+
+
+def a_connection(database: Urls) -> Connection:
+    return Connection(psycopg2.connect(database.app), prepares=False)
