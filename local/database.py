@@ -11,6 +11,7 @@ from typing import Any
 import psycopg2
 
 from chalicelib import settings
+from chalicelib.role_check import ROLE_CHECK, UNSAFE_ROLE
 from local.postgres import Server
 
 SCHEMA = Path(__file__).parent.parent / "schema.sql"
@@ -56,14 +57,15 @@ def apply_schema(owner_url: str) -> None:
 def check_app_role() -> str | None:
     """What is wrong with serving as the role of the settings; None when all is well."""
     with _connected(settings.database().connect) as connection, connection.cursor() as cursor:
-        cursor.execute("select rolname, rolsuper or rolbypassrls from pg_roles where rolname = current_user")
-        role, unbound = cursor.fetchone() or ("", True)
         cursor.execute("select to_regclass('orders') is not null")
-        applied = (cursor.fetchone() or (False,))[0]
-    if not applied:
-        return "its database has no orders table: set OWNER_DATABASE_URL too, and make run applies schema.sql"
-    if unbound:
-        return f"its role {role} is not bound by row-level security: log in as orders_app"
+        if cursor.fetchone() != (True,):
+            return "its database has no orders: set OWNER_DATABASE_URL too, and make run applies schema.sql"
+        try:
+            cursor.execute(ROLE_CHECK)
+        except psycopg2.Error as error:
+            if error.pgcode != UNSAFE_ROLE:
+                raise
+            return f"{error.diag.message_primary}: log in as orders_app"
     return None
 
 

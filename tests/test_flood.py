@@ -1,0 +1,119 @@
+"""One tenant's flood is its own: another tenant's answers take as long as before."""
+
+import multiprocessing
+import queue
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from deploy import hosts as builds
+from local import hosts
+from tests.client import Client, free_port, item, over_http, seed
+from tests.cognito import UserPool
+from tests.conftest import NewClient
+
+pytestmark = pytest.mark.slow
+
+ROUNDS, SECONDS, PACE = 3, 1.5, 0.05
+"""Quiet and flooded by turns, each so long, with one request of the quiet tenant every PACE seconds."""
+FLOODERS, LIMIT = 16, "25/s"
+"""The quiet tenant's pace is below the limit; all flooders together ask for more than ten times as much."""
+
+
+def p95(ask: Callable[[], None]) -> float:
+    """Of what a steady customer waits, in seconds."""
+    took, ends = [], time.monotonic() + SECONDS
+    while (started := time.monotonic()) < ends:
+        ask()
+        took.append(time.monotonic() - started)
+        time.sleep(max(0, PACE - took[-1]))
+    return statistics.quantiles(took, n=20)[-1]
+
+
+def ask_on(port: int, token: str, over: Any, statuses: Any) -> None:
+    """In a process of its own, so that the flood takes nothing from the customer's: counts what it hears."""
+    client = Client(over_http("127.0.0.1", port), token)
+
+    def ask() -> None:
+        while not over.is_set():
+            statuses.put(client.get("/orders?limit=100").status)
+            time.sleep(PACE)
+
+    threads = [threading.Thread(target=ask) for _ in range(FLOODERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+@contextmanager
+def flood(port: int, token: str) -> Iterator[list[int]]:
+    """Somebody asks for the largest page there is, again and again. Yields the statuses that they got."""
+    processes = multiprocessing.get_context("spawn")
+    over, statuses, heard = processes.Event(), processes.Queue(), list[int]()
+    process = processes.Process(target=ask_on, args=[port, token, over, statuses])
+    process.start()
+    heard.append(statuses.get(timeout=30))  # it has begun
+    try:
+        yield heard
+    finally:
+        over.set()
+        while process.is_alive() or not statuses.empty():
+            with suppress(queue.Empty):
+                heard.append(statuses.get(timeout=0.1))
+        process.join(30)
+
+
+def slowed_down(
+    folder: Path, environment: dict[str, str], user_pool: UserPool, limit: str
+) -> tuple[float, list[int]]:
+    """How many times longer the quiet tenant waits in the flood, as the median; and what the others heard."""
+    variables, port = {**environment, "RATE_LIMIT": limit, "DB_POOL_SIZE": "8"}, free_port()
+    with hosts.serving("gcp", folder, variables, "127.0.0.1", port):
+        send = over_http("127.0.0.1", port)
+        quiet = Client(send, user_pool.token(f"quiet-{uuid4().hex}"))
+        loud = user_pool.token("loud")
+        order_id = quiet.place().json["order"]["order_id"]
+        heard: list[int] = []
+
+        def ask() -> None:
+            assert quiet.get(f"/orders/{order_id}").status == 200
+
+        ratios = []
+        for _ in range(ROUNDS):
+            alone = p95(ask)
+            with flood(port, loud) as statuses:
+                ratios.append(p95(ask) / alone)
+            heard += statuses
+    return statistics.median(ratios), heard
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("flood") / "gcp"
+    builds.build("gcp", folder)
+    return folder
+
+
+def test_a_flood_of_one_tenant_leaves_another_alone(
+    folder: Path, environment: dict[str, str], user_pool: UserPool, client: NewClient
+) -> None:
+    loud = client(tenant="loud")
+    for _ in range(100):
+        assert loud.place(seed(items=[item()] * 8)).status == 201
+
+    limited, refused = slowed_down(folder, environment, user_pool, LIMIT)
+    unlimited, served = slowed_down(folder, environment, user_pool, "")
+
+    assert set(refused) == {200, 429}
+    assert set(served) == {200}
+    assert refused.count(429) > refused.count(200)
+    assert limited < 2
+    assert limited < unlimited, "without a limit the same flood does harm"
