@@ -1,9 +1,12 @@
 """No request waits for ever: a silent database, and the host's own deadline."""
 
+import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +18,7 @@ import pytest
 from psycopg2.extensions import parse_dsn
 
 from chalicelib import database as api_database
+from chalicelib import settings
 from chalicelib.callers import Caller
 from chalicelib.database import NoAnswer, Statement, TenantScope
 from chalicelib.errors import Unavailable
@@ -22,7 +26,9 @@ from chalicelib.orders import OrderRepository
 from chalicelib.pool import Connection
 from chalicelib.watch import Watch
 from local.database import Urls
+from tests.builds import PROJECT
 from tests.client import Answer, Client
+from tests.cognito import UserPool
 from tests.conftest import NewClient, connected
 from tests.servers import api_on
 from tests.test_recovery import assert_unavailable, within
@@ -158,6 +164,84 @@ def test_nothing_is_sent_when_no_time_is_left(database: Urls) -> None:
     scope = TenantScope("acme", time.monotonic() + 0.1)
     with api_on(database.app), pytest.raises(Unavailable):
         scope.read(Statement("select 1", None))
+
+
+def test_lambda_says_how_long_it_will_wait(
+    app: Any, alice: Client, database: Urls, admin_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Context:
+        def get_remaining_time_in_millis(self) -> int:
+            return 1500
+
+    with api_on(database.app):
+        assert alice.get("/orders").status == 200
+        monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "order-api")
+        with frozen(admin_url), within(1.5):
+            answer = app(list_event(), Context())
+
+    assert answer["statusCode"] == 503
+
+
+def list_event() -> dict[str, Any]:
+    """As API Gateway sends it."""
+    return {
+        "path": "/orders",
+        "httpMethod": "GET",
+        "headers": {},
+        "pathParameters": None,
+        "multiValueQueryStringParameters": None,
+        "stageVariables": None,
+        "requestContext": {
+            "resourcePath": "/orders",
+            "httpMethod": "GET",
+            "requestId": "1",
+            "authorizer": {"claims": {"custom:tenant_id": "acme", "sub": "alice"}},
+        },
+        "body": None,
+        "isBase64Encoded": False,
+    }
+
+
+def test_a_hosts_deadline_is_handed_on_by_the_gateway(
+    app: Any, database: Urls, admin_url: str, alice: Client, user_pool: UserPool
+) -> None:
+    from shims.gateway import Gateway, Request, ends_at
+
+    in_a_moment = (datetime.now(UTC) + timedelta(seconds=1.5)).isoformat()
+    with api_on(database.app):
+        assert alice.get("/orders").status == 200
+        headers = {"authorization": user_pool.token("acme")}
+        with frozen(admin_url), within(1.6):
+            request = Request("GET", "/orders", headers, b"", ends_at=ends_at(in_a_moment))
+            answer = Gateway(app).answer(request)
+
+    assert answer.status == 503
+
+
+@pytest.mark.parametrize("deadline", ["", "soon", "2026-13-45T00:00:00Z", "12"])
+def test_a_deadline_that_is_none_bounds_nothing(app: Any, deadline: str) -> None:  # noqa: ARG001 (it is set up)
+    from shims.gateway import ends_at
+
+    assert ends_at(deadline) is None
+
+
+def test_whoever_waits_is_outwaited_by_the_next() -> None:
+    """A statement, an answer, the function, the gateway: the first to give up knows what happened."""
+    statement = 5
+    assert f"statement_timeout = '{statement}s'" in (PROJECT / "schema.sql").read_text()
+    answer = settings.Database(
+        connect={}, pool_idle=1, pool_most=1, pool_recycle=1, pool_timeout=1
+    ).read_timeout
+    azure = json.loads((PROJECT / "shims/azure/host.json").read_text())["functionTimeout"]
+    oracle = re.search(r"^timeout: (\d+)$", (PROJECT / "shims/oci/func.yaml").read_text(), re.MULTILINE)
+    google = set(re.findall(r'"--timeout", "(\d+)s?"', (PROJECT / "deploy/hosts.py").read_text()))
+    functions = [
+        json.loads((PROJECT / ".chalice/config.json").read_text())["lambda_timeout"],
+        *(int(each) for each in (azure.rpartition(":")[2], oracle and oracle[1], *google)),
+    ]
+
+    assert statement < answer < min(functions)
+    assert functions[0] < 29, "API Gateway gives up after 29 seconds"
 
 
 # The watch itself
