@@ -274,6 +274,72 @@ def test_the_database_can_be_given_in_parts(only: Set) -> None:
     assert (connect["user"], connect["password"]) == ("orders_app", "p@ss/w%40rd")
 
 
+@pytest.mark.parametrize(
+    ("ports", "sent"), [({}, "5432"), ({"DB_PORT": "6000"}, "6000"), ({"DB_PORT": "6000,6001"}, "6000,6001")]
+)
+def test_of_several_hosts_the_primary_is_asked_for(only: Set, ports: dict[str, str], sent: str) -> None:
+    only(**{**PARTS, "DB_HOST": "db-1.example,db-2.example", **ports})
+
+    connect = settings.database().connect
+
+    assert (connect["host"], connect["port"]) == ("db-1.example,db-2.example", sent)
+    assert connect["target_session_attrs"] == "read-write"
+    assert connect["sslmode"] == "require"
+
+
+def test_a_url_may_ask_for_any_of_several_hosts(only: Set) -> None:
+    only(DATABASE_URL="postgresql://orders_app@a.example,b.example/orders?target_session_attrs=any")
+
+    assert settings.database().connect["target_session_attrs"] == "any"
+
+
+def test_one_host_is_taken_as_it_is(only: Set) -> None:
+    only(**PARTS)
+
+    assert "target_session_attrs" not in settings.database().connect
+
+
+@pytest.mark.parametrize("ports", ["6000,6001,6002", "6000,", "6000,x", "0,6000", "6000,70000"])
+def test_ports_that_are_not_the_hosts_are_refused(only: Set, ports: str) -> None:
+    only(**{**PARTS, "DB_HOST": "db-1.example,db-2.example", "DB_PORT": ports})
+
+    text = complaint(settings.database)
+
+    assert f"DB_PORT is {ports!r}" in text
+    assert "as many as DB_HOST has hosts" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"), [("100/s", (100, 1)), ("1/m", (1, 60)), ("5000/h", (5000, 3600)), ("", None)]
+)
+def test_a_rate_limit_is_so_many_in_a_period(only: Set, text: str, rate: tuple[int, int] | None) -> None:
+    only(RATE_LIMIT=text)
+
+    found = settings.rate_limit()
+
+    assert (found and (found.requests, found.seconds)) == rate
+
+
+@pytest.mark.parametrize("text", ["100", "0/s", "-1/s", "100/d", "1.5/s", "100/ s", "s", "12345678/s", "१/s"])
+def test_a_rate_limit_of_another_form_is_refused(only: Set, text: str) -> None:
+    only(RATE_LIMIT=text)
+
+    assert "such as 100/s" in complaint(settings.rate_limit)
+
+
+@pytest.mark.parametrize(("value", "allowed"), [("1", True), ("0", False), ("", False)])
+def test_an_unsafe_role_is_allowed_by_one_value(only: Set, value: str, allowed: bool) -> None:
+    only(**PARTS, DB_ALLOW_UNSAFE_ROLE=value)
+
+    assert settings.database().unsafe_role is allowed
+
+
+def test_an_unsafe_role_is_allowed_by_no_other(only: Set) -> None:
+    only(**PARTS, DB_ALLOW_UNSAFE_ROLE="yes")
+
+    assert "DB_ALLOW_UNSAFE_ROLE is 'yes'" in complaint(settings.database)
+
+
 def test_a_url_goes_before_parts(only: Set) -> None:
     only(DATABASE_URL=URL, **{**PARTS, "DB_HOST": "elsewhere.example"})
 
