@@ -183,6 +183,21 @@ def test_applied_again_it_does_not_stop_the_api(empty_database: str) -> None:
         cursor.execute("rollback")
 
 
+def test_version_1_is_brought_to_version_2(admin_url: str, empty_database: str) -> None:
+    apply_schema(owned(empty_database))
+    execute(
+        owned(empty_database),
+        "drop table rate_limits",
+        "drop function set_tenant(text, integer)",
+        "delete from schema_version where version = 2",
+    )
+
+    apply_schema(owned(empty_database))
+
+    upgraded, new = (snapshot(EMBEDDED, url) for url in (empty_database, admin_url))
+    assert without_moments(upgraded) == without_moments(new)
+
+
 def test_an_older_file_refuses_a_newer_database(empty_database: str) -> None:
     apply_schema(owned(empty_database))
     execute(
