@@ -1,10 +1,11 @@
 """Verifies tokens where no gateway has done so: every host but AWS, and local development.
 
-A library checks signature and audience, cognitojwt for Cognito and PyJWT for the others, and only the
-configured provider's is imported. What they leave open is closed here. cognitojwt 1.4.1 (jwt_sync.py)
-checks no issuer and no nbf, fetches keys without a timeout, keeps them for ever, and raises KeyError,
-ValueError or JOSEError on malformed tokens. PyJWT 2.15 takes numbers written as text for times, and its
-key client forgets all keys in an outage and lets every request wait for one that hangs.
+A library checks the signature, cognitojwt for Cognito and PyJWT for the others, and only the configured
+provider's is imported. What they leave open is closed here. cognitojwt 1.4.1 (jwt_sync.py) checks no issuer
+and no nbf, fetches keys without a timeout, keeps them for ever, and raises KeyError, ValueError or JOSEError
+on malformed tokens. PyJWT 2.15 takes numbers written as text for times, and its key client reads an answer of
+any size and lets every request wait for one that hangs. Both take UTF-16, and the last of repeated members.
+docs/identity.md goes through RFC 8725 section by section.
 """
 
 import json
@@ -13,18 +14,25 @@ import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, NoReturn
 
-from chalicelib import settings, token_keys
+from chalicelib import settings
 from chalicelib.errors import Unauthorized
 from chalicelib.token_keys import Key, KeySet
+from chalicelib.token_refusals import Refusals, Refused, reason
 
 Claims = Mapping[str, Any]
-Decode = Callable[[str, Key, settings.Tokens], Claims]
+Verify = Callable[[str, Key, settings.Tokens], object]
 IsTheirs = Callable[[Claims, Key, settings.Tokens], bool]
 
 SKEW = 30
 """Seconds that our clock and the issuer's may differ."""
+LONGEST = 16 * 1024
+"""Characters of a token; most hosts' servers take less in a header."""
+_EXTENSIONS = {"crit", "b64"}
+"""Header members that change what is signed (RFC 7515, 4.1.11; RFC 7797). We understand no extension."""
+_OTHER_KINDS = {"events", "cnf"}
+"""Claims of logout tokens and other events (RFC 8417), and of those that ask for a proof (RFC 7800)."""
 _PERSONAL_ACCOUNTS = "9188040d-6c67-4c5b-b112-36a304b66dad"
 """The one directory of all personal Microsoft accounts."""
 
@@ -35,18 +43,20 @@ def claims(authorization: str | None) -> Claims:
     Raises Unauthorized for every token that is not good, whatever is wrong with it.
     """
     scheme, _, token = (authorization or "").strip(" \t").rpartition(" ")
-    if scheme.strip(" \t").lower() not in ("", "bearer"):
+    if not token or scheme.strip(" \t").lower() not in ("", "bearer"):
         raise Unauthorized
     try:
-        found = _verified(token, _keys().edition)
-        if not _is_current(found):
-            raise Unauthorized
-        return found
+        if len(token) > LONGEST:
+            raise Refused("too long")
+        found = _verified(token, _keys().edition())
+        _refuse_out_of_time(found)
     except settings.SettingsError:
         raise
-    except Exception:
+    except Exception as error:
         # Any failure of any library on input that an attacker wrote means: not verified.
+        _refusals().note(reason(error))
         raise Unauthorized from None
+    return found
 
 
 @cache
@@ -56,18 +66,25 @@ def _accepted() -> settings.Tokens:
 
 @lru_cache(maxsize=1024)
 def _verified(token: str, _edition: object) -> Claims:
-    """What does not change while the keys do not; the token that comes again is the same, bit by bit."""
+    """What does not change while the keys do not; the token that comes again is the same, bit by bit.
+
+    Bad tokens are not remembered: they raise, and so cannot push out good ones.
+    """
     accepted = _accepted()
-    header, _payload, _signature = (_decoded(part) for part in token.split("."))
-    members = json.loads(header)
-    # `crit` names extensions that must be understood (RFC 7515, 4.1.11); we understand none.
-    if members["alg"] != "RS256" or "crit" in members:
-        raise Unauthorized
+    kinds, verify, is_theirs = _VERIFIERS[accepted.provider]
+    header, payload, _signature = (_decoded(part) for part in token.split(".", 3))
+    members = _object(header)
+    if members["alg"] != "RS256" or _EXTENSIONS & members.keys():
+        raise Refused("algorithm")
+    if members.get("typ", "JWT").lower().removeprefix("application/") not in kinds:
+        raise Refused("kind")
     key = _keys().get(members["kid"])
-    decode, is_theirs = _VERIFIERS[accepted.provider]
-    found = decode(token, key, accepted)
+    verify(token, key, accepted)
+    found = _object(payload)
+    if _OTHER_KINDS & found.keys():
+        raise Refused("kind")
     if not (found["sub"] and is_theirs(found, key, accepted)):
-        raise Unauthorized
+        raise Refused("issuer, audience or kind")
     return found
 
 
@@ -75,15 +92,35 @@ def _decoded(part: str) -> bytes:
     """base64url with nothing else in it (RFC 7515, 5.2), spelt as an encoder spells it (RFC 4648, 3.5)."""
     decoded = urlsafe_b64decode(part + "=" * (-len(part) % 4))
     if urlsafe_b64encode(decoded).rstrip(b"=") != part.encode():
-        raise Unauthorized
+        raise Refused("malformed")
     return decoded
 
 
-def _by_cognitojwt(token: str, _key: Key, accepted: settings.Tokens) -> Claims:
-    found: Claims = _cognitojwt().decode(
-        token, accepted.region, accepted.user_pool, accepted.audience, testmode=True
-    )
+def _object(text: bytes) -> dict[str, Any]:
+    """A JSON object in UTF-8 (RFC 8725, 3.7) whose members all have names of their own (RFC 7515, 4)."""
+    found = _STRICT.decode(text.decode())
+    if not isinstance(found, dict):
+        raise Refused("malformed")
     return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise Refused("malformed")
+    return members
+
+
+def _no_number(_constant: str) -> NoReturn:
+    raise Refused("malformed")
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_number)
+
+
+def _by_cognitojwt(token: str, _key: Key, accepted: settings.Tokens) -> object:
+    # Neither time nor audience: both are looked at below, with words for what is wrong.
+    return _cognitojwt().decode(token, accepted.region, accepted.user_pool, testmode=True)
 
 
 @cache
@@ -95,18 +132,18 @@ def _cognitojwt() -> Any:
     return jwt_sync
 
 
-def _by_pyjwt(token: str, key: Key, accepted: settings.Tokens) -> Claims:
+def _by_pyjwt(token: str, key: Key, accepted: settings.Tokens) -> object:
     import jwt
 
-    # RFC 7518, 3.3: no keys under 2048 bits.
-    strict: jwt.types.Options = {"enforce_minimum_key_length": True}
-    return jwt.decode(token, jwt.PyJWK(key), ["RS256"], strict, audience=accepted.audience, leeway=SKEW)
+    return jwt.decode(token, jwt.PyJWK(key), ["RS256"], audience=accepted.audience, leeway=SKEW)
 
 
-def _is_current(found: Claims) -> bool:
+def _refuse_out_of_time(found: Claims) -> None:
     now = time.time()
-    since = [_moment(found.get(name, 0)) for name in ("nbf", "iat")]
-    return max(since) - SKEW <= now <= _moment(found["exp"]) + SKEW
+    if now > _moment(found["exp"]) + SKEW:
+        raise Refused("expired")
+    if now < max(_moment(found.get(name, 0)) for name in ("nbf", "iat")) - SKEW:
+        raise Refused("not valid yet")
 
 
 def _moment(value: Any) -> float:
@@ -118,7 +155,9 @@ def _moment(value: Any) -> float:
 
 def _is_from_cognito(found: Claims, _key: Key, accepted: settings.Tokens) -> bool:
     """An ID token: access tokens carry no tenant."""
-    return bool(found["iss"] == accepted.issuer and found["token_use"] == "id")
+    return bool(
+        found["iss"] == accepted.issuer and found["token_use"] == "id" and found["aud"] in accepted.audience
+    )
 
 
 def _is_from_entra(found: Claims, key: Key, accepted: settings.Tokens) -> bool:
@@ -147,18 +186,20 @@ def _is_from_issuer(found: Claims, _key: Key, accepted: settings.Tokens) -> bool
     return bool(found["iss"] == accepted.issuer)
 
 
-_VERIFIERS: Mapping[str, tuple[Decode, IsTheirs]] = {
-    "cognito": (_by_cognitojwt, _is_from_cognito),
-    "entra": (_by_pyjwt, _is_from_entra),
-    "firebase": (_by_pyjwt, _is_from_firebase),
-    "oidc": (_by_pyjwt, _is_from_issuer),
+_VERIFIERS: Mapping[str, tuple[tuple[str, ...], Verify, IsTheirs]] = {
+    "cognito": (("jwt",), _by_cognitojwt, _is_from_cognito),
+    "entra": (("jwt", "at+jwt"), _by_pyjwt, _is_from_entra),
+    "firebase": (("jwt",), _by_pyjwt, _is_from_firebase),
+    "oidc": (("jwt", "at+jwt"), _by_pyjwt, _is_from_issuer),
 }
+"""What each provider's tokens may say that they are, in `typ` (RFC 8725, 3.11), and how they are verified."""
+
+
+@cache
+def _refusals() -> Refusals:
+    return Refusals()
 
 
 @cache
 def _keys() -> KeySet:
-    accepted = _accepted()
-    return KeySet(
-        accepted.jwks_url,
-        token_keys.by_requests if accepted.provider == "cognito" else token_keys.by_key_client,
-    )
+    return KeySet(_accepted().jwks_url)

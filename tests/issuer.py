@@ -23,6 +23,7 @@ AUDIENCE = "test-client"
 POOL = "eu-west-1_TestIssuer"
 DIRECTORY = "6e93a8a3-6b8b-4a52-9f1b-3f0c4a9d2b11"
 ANY_DIRECTORY = "https://login.microsoftonline.com/{tenantid}/v2.0"
+BLANKS = b" " * 65536
 VARIABLES = (
     "AUTH_PROVIDER",
     "AUTH_ISSUER",
@@ -132,8 +133,13 @@ class SigningKey:
     def token(self, claims: Any, hash_: hashes.HashAlgorithm | None = None, **header: Any) -> str:
         """A signed token; header members may be changed, None leaves one out."""
         members = {"typ": "JWT", "alg": "RS256", "kid": self.kid, **header}
-        members = {name: value for name, value in members.items() if value is not None}
-        signing_input = f"{encoded(members)}.{encoded(claims)}"
+        return self.signed(
+            {name: value for name, value in members.items() if value is not None}, claims, hash_
+        )
+
+    def signed(self, header: Any, claims: Any, hash_: hashes.HashAlgorithm | None = None) -> str:
+        """A token of exactly this header and these claims, either as bytes or as what JSON is made of."""
+        signing_input = f"{encoded(header)}.{encoded(claims)}"
         signature = self._private.sign(signing_input.encode(), padding.PKCS1v15(), hash_ or hashes.SHA256())
         return f"{signing_input}.{encoded(signature)}"
 
@@ -147,8 +153,12 @@ class KeyServer:
         self.headers: dict[str, str] = {}
         self.byte_delay = 0.0
         """Seconds between two bytes of the body."""
+        self.padding = 0
+        """How many blanks follow the body."""
+        self.padded = 0
+        """How many of them the readers took."""
         self.released = threading.Event()
-        """Cleared, it holds every answer back until it is set."""
+        """Cleared, it holds back what was asked for meanwhile until it is set."""
         self.released.set()
         self.publish(*keys)
         self._count = threading.Lock()
@@ -189,8 +199,8 @@ class KeyServer:
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
         with self._count:
             self.fetches += 1
+            body = self.body
         self.released.wait(30)
-        body = self.body
         # As the firewall in front of many an issuer does.
         blocked = handler.headers.get("User-Agent", "").startswith("Python-urllib")
         try:
@@ -198,7 +208,7 @@ class KeyServer:
             for name, value in self.headers.items():
                 handler.send_header(name, value)
             handler.send_header("Content-Type", "application/json")
-            handler.send_header("Content-Length", str(len(body)))
+            handler.send_header("Content-Length", str(len(body) + self.padding))
             handler.end_headers()
             sent = 0
             while self.byte_delay and sent < len(body):
@@ -206,6 +216,9 @@ class KeyServer:
                 sent += 1
                 time.sleep(self.byte_delay)
             handler.wfile.write(body[sent:])
+            for _ in range(self.padding // len(BLANKS)):
+                handler.wfile.write(BLANKS)
+                self.padded += len(BLANKS)
         except OSError:
             pass  # the reader did not wait for the end
 
@@ -219,8 +232,8 @@ def accepted(variables: Mapping[str, str]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
-        for known in (claim_names, tokens._accepted, tokens._keys, tokens._verified):
+        for known in (claim_names, tokens._accepted, tokens._keys, tokens._refusals, tokens._verified):
             known.cache_clear()
         yield
-    for known in (claim_names, tokens._accepted, tokens._keys, tokens._verified):
+    for known in (claim_names, tokens._accepted, tokens._keys, tokens._refusals, tokens._verified):
         known.cache_clear()

@@ -127,6 +127,14 @@ def test_every_environment_variable_is_read_somewhere(page: str) -> None:
         assert used_on_the_page or re.search(rf"\b{name}\b", code), name
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_every_test_that_a_page_names_exists(page: str) -> None:
+    sources = "\n".join(path.read_text() for path in (PROJECT / "tests").rglob("test_*.py"))
+    named = {code for code in inline_code(page) if re.fullmatch(r"test_\w+", code)}
+
+    assert {name for name in named if f"def {name}(" not in sources} == set()
+
+
 @pytest.mark.parametrize("cloud", CLOUDS)
 def test_the_clouds_pages_have_the_same_sections(cloud: str) -> None:
     assert re.findall(r"^## (.+)$", PAGES[f"{cloud}.md"], re.MULTILINE) == SECTIONS

@@ -163,7 +163,7 @@ def test_one_of_a_tokens_audiences_is_enough(
         assert place(provider.claims(tenant, aud=["another", 5, AUDIENCE])).status == 401
 
 
-@pytest.mark.parametrize("provider", [ENTRA, FIREBASE, OIDC], ids=by_name)
+@pytest.mark.parametrize("provider", PROVIDERS, ids=by_name)
 def test_a_short_key_signs_nothing(http: Transport, keys: KeyServer, provider: Provider, tenant: str) -> None:
     """RFC 7518, section 3.3: a key of size 2048 bits or larger."""
     short = SigningKey("short", 1024)

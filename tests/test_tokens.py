@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import json
 import time
+import zlib
 from base64 import urlsafe_b64decode
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from chalicelib import settings
 from tests.client import SEED_BYTES, Answer, Client, Transport
 from tests.cognito import UserPool
+from tests.forgeries import oddly_written
 from tests.issuer import (
     AUDIENCE,
     COGNITO,
@@ -163,6 +165,8 @@ def test_one_of_several_audiences_is_enough(place: Place, provider: Provider, te
 
 # What is no token at all
 
+COMPRESSED = zlib.compress(b" " * 3_000_000, wbits=-15)
+"""A bomb of 3 MB in 3 kB (RFC 8725, 3.6)."""
 GARBAGE = {
     "absent": None,
     "empty": "",
@@ -194,6 +198,17 @@ GARBAGE = {
     "a kid that is a list": f"{encoded({'alg': 'RS256', 'kid': ['key-1']})}.e30.AA",
     "a kid that is an object": f"{encoded({'alg': 'RS256', 'kid': {}})}.e30.AA",
     "an alg that is a list": f"{encoded({'alg': ['RS256'], 'kid': 'key-1'})}.e30.AA",
+    "a header nested less deep": f"{encoded(b'[' * 3000)}.e30.AA",
+    "a kid of 5,000 characters": f"{encoded({'alg': 'RS256', 'kid': 'k' * 5000})}.e30.AA",
+    "a kid of 2,000 digits": f"{encoded({'alg': 'RS256', 'kid': 10**2000})}.e30.AA",
+    "encrypted": f"{encoded({'alg': 'RSA-OAEP', 'enc': 'A256GCM', 'kid': 'key-1'})}.AA.AA.AA.AA",
+    "encrypted and compressed": (
+        f"{encoded({'alg': 'dir', 'enc': 'A128GCM', 'zip': 'DEF'})}..AAAA.{encoded(COMPRESSED)}.AAAA"
+    ),
+    "encrypted and said to be signed": (
+        f"{encoded({'alg': 'RS256', 'kid': 'key-1', 'zip': 'DEF'})}..AAAA.{encoded(COMPRESSED)}.AAAA"
+    ),
+    "JSON serialization": '{"payload":"e30","protected":"e30","signature":"AA"}',
 }
 
 
@@ -219,6 +234,8 @@ WRONG_FORMS = [
     "Bearer .{}",
     "Bearer {}.",
     "Bearer {},",
+    "Bearer {}" + "." * 5_000,
+    "Bearer {}.AAAA.AAAA",
 ]
 
 
@@ -409,6 +426,14 @@ WRONG_CLAIMS: list[dict[str, Any]] = [
     {"sub": ""},
     {"sub": 5},
     {"sub": ["alice"]},
+    {"aud": [AUDIENCE.upper(), "another-client"]},
+    {"aud": f"{AUDIENCE},another-client"},
+    {"events": {"http://schemas.openid.net/event/backchannel-logout": {}}},
+    {"events": {}},
+    {"cnf": {"jkt": "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"}},
+    {"cnf": {"x5t#S256": "bwcK0esc3ACC3DB2Y5_lESsXE8o9ltc05O89jdN-dg2"}},
+    {"email": float("nan")},
+    {"email": {"a": [float("-inf")]}},
 ]
 
 
@@ -476,6 +501,22 @@ WRONG_HEADERS: list[dict[str, Any]] = [
     {"crit": ["b64"], "b64": True},
     {"crit": []},
     {"crit": "exp"},
+    {"crit": ["b64"], "b64": False},
+    {"b64": False},
+    {"b64": True},
+    {"typ": ""},
+    {"typ": 5},
+    {"typ": ["JWT"]},
+    {"typ": "JWE"},
+    {"typ": "JOSE"},
+    {"typ": "JWT "},
+    {"typ": "logout+jwt"},
+    {"typ": "application/logout+jwt"},
+    {"typ": "secevent+jwt"},
+    {"typ": "dpop+jwt"},
+    {"typ": "entity-statement+jwt"},
+    {"typ": "vc+sd-jwt"},
+    {"typ": "token-introspection+jwt"},
 ]
 
 
@@ -484,6 +525,39 @@ def test_a_token_with_a_wrong_header_is_refused(
     refuses: Refuses, provider: Provider, tenant: str, header: dict[str, Any]
 ) -> None:
     refuses(KEY.token(provider.claims(tenant), **header))
+
+
+def test_what_two_readers_may_read_differently_is_refused(
+    place: Place, refuses: Refuses, provider: Provider, tenant: str
+) -> None:
+    """RFC 7515, section 4, RFC 7519, section 4, and RFC 8725, section 3.7."""
+    claims = provider.claims(tenant)
+    assert place(KEY.token(claims)).status == 201
+
+    for name, token in oddly_written(KEY, claims, "victim"):
+        assert place(token).status == 401, name
+        refuses(token)
+
+
+@pytest.mark.parametrize(
+    "typ", [None, "JWT", "jwt", "application/jwt", "at+jwt", "application/AT+JWT"], ids=repr
+)
+def test_a_token_may_say_that_it_is_of_its_providers_kind(
+    place: Place, provider: Provider, tenant: str, typ: str | None
+) -> None:
+    """Cognito's and Firebase's are ID tokens; access tokens (RFC 9068) are the others' to send."""
+    no_access_tokens = provider.name in ("cognito", "firebase")
+    refused = typ is not None and "at+" in typ.lower() and no_access_tokens
+
+    assert place(KEY.token(provider.claims(tenant), typ=typ)).status == (401 if refused else 201)
+
+
+def test_what_nests_deep_and_is_signed_is_no_error_of_ours(
+    place: Place, provider: Provider, tenant: str
+) -> None:
+    for depth in (100, 900, 1_000, 3_000, 5_000):
+        deep = json.dumps(provider.claims(tenant))[:-1] + f',"a":{"[" * depth}{"]" * depth}}}'
+        assert place(KEY.token(deep.encode())).status in (201, 401)
 
 
 def test_a_stronger_hash_is_another_algorithm_too(refuses: Refuses, provider: Provider, tenant: str) -> None:

@@ -14,6 +14,7 @@ from local import hosts
 from tests.client import SEED_BYTES, Answer, Client, Transport, free_port, over_http
 from tests.cognito import UserPool
 from tests.conformance.conftest import DOORS
+from tests.forgeries import oddly_written
 from tests.issuer import (
     COGNITO,
     ENTRA,
@@ -127,6 +128,7 @@ def forged(place: Place, tenant: str) -> Tokens:
     yield from ((f"HS256 with {form}", public_key_as_secret(place, good, form)) for form in PUBLIC_FORMS)
     yield from ((f"header {header}", KEY.token(claims, **header)) for header in WRONG_HEADERS)
     yield from ((f"claims {wrong}", KEY.token({**claims, **wrong})) for wrong in wrong_claims(place))
+    yield from oddly_written(KEY, claims, "victim")
     yield from with_another_key(place, claims)
     yield from out_of_time(place.provider, tenant)
     yield from of_other_providers(place.provider, tenant)
