@@ -509,14 +509,10 @@ WRONG_HEADERS: list[dict[str, Any]] = [
     {"typ": ["JWT"]},
     {"typ": "JWE"},
     {"typ": "JOSE"},
-    {"typ": "JWT "},
     {"typ": "logout+jwt"},
     {"typ": "application/logout+jwt"},
     {"typ": "secevent+jwt"},
     {"typ": "dpop+jwt"},
-    {"typ": "entity-statement+jwt"},
-    {"typ": "vc+sd-jwt"},
-    {"typ": "token-introspection+jwt"},
 ]
 
 
