@@ -160,6 +160,8 @@ class KeyServer:
         self.released = threading.Event()
         """Cleared, it holds back what was asked for meanwhile until it is set."""
         self.released.set()
+        self.held = 0
+        """How many answers were held back."""
         self.publish(*keys)
         self._count = threading.Lock()
         self._port = 0
@@ -199,8 +201,9 @@ class KeyServer:
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
         with self._count:
             self.fetches += 1
-            body = self.body
-        self.released.wait(30)
+            body, released = self.body, self.released
+            self.held += not released.is_set()
+        released.wait(30)
         # As the firewall in front of many an issuer does.
         blocked = handler.headers.get("User-Agent", "").startswith("Python-urllib")
         try:
