@@ -27,7 +27,7 @@ from tests.test_tokens import assert_unauthorized
 
 pytestmark = pytest.mark.slow
 
-SECONDS = {"REFRESH_EVERY": 0.3, "UNKNOWN_EVERY": 0.3, "RETRY_AFTER": 0.1, "LONGEST_FETCH": 0.6}
+SECONDS = {"REFRESH_EVERY": 0.3, "UNKNOWN_EVERY": 0.3, "RETRY_AFTER": 0.1, "LONGEST_FETCH": 2}
 FLOOD = 6
 """Clients at once; the door has four threads."""
 OLD, FIRST, SECOND = SigningKey("old"), SigningKey("first"), SigningKey("second")
@@ -168,7 +168,8 @@ def test_good_tokens_do_not_notice_a_key_server_that_fails(door: Door, fault: Fa
 
     assert_unauthorized(door.get(strange()))
     assert door.get(good).status == 200
-    assert door.keys.padded < 50_000_000
+    assert door.keys.padded < 20_000_000
+    assert fault is not endless or "more than 524288 bytes" in door.log.read_text()
     assert door.memory() - before < 50_000_000
     mend(door.keys)
     door.keys.publish(FIRST.jwk())
@@ -219,18 +220,20 @@ def test_thousands_of_unknown_keys_cause_no_stampede(door: Door) -> None:
     """Good tokens take as long beside them as beside any other bad tokens, also when the key server hangs."""
     beside_garbage, _ = flooded(door, lambda: "a.b.c", 150)
     before, started = door.keys.fetches, time.monotonic()
-    beside_unknown, sent = flooded(door, strange, 1000)
+    beside_unknown, sent = flooded(door, strange, 700)
     most = (time.monotonic() - started) / SECONDS["UNKNOWN_EVERY"] + 2
-    assert sent == 1000
+    assert sent == 700
     assert door.keys.fetches - before <= most
 
     hanging(door.keys)
     assert_unauthorized(door.get(strange()))
     time.sleep(SECONDS["LONGEST_FETCH"] + 0.1)  # the first one that fails is waited for by all
     before = door.keys.fetches
-    beside_hanging, _ = flooded(door, strange, 150)
+    beside_hanging, _ = flooded(door, strange, 300)
 
     assert door.keys.fetches - before <= 20
+    # Were all threads to wait for it, one good token in each fetch would wait for as long.
+    assert sorted(beside_hanging)[-2] < SECONDS["LONGEST_FETCH"] / 2
     assert statistics.median(beside_unknown) < 5 * statistics.median(beside_garbage)
     assert statistics.median(beside_hanging) < 5 * statistics.median(beside_garbage)
 
