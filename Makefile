@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
-LOCK   := $(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate
+LOCK   := $(BIN)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --no-header --no-annotate
+LOCKED := requirements.txt requirements-dev.txt deploy/requirements.txt \
+	$(wildcard shims/*/requirements.txt bench/peers/*/requirements.txt local/requirements/*.txt)
 STAGE  ?= dev
 ARCH   ?= arm64
 VIA    ?= chalice
@@ -84,12 +86,16 @@ fmt: $(READY) ## format and sort imports
 	$(BIN)/ruff check --select I --fix .
 	$(BIN)/ruff format .
 
-lock: $(READY) ## pin what pyproject.toml's dependency groups name
+lock: $(READY) ## pin what pyproject.toml's dependency groups name, with the hashes of every file of theirs
+	@$(BIN)/python -m deploy.pins $(LOCKED)
 	$(LOCK) --group aws -o requirements.txt
 	$(LOCK) --group runtime -c requirements.txt -o deploy/requirements.txt
 	$(LOCK) --group azure -c requirements.txt -o shims/azure/requirements.txt
 	$(LOCK) --group gcp -c requirements.txt -o shims/gcp/requirements.txt
 	$(LOCK) --group oci -c requirements.txt -o shims/oci/requirements.txt
+	$(LOCK) --group lambda -o local/requirements/lambda.txt
+	$(LOCK) --group template -o local/requirements/template.txt
+	$(LOCK) --group audit -o local/requirements/audit.txt
 	$(LOCK) --group peer-fastapi -c requirements.txt -o bench/peers/fastapi_sqlmodel/requirements.txt
 	$(LOCK) --group peer-powertools -c requirements.txt -o bench/peers/powertools/requirements.txt
 	$(LOCK) --group peer-chalice -c requirements.txt -o bench/peers/chalice_orm/requirements.txt
@@ -110,5 +116,5 @@ $(READY): requirements-dev.txt
 	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
 	@echo "Installing into $(VENV) (once, about a minute)" >&2
 	@"$(PYTHON)" -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -r requirements-dev.txt >&2 || { echo "Installing failed. Is the package index reachable? A proxy: HTTPS_PROXY, a mirror: PIP_INDEX_URL" >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt >&2 || { echo "Installing failed. Is the package index reachable? A proxy: HTTPS_PROXY, a mirror: PIP_INDEX_URL" >&2; exit 1; }
 	@touch $@

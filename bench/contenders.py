@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -139,8 +140,10 @@ def _source_of(contender: Contender) -> tuple[Path, str]:
     if contender is IMPORTS:
         return Path(__file__).with_name("imports.py"), stack
     if contender is FLOOR:
-        drivers = [line for line in stack.splitlines(keepends=True) if line.startswith("psycopg2")]
-        return Path(__file__).with_name("floor.py"), "".join(drivers)
+        pins = re.split(r"\n(?! )", stack)
+        return Path(__file__).with_name("floor.py"), "\n".join(
+            pin for pin in pins if pin.startswith("psycopg2")
+        )
     folder = PEERS / contender.key
     return folder, (folder / "requirements.txt").read_text()
 
@@ -162,6 +165,7 @@ def _install_peer(trees: Trees, source: Path, pins: str) -> None:
     requirements = trees.folder / "requirements.txt"
     requirements.write_text(pins)
     command = ["-m", "uv", "pip", "install", "--quiet", "--no-config", "--no-deps", "--link-mode", "copy"]
+    command += ["--require-hashes"]
     command += ["--python", sys.executable, "--target", str(plain), "--requirement", str(requirements)]
     _run(command, PROJECT, dict(os.environ))
     if source.is_dir():

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile
 
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from deploy import pins
 
 LARGEST = 50 * 1024 * 1024
 """Lambda's limit for a zip that is uploaded directly."""
@@ -36,7 +37,7 @@ def faults(archive: Path, requirements: Path, architecture: str) -> list[str]:
         names = set(zipped.namelist())
         known = {name for name in names if name.startswith(OURS)}
         found = []
-        for pin in _pins(requirements):
+        for pin in (each for each in pins.read(requirements) if each.applies(pins.LINUX)):
             files = _files(zipped, pin)
             if not files:
                 found.append(f"{pin} is pinned in {requirements.name} but not in the zip")
@@ -51,18 +52,11 @@ def faults(archive: Path, requirements: Path, architecture: str) -> list[str]:
     return found
 
 
-def _pins(requirements: Path) -> Iterator[Requirement]:
-    for line in requirements.read_text().splitlines():
-        pin = Requirement(line)
-        if pin.marker is None or pin.marker.evaluate({"sys_platform": "linux", "os_name": "posix"}):
-            yield pin
-
-
-def _files(zipped: ZipFile, pin: Requirement) -> set[str]:
+def _files(zipped: ZipFile, pin: pins.Pin) -> set[str]:
     """The files that the pinned package's own list (RECORD) names; none without that very version."""
     for record in (name for name in zipped.namelist() if name.endswith(".dist-info/RECORD")):
         name, _, version = record.partition(".dist-info/")[0].partition("-")
-        if canonicalize_name(name) == canonicalize_name(pin.name) and pin.specifier.contains(version):
+        if (canonicalize_name(name), version) == (pin.name, pin.version):
             return {path for path, *_ in csv.reader(zipped.read(record).decode().splitlines())}
     return set()
 

@@ -137,7 +137,8 @@ def _clear(into: Path) -> None:
 def _vendor(into: Path, architecture: str) -> None:
     """Install the pinned wheels for Lambda: not for this machine, but for this Python."""
     command: list[str | Path] = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-config"]
-    command += ["--target", into.resolve(), "--requirement", REQUIREMENTS, "--no-deps", "--link-mode", "copy"]
+    command += ["--target", into.resolve(), "--requirement", REQUIREMENTS, "--require-hashes"]
+    command += ["--no-deps", "--link-mode", "copy"]
     command += ["--python", sys.executable, *wheels(architecture, sys.version_info[:2])]
     run(command, PROJECT)
     (into / ".lock").unlink(missing_ok=True)

@@ -8,18 +8,26 @@ import fcntl
 import hashlib
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 PROJECT = Path(__file__).parent.parent
-CLOUDS = ("azure", "gcp", "lambda", "oci", "template")
+REQUIREMENTS = {
+    "audit": "local/requirements/audit.txt",
+    "azure": "shims/azure/requirements.txt",
+    "gcp": "shims/gcp/requirements.txt",
+    "lambda": "local/requirements/lambda.txt",
+    "oci": "shims/oci/requirements.txt",
+    "template": "local/requirements/template.txt",
+}
+"""What each holds; `audit`, `lambda` and `template` are for this machine alone."""
 
 
 def environment(cloud: str) -> Path:
     """The Python of that cloud's environment, made at the first call, once for this Python and these pins.
 
     `lambda` has the Runtime Interface Client alone: the dependencies are in the zip. `template` has what
-    reads AWS's templates. Raises SystemExit with the installer's words when it cannot be made.
+    reads AWS's templates, `audit` what `make audit` runs. Raises SystemExit with the installer's words when
+    it cannot be made.
     """
     pins = _pins(cloud)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -31,19 +39,17 @@ def environment(cloud: str) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (installed.exists() and python.exists()):
             _uv("venv", "--quiet", "--clear", "--python", sys.executable, str(folder))
-            _uv("pip", "install", "--quiet", "--python", str(python), "--requirements", "-", stdin=pins)
+            hashed = ["--quiet", "--require-hashes", "--requirements", "-"]
+            _uv("pip", "install", "--python", str(python), *hashed, stdin=pins)
             installed.touch()
     return python
 
 
 def _pins(cloud: str) -> str:
-    """The requirements, one to a line."""
-    if cloud not in CLOUDS:
-        raise SystemExit(f"There is no environment {cloud!r}: use one of {', '.join(CLOUDS)}")
-    if cloud in ("lambda", "template"):
-        groups = tomllib.loads((PROJECT / "pyproject.toml").read_text())["dependency-groups"]
-        return "\n".join(groups[cloud]) + "\n"
-    return (PROJECT / "shims" / cloud / "requirements.txt").read_text()
+    """Each with the hashes of its files; nothing else is installed."""
+    if cloud not in REQUIREMENTS:
+        raise SystemExit(f"There is no environment {cloud!r}: use one of {', '.join(REQUIREMENTS)}")
+    return (PROJECT / REQUIREMENTS[cloud]).read_text()
 
 
 def _uv(*arguments: str, stdin: str | None = None) -> None:

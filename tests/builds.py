@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -47,3 +48,13 @@ def build_aws(into: Path, architecture: str = ARCHITECTURE, stage: str = "dev", 
     done = python_m_deploy("build", "aws", *arguments, variables=variables)
     assert done.returncode == 0, done.stdout + done.stderr
     return AwsBuild(into)
+
+
+def copy_of_project(folder: Path) -> Path:
+    project = folder / "project"
+    shutil.copytree(
+        PROJECT,
+        project,
+        ignore=shutil.ignore_patterns(".git", ".venv", ".local", "build", ".*_cache", ".hypothesis"),
+    )
+    return project

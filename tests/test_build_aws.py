@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import shutil
 import stat
 import struct
 import subprocess
@@ -16,7 +15,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 import pytest
 
 from deploy import archive, aws
-from tests.builds import ARCHITECTURE, PROJECT, AwsBuild, build_aws, python_m_deploy
+from tests.builds import ARCHITECTURE, PROJECT, AwsBuild, build_aws, copy_of_project, python_m_deploy
 
 pytestmark = pytest.mark.slow
 
@@ -181,22 +180,12 @@ def test_a_fault_fails_the_build(tmp_path: Path) -> None:
 
 def test_a_pin_without_a_wheel_for_lambda_fails_the_build(tmp_path: Path) -> None:
     project = copy_of_project(tmp_path)
-    (project / "deploy" / "requirements.txt").write_text("psycopg2==2.9.11\n")
+    (project / "deploy" / "requirements.txt").write_text(f"psycopg2==2.9.11 --hash=sha256:{'0' * 64}\n")
 
     done = python_m_deploy("build", "aws", project=project)
 
     assert done.returncode != 0
     assert "Wheels are required for `psycopg2`" in done.stderr
-
-
-def copy_of_project(folder: Path) -> Path:
-    project = folder / "project"
-    shutil.copytree(
-        PROJECT,
-        project,
-        ignore=shutil.ignore_patterns(".git", ".venv", ".local", "build", ".*_cache", ".hypothesis"),
-    )
-    return project
 
 
 @pytest.mark.parametrize("architecture", aws.ARCHITECTURES)

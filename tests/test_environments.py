@@ -7,16 +7,26 @@ from pathlib import Path
 
 import pytest
 
+from deploy import pins
 from local import environments
+
+PROJECT = environments.PROJECT
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project without any environment yet."""
-    shutil.copy(environments.PROJECT / "pyproject.toml", tmp_path)
     (tmp_path / "shims/gcp").mkdir(parents=True)
+    (tmp_path / "local/requirements").mkdir(parents=True)
+    shutil.copy(environments.PROJECT / "local/requirements/lambda.txt", tmp_path / "local/requirements")
     monkeypatch.setattr(environments, "PROJECT", tmp_path)
     return tmp_path
+
+
+def hashed(*names: str) -> str:
+    """These packages, as they are pinned for development."""
+    found = {pin.name: pin for pin in pins.read(PROJECT / "requirements-dev.txt")}
+    return "".join(f"{found[name].line}\n" for name in names)
 
 
 def modules(python: Path, *names: str) -> list[bool]:
@@ -41,8 +51,8 @@ def test_callers_at_once_get_one_environment_with_nothing_else_in_it(project: Pa
 
 @pytest.mark.slow
 def test_an_environment_that_was_interrupted_is_made_anew(project: Path) -> None:
-    pins = project / "shims/gcp/requirements.txt"
-    pins.write_text("six==1.17.0\n")
+    requirements = project / "shims/gcp/requirements.txt"
+    requirements.write_text(hashed("six"))
     python = environments.environment("gcp")
     (python.parent.parent / ".installed").unlink()
     shutil.rmtree(next(python.parent.parent.glob("lib/*/site-packages")) / "six-1.17.0.dist-info")
@@ -50,16 +60,16 @@ def test_an_environment_that_was_interrupted_is_made_anew(project: Path) -> None
 
     assert modules(environments.environment("gcp"), "six") == [True]
 
-    pins.write_text("six==1.17.0\nidna==3.20\n")
+    requirements.write_text(hashed("six", "idna"))
     assert modules(environments.environment("gcp"), "idna") == [True]
     assert environments.environment("gcp") != python
 
 
 @pytest.mark.slow
 def test_what_cannot_be_installed_is_said(project: Path) -> None:
-    (project / "shims/gcp/requirements.txt").write_text("six==0.0.0.1\n")
+    (project / "shims/gcp/requirements.txt").write_text(f"six==0.0.0.1 --hash=sha256:{'0' * 64}\n")
 
     with pytest.raises(SystemExit, match=r"(?s)Is the package index reachable\?.*six"):
         environments.environment("gcp")
-    with pytest.raises(SystemExit, match="one of azure, gcp, lambda, oci"):
+    with pytest.raises(SystemExit, match="one of audit, azure, gcp, lambda, oci, template"):
         environments.environment("heroku")
