@@ -35,6 +35,8 @@ from chalicelib.openapi_models import (
     ProblemDetails,
 )
 
+VERSION = "1.0.0"
+
 
 class _Untitled(GenerateJsonSchema):
     """Without the titles that only repeat the names."""
@@ -59,7 +61,7 @@ def document() -> str:
             "openapi": "3.1.0",
             "info": {
                 "title": "Order API",
-                "version": "1.0.0",
+                "version": VERSION,
                 "description": _DESCRIPTION,
                 "license": {"name": "MIT", "identifier": "MIT"},
             },

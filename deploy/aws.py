@@ -71,7 +71,18 @@ def build(into: Path, stage: str, architecture: str, *, snapstart: bool = False)
     if found := archive.faults(zipped, REQUIREMENTS, architecture):
         more = [f"and {len(found) - 20} more"] if len(found) > 20 else []
         raise SystemExit("\n  ".join(["The zip would not run on Lambda:", *found[:20], *more]))
+    _list_what_is_in(zipped, into / "vendor")
     print(f"Ready: {zipped}, {zipped.with_name('sam.json')}")
+
+
+def _list_what_is_in(zipped: Path, packages: Path) -> None:
+    """The SBOM beside the zip: what is vendored, and Chalice's runtime, which its packager puts in."""
+    from deploy import pins, sbom
+
+    pinned = pins.read(REQUIREMENTS)
+    pinned += [pin for pin in pins.read(PROJECT / "requirements-dev.txt") if pin.name == "chalice"]
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    sbom.write(zipped.parent, "aws", pinned, [python], artifact=zipped, packages=packages)
 
 
 def configuration(stage: str, architecture: str) -> Json:

@@ -15,7 +15,7 @@ from pathlib import Path
 from py_compile import PycInvalidationMode
 
 from chalicelib import settings
-from deploy import sources
+from deploy import pins, sbom, sources
 
 PROJECT = Path(__file__).parent.parent
 NAME = "orders-api"
@@ -50,6 +50,8 @@ def build(cloud: str, into: Path) -> None:
     for module in ("__init__.py", "gateway.py"):
         shutil.copy(PROJECT / "shims" / module, into / "shims")
     sources.copy(into)
+    pinned = pins.read(into / "requirements.txt")
+    sbom.write(into, cloud, pinned, sbom.PYTHONS)
     unchecked = PycInvalidationMode.UNCHECKED_HASH
     # Without this machine's path, which would show in the function's tracebacks.
     if not compileall.compile_dir(into, quiet=1, invalidation_mode=unchecked, stripdir=into):

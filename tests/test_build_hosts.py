@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from chalicelib import statements
-from deploy import hosts, pins, sources
+from deploy import hosts, pins, sbom, sources
 from local.environments import environment
 from tests.builds import PROJECT, python_m_deploy
 
@@ -68,7 +68,7 @@ def bytecode_of(source: str) -> str:
 
 def test_a_build_holds_what_its_cloud_takes_and_nothing_else(build: tuple[str, Path]) -> None:
     cloud, folder = build
-    shipped = OWN[cloud] | SHARED
+    shipped = OWN[cloud] | SHARED | {sbom.NAME}
 
     assert files(folder).keys() == shipped | {bytecode_of(name) for name in shipped if name.endswith(".py")}
 
@@ -81,7 +81,7 @@ def test_what_is_built_is_what_is_in_the_project(build: tuple[str, Path]) -> Non
             assert content.decode() == sources.compiled_statements()
         elif name in SHARED:
             assert content == (PROJECT / name).read_bytes()
-        elif not name.endswith(".pyc"):
+        elif name != sbom.NAME and not name.endswith(".pyc"):
             assert content == (PROJECT / "shims" / cloud / name).read_bytes()
 
 
