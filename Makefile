@@ -15,7 +15,7 @@ ORDERS ?= 1000000
 TOKEN_USER := $(if $(filter command line,$(origin USER)),$(USER))
 
 .DEFAULT_GOAL := help
-.PHONY: help run token build-aws deploy-aws gateway-responses build-azure build-gcp build-oci local-aws local-lambda local-azure local-gcp local-oci deploy-azure deploy-gcp deploy-run deploy-oci conform bench bench-profile bench-scale test test-fast lint fmt lock system-packages clean
+.PHONY: help run token build-aws deploy-aws gateway-responses build-azure build-gcp build-oci local-aws local-lambda local-azure local-gcp local-oci deploy-azure deploy-gcp deploy-run deploy-oci conform bench bench-profile bench-scale test test-fast audit lint fmt lock system-packages clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / {gsub(/ /, ", ", $$1); printf((length($$1) > 17 ? "  make %s\n                         %s\n" : "  make %-17s %s\n"), $$1, $$2)}' $(MAKEFILE_LIST)
@@ -76,6 +76,10 @@ bench-scale: $(READY) ## the same requests among more and more orders; ORDERS=10
 deploy-azure: build-azure
 deploy-gcp deploy-run: build-gcp
 deploy-oci: build-oci
+
+audit: export SERVICE := $(SERVICE)
+audit: $(READY) ## known weaknesses: bandit in the code, pip-audit in every pinned dependency; SERVICE=osv
+	@$(BIN)/python -m audit
 
 lint: $(READY) ## ruff and mypy --strict
 	$(BIN)/ruff check .
