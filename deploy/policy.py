@@ -25,6 +25,23 @@ NETWORK = _statement(
     "*",
 )
 """What Lambda needs to put a function into a VPC; its interfaces have no names beforehand."""
+NETWORK_BY_CODE = {
+    **NETWORK,
+    "Effect": "Deny",
+    "Condition": {"ArnLike": {"lambda:SourceFunctionArn": "arn:*:lambda:*:*:function:*"}},
+}
+"""Lambda calls them in the role's name, never the function's code: requests from inside of it are refused."""
+UNNAMED = {
+    "ec2:AssignPrivateIpAddresses": "the interface is Lambda's own, and has no name beforehand",
+    "ec2:CreateNetworkInterface": "the interface has no name beforehand",
+    "ec2:DeleteNetworkInterface": "Lambda refuses a function whose role names single interfaces here",
+    "ec2:DescribeNetworkInterfaces": "EC2 knows no resources for it",
+    "ec2:DescribeSubnets": "EC2 knows no resources for it",
+    "ec2:UnassignPrivateIpAddresses": "the interface is Lambda's own, and has no name beforehand",
+    "xray:PutTelemetryRecords": "X-Ray knows no resources for it",
+    "xray:PutTraceSegments": "X-Ray knows no resources for it",
+}
+"""The only actions that may be allowed on `*`, and why AWS has nothing narrower."""
 
 
 def logging_to(group: Any) -> Json:
@@ -47,5 +64,5 @@ def of_stage(checked_in: Path, stage: Mapping[str, Any]) -> Json:
     if is_secret(password):
         policy["Statement"].append(reading(password))
     if stage["subnet_ids"]:
-        policy["Statement"].append(NETWORK)
+        policy["Statement"] += [NETWORK, NETWORK_BY_CODE]
     return policy

@@ -168,6 +168,7 @@ def _policy() -> Json:
                 policy.TRACING,
                 {"Fn::If": ["HasSecret", policy.reading({"Ref": "DBPasswordSecretArn"}), NOTHING]},
                 {"Fn::If": ["InVpc", policy.NETWORK, NOTHING]},
+                {"Fn::If": ["InVpc", policy.NETWORK_BY_CODE, NOTHING]},
             ],
         },
     }

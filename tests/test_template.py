@@ -312,7 +312,7 @@ def test_the_function_may_do_nothing_but_log_trace_and_what_its_settings_need(tr
     (policy,) = resource(translated, "AWS::IAM::Role")["Policies"]
     nothing = {"Ref": "AWS::NoValue"}
 
-    log, trace, secret, network = policy["PolicyDocument"]["Statement"]
+    log, trace, secret, network, not_by_code = policy["PolicyDocument"]["Statement"]
 
     assert log["Resource"] == {"Fn::GetAtt": ["ApiHandlerLogGroup", "Arn"]}
     assert trace["Action"] == ["xray:PutTraceSegments", "xray:PutTelemetryRecords"]
@@ -321,7 +321,8 @@ def test_the_function_may_do_nothing_but_log_trace_and_what_its_settings_need(tr
     assert secret["Fn::If"][1]["Resource"] == {"Ref": "DBPasswordSecretArn"}
     assert network["Fn::If"][0] == "InVpc"
     assert all(action.startswith("ec2:") for action in network["Fn::If"][1]["Action"])
-    assert secret["Fn::If"][2] == network["Fn::If"][2] == nothing
+    assert secret["Fn::If"][2] == network["Fn::If"][2] == not_by_code["Fn::If"][2] == nothing
+    assert (not_by_code["Fn::If"][0], not_by_code["Fn::If"][1]["Effect"]) == ("InVpc", "Deny")
 
 
 def test_the_authorizer_is_the_pool_of_the_parameter_on_every_route_that_needs_a_token(
