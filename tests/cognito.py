@@ -1,11 +1,14 @@
 """A Cognito user pool of moto's, with its keys served over HTTP on loopback."""
 
 import os
-from functools import cached_property
+from collections.abc import Mapping
+from functools import cache, cached_property
 from typing import Any
 
 import boto3
+from jose import jwk, jwt
 from moto.server import ThreadedMotoServer
+from moto.utilities.utils import load_resource
 
 REGION = "eu-west-1"
 PASSWORD = "Correct-horse-7"  # of users that exist in this process only
@@ -39,6 +42,10 @@ class UserPool:
     @cached_property
     def other_client_id(self) -> str:
         return self.new_client("another-shop")
+
+    @property
+    def issuer(self) -> str:
+        return f"https://cognito-idp.{REGION}.amazonaws.com/{self.id}"
 
     def new_client(self, name: str) -> str:
         client = self._cognito.create_user_pool_client(
@@ -84,3 +91,15 @@ def start() -> tuple[ThreadedMotoServer, str]:
     server.start()
     host, port = server.get_host_and_port()
     return server, f"http://{host}:{port}"
+
+
+def signed(claims: Mapping[str, Any]) -> str:
+    """A token with the signature of moto's key, whatever it says: all of moto's pools have this one key."""
+    key, kid = _moto_key()
+    return str(jwt.encode(dict(claims), key, algorithm="RS256", headers={"kid": kid}))
+
+
+@cache
+def _moto_key() -> tuple[Any, str]:
+    members = load_resource("cognitoidp/resources/jwks-private.json")
+    return jwk.construct(members, "RS256"), members["kid"]
