@@ -6,7 +6,7 @@ from importlib.util import cache_from_source
 from pathlib import Path
 from py_compile import PycInvalidationMode
 
-_TENANT_FILTER = re.compile(r"\w+\.tenant_id = %\(tenant_id\)s")
+_TENANT_FILTER = re.compile(r"\b(?:\w+\.)?tenant_id = %\(tenant_id\)s")
 
 
 def without_tenant_filter(build: Path) -> None:
