@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tests.client import Answer, Transport, seed
-from tests.cognito import UserPool
+from tests.client import Answer, Client, Transport, seed
+from tests.cognito import UserPool, signed
 from tests.refusals import STATUS
 from tests.shops import Asker, Json, Shop, askers, opened
 from tests.trespass import Asked, Way
@@ -173,6 +173,21 @@ class Scene:
                     new = [each for each in (plain, answer) if each and each.status == 201]
                     placed += len([each for each in new if "idempotent-replayed" not in each.headers])
         return found + [f"{way}: {each}" for each in self._disturbed(before, placed, victim, other)]
+
+    def replays(self, send: Transport) -> list[str]:
+        """What is wrong where everybody else with a tenant uses the victim's key twice."""
+        victim, other = opened(self.plainly, self.pool), opened(self.plainly, self.pool)
+        found = []
+        for asker in [each for each in askers(self.pool, victim, other) if not each.refused][1:]:
+            client = Client(send, signed(asker.claims or {}))
+            answers = [client.place(victim.body, key=victim.key) for _ in range(2)]
+            if [answer.status for answer in answers] != [201, 201]:
+                found.append(f"{asker.name}: {[answer.status for answer in answers]}")
+                continue
+            first, second = (answer.json["order"] for answer in answers)
+            if first != second or first["tenant_id"] != asker.tenant or first in victim.orders:
+                found.append(f"{asker.name}: {second} is not the own {first}")
+        return found
 
     def _disturbed(self, before: set[Row], placed: int, victim: Shop, other: Shop) -> list[str]:
         """What is wrong with the rows of both shops, after the victim's tenant has placed so many orders."""

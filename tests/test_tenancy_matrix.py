@@ -30,3 +30,10 @@ def test_naming_another_tenant_changes_nothing(way: Way, scene: Scene, in_proces
 @pytest.mark.parametrize("way", WAYS_AT_ONCE, ids=str)
 def test_naming_another_tenant_over_http_changes_nothing(way: Way, scene: Scene, http: Transport) -> None:
     assert scene.trespasses(way, http, is_protected) == []
+
+
+def test_a_key_that_another_tenant_or_user_has_used_replays_the_own_order(
+    scene: Scene, in_process: Transport, http: Transport
+) -> None:
+    assert scene.replays(in_process) == []
+    assert scene.replays(http) == []
