@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import tempfile
 import threading
@@ -14,10 +15,12 @@ from uuid import uuid4
 import psycopg2
 import pytest
 
+from deploy import hosts as builds
 from local.database import Urls, embedded
 from tests import cognito
 from tests.builds import AwsBuild, build_aws
 from tests.client import Answer, Client, Transport, over_http
+from tests.mutants import without_tenant_filter
 from tests.refusals import STATUS, UNSAID, Refused
 
 NewClient = Callable[..., Client]
@@ -116,6 +119,30 @@ def in_process(app: Any) -> Transport:
         return Answer(answer.status, found, answer.body)
 
     return send
+
+
+@pytest.fixture(scope="session")
+def mutant(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build for Google Cloud whose statements name no tenant where they read."""
+    folder = tmp_path_factory.mktemp("mutant") / "gcp"
+    builds.build("gcp", folder)
+    without_tenant_filter(folder)
+    return folder
+
+
+@pytest.fixture
+def forgetful(mutant: Path, app: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:  # noqa: ARG001
+    """Puts the mutant's statements into the API of this process."""
+    from chalicelib import orders
+
+    found = runpy.run_path(str(mutant / "chalicelib/statements.py"))
+
+    def forget() -> None:
+        for name in ("ORDER_BY_ID", "ORDER_BY_KEY", "ORDERS_PAGES"):
+            assert repr(found[name]) != repr(getattr(orders, name))
+            monkeypatch.setattr(orders, name, found[name])
+
+    return forget
 
 
 @pytest.fixture(scope="session")

@@ -126,9 +126,14 @@ class PgBouncer:
 
     url: str
 
+    @property
+    def console(self) -> str:
+        """Where it is asked about itself, and told to pause."""
+        return self.url.replace("/orders?", "/pgbouncer?")
+
 
 @contextmanager
-def pgbouncer(database_url: str, connections: int = 3) -> Iterator[PgBouncer]:
+def pgbouncer(database_url: str, connections: int = 3, clients: int = 200) -> Iterator[PgBouncer]:
     """PgBouncer in front of that server; skipped loudly where it is not installed, and never in CI."""
     program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
     if program is None:
@@ -144,9 +149,11 @@ def pgbouncer(database_url: str, connections: int = 3) -> Iterator[PgBouncer]:
             "listen_port": 6543,
             "unix_socket_dir": folder,
             "auth_type": "any",
+            "admin_users": "orders_app",
             "pool_mode": "transaction",
             "default_pool_size": connections,
-            "max_client_conn": 200,
+            "max_client_conn": clients,
+            "listen_backlog": max(128, clients),
         }
         upstream = f"orders = host={server['host']} port=5432 dbname=orders user={server['user']}"
         lines = ["[databases]", upstream, "[pgbouncer]", *(f"{k} = {v}" for k, v in settings.items())]

@@ -1,7 +1,6 @@
 """Two guards keep tenants apart: each is taken away, and the other is seen to hold alone."""
 
 import json
-import runpy
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,11 @@ import pytest
 
 from chalicelib import orders
 from chalicelib.database import Statement
-from deploy import hosts as builds
 from local import hosts
 from local.database import apply_schema
 from tests.client import Client, Transport, free_port, over_http
 from tests.cognito import UserPool
 from tests.conftest import connected
-from tests.mutants import without_tenant_filter
 from tests.servers import Server, api_on, private_server
 from tests.tenancy_rule import Operation, Rows, Scene
 from tests.trespass import WAYS_AT_ONCE, Way
@@ -30,28 +27,6 @@ THAT_REACH_THE_DATABASE = [
 ]
 """The ways to name the victim in which nothing is refused before."""
 TABLES = {"INSERT_ORDER": "orders", "INSERT_ITEMS": "order_items", "INSERT_KEY": "idempotency_keys"}
-
-
-@pytest.fixture(scope="module")
-def mutant(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A build whose statements name no tenant where they read."""
-    folder = tmp_path_factory.mktemp("mutant") / "gcp"
-    builds.build("gcp", folder)
-    without_tenant_filter(folder)
-    return folder
-
-
-@pytest.fixture
-def forgetful(mutant: Path, app: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:  # noqa: ARG001
-    """Puts the mutant's statements into the API of this process."""
-    found = runpy.run_path(str(mutant / "chalicelib/statements.py"))
-
-    def forget() -> None:
-        for name in ("ORDER_BY_ID", "ORDER_BY_KEY", "ORDERS_PAGES"):
-            assert repr(found[name]) != repr(getattr(orders, name))
-            monkeypatch.setattr(orders, name, found[name])
-
-    return forget
 
 
 @pytest.fixture(scope="module")

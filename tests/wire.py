@@ -20,6 +20,8 @@ class Traffic:
 
     messages: list[str] = field(default_factory=list)
     """`startup`, and then each message's type: `Q` is a simple query."""
+    startups: list[dict[str, str]] = field(default_factory=list)
+    """The parameters that each connection began with."""
     statements: list[str] = field(default_factory=list)
     """The text of each simple query."""
     trips: int = 0
@@ -71,6 +73,9 @@ class Proxy:
     def count(self, kind: str, payload: bytes, new_trip: bool) -> None:
         with self._lock:
             self.traffic.messages.append(kind)
+            if kind == "startup":
+                names_and_values = payload[4:].rstrip(b"\0").decode().split("\0")
+                self.traffic.startups.append(dict(batched(names_and_values)))
             if kind == "Q":
                 self.traffic.statements.append(payload.rstrip(b"\0").decode())
             self.traffic.trips += new_trip
@@ -115,6 +120,10 @@ class Conversation:
         for side in (self._client, self._server):
             with suppress(OSError):
                 side.shutdown(socket.SHUT_RDWR)
+
+
+def batched(names_and_values: list[str]) -> Iterator[tuple[str, str]]:
+    return zip(names_and_values[::2], names_and_values[1::2], strict=True)
 
 
 def rows_in(answer: bytes) -> tuple[int, bytes]:
