@@ -8,8 +8,11 @@ UNSAFE_ROLE = "OA001"
 """SQLSTATE of ours, from the classes that SQL leaves to implementations (ISO/IEC 9075-2, 24.1)."""
 ROLE_CHECK = b"""\
 do $$ declare found text; begin
-    select case when rolsuper then 'is a superuser' when rolbypassrls then 'has BYPASSRLS' end
-        into found from pg_roles where rolname = current_user;
+    select case when rolname = current_user then '' else 'may become ' || rolname || ', which ' end
+           || case when rolsuper then 'is a superuser' else 'has BYPASSRLS' end
+        into found from pg_roles
+        where (rolsuper or rolbypassrls) and pg_has_role(oid, 'MEMBER')
+        order by rolname <> current_user, rolname limit 1;
     if found is null then
         select case when pg_has_role(relowner, 'MEMBER') then 'owns the table ' || relname
                     when not relrowsecurity then 'sees every tenant: row-level security is off on ' || relname
