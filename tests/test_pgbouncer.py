@@ -232,6 +232,22 @@ def test_behind_the_pooler_row_level_security_alone_tells_tenants_apart(
         assert [each for wrong in threads.map(buy, range(120)) for each in wrong] == []
 
 
+def test_what_waits_too_long_for_a_session_is_given_up_and_never_done(
+    server: Server, pooler: PgBouncer, buyer: Buy
+) -> None:
+    alice = buyer("waiting", "alice")
+    with api_on(pooler.url, DB_PREPARE="off", DB_READ_TIMEOUT="1"):
+        assert alice.get("/health/ready").status == 200
+        asked(pooler.console, "pause orders")
+        waiting = alice.place()
+        asked(pooler.console, "resume orders")
+        later = alice.place()
+
+    assert (waiting.status, later.status) == (503, 201)
+    placed = asked(server.url("postgres"), "select order_id::text from orders where tenant_id = 'waiting'")
+    assert placed == [(later.json["order"]["order_id"],)]
+
+
 # The checks above can fail
 
 

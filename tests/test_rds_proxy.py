@@ -104,7 +104,7 @@ def test_with_prepared_statements_sessions_are_pinned(alice: Client, tenant: str
     assert set(pins(seen)) == {"prepare", "execute"}
 
 
-@pytest.mark.parametrize(("items", "is_pinned"), [(90, False), (500, True)])
+@pytest.mark.parametrize(("items", "is_pinned"), [(100, False), (500, True)])
 def test_an_order_pins_its_session_only_when_it_is_very_large(
     alice: Client, traffic: Proxy, items: int, is_pinned: bool
 ) -> None:
