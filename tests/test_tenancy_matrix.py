@@ -35,6 +35,7 @@ def test_naming_another_tenant_changes_nothing(way: Way, scene: Scene, in_proces
     assert scene.trespasses(way, in_process) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS_AT_ONCE, ids=str)
 def test_naming_another_tenant_over_http_changes_nothing(way: Way, scene: Scene, http: Transport) -> None:
     assert scene.trespasses(way, http, is_protected) == []

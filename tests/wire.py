@@ -75,7 +75,7 @@ class Proxy:
             self.traffic.messages.append(kind)
             if kind == "startup":
                 names_and_values = payload[4:].rstrip(b"\0").decode().split("\0")
-                self.traffic.startups.append(dict(batched(names_and_values)))
+                self.traffic.startups.append(dict(pairs(names_and_values)))
             if kind == "Q":
                 self.traffic.statements.append(payload.rstrip(b"\0").decode())
             self.traffic.trips += new_trip
@@ -122,7 +122,7 @@ class Conversation:
                 side.shutdown(socket.SHUT_RDWR)
 
 
-def batched(names_and_values: list[str]) -> Iterator[tuple[str, str]]:
+def pairs(names_and_values: list[str]) -> Iterator[tuple[str, str]]:
     return zip(names_and_values[::2], names_and_values[1::2], strict=True)
 
 
