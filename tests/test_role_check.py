@@ -138,7 +138,8 @@ def protected(alice: Client) -> list[Answer]:
 
 def assert_refused(answers: list[Answer], role: str) -> None:
     for answer in answers:
-        assert (answer.status, answer.slug) == (503, "unavailable"), answer
+        assert answer.status == 503, answer
+        assert answer.slug == "unavailable"
         assert answer.headers["retry-after"] == "60"
         assert "is not set up safely" in answer.json["detail"]
         assert role not in answer.body.decode()
