@@ -59,7 +59,7 @@ def operations(app: Any, document: Json) -> Iterator[Operation]:
 def expected(operation: Operation, asker: Asker, way: Way, victim: Shop) -> int | str:
     """The status, or a problem's slug, by the contract's order: path, method, token, tenant, fields."""
     own = asker.tenant == victim.tenant
-    himself = own and asker.user == victim.user
+    is_victim = own and asker.user == victim.user
     if way.by == "path":
         return "not-found"
     if not operation.allowed:
@@ -76,9 +76,9 @@ def expected(operation: Operation, asker: Asker, way: Way, victim: Shop) -> int 
         "id": None if own else "not-found",
         "mine": None if "my_orders" in takes else "malformed-request",
         "cursor": None if own and "cursor" in takes else "malformed-request",
-        "own cursor": None if himself and "cursor" in takes else "malformed-request",
+        "own cursor": None if is_victim and "cursor" in takes else "malformed-request",
         "key": "idempotency-mismatch"
-        if himself and way.name == "with another order" and "Idempotency-Key" in takes
+        if is_victim and way.name == "with another order" and "Idempotency-Key" in takes
         else None,
     }.get(way.by)
     return refusal or operation.success
@@ -98,9 +98,9 @@ def request(operation: Operation, asker: Asker, way: Way, victim: Shop, other: S
 
 def may_read(operation: Operation, asker: Asker, way: Way, victim: Shop) -> bool:
     """Whether the victim's orders may be in the answer."""
-    himself = asker.user == victim.user
+    is_victim = asker.user == victim.user
     own_only = way.by == "mine" or (way.by == "key" and operation.method == "POST")
-    return not asker.refused and asker.tenant == victim.tenant and (himself or not own_only)
+    return not asker.refused and asker.tenant == victim.tenant and (is_victim or not own_only)
 
 
 def masked(answer: Answer) -> tuple[int, dict[str, str], str]:

@@ -47,7 +47,8 @@ class Way:
     """A way to name the victim, and by which part of the request."""
 
     by: str
-    """`header`, `token`, `query`, `body`, `id`, `no id`, `path`, `cursor`, `mine`, `key` or `nothing`."""
+    """`header`, `token`, `query`, `body`, `id`, `no id`, `path`, `cursor`, `own cursor`, `mine`, `key` or
+    `nothing`."""
     name: str
     change: Callable[[Asked, Shop], Asked]
 
@@ -253,7 +254,7 @@ def _with_id(written: Callable[[Shop], str]) -> Callable[[Asked, Shop], Asked]:
     return lambda asked, victim: replace(asked, path=re.sub("{.*}", written(victim), asked.template))
 
 
-def _everything(asked: Asked, victim: Shop) -> Asked:
+def _with_all_headers(asked: Asked, victim: Shop) -> Asked:
     for name in HEADERS:
         asked = _with_header(name)(asked, victim)
     return asked
@@ -262,7 +263,7 @@ def _everything(asked: Asked, victim: Shop) -> Asked:
 WAYS = [
     Way("nothing", "", lambda asked, _: asked),
     *(Way("header", name, _with_header(name)) for name in HEADERS),
-    Way("header", "all of them at once", _everything),
+    Way("header", "all of them at once", _with_all_headers),
     *(Way("token", name, _with_claim(name)) for name in CLAIMS),
     *(Way("query", name, _with_query(name)) for name in QUERIES),
     *(Way("body", name, _with_member(name)) for name in MEMBERS),
@@ -277,7 +278,7 @@ WAYS = [
     Way("id", "in capitals", _with_id(lambda victim: victim.order_id.upper())),
     Way(
         "id",
-        "that matches",
+        "on a condition",
         lambda asked, victim: replace(
             _with_id(lambda victim: victim.order_id)(asked, victim), headers={"if-none-match": '"another"'}
         ),
