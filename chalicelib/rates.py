@@ -2,8 +2,9 @@
 
 The generic cell rate algorithm: a tenant may be ahead of its even pace by the limit's whole period, so that
 100/s lets a hundred requests through at once and then one every 10 milliseconds. A turn is one atomic
-statement, a round trip of its own. Who has none left is remembered until there is one, so that a flood is
-refused here and costs the database, and with it other tenants, nothing.
+statement, a round trip of its own. Of a tenant that was refused a process knows how many turns there can be
+from then on, and asks the database for no more: a flood is refused here, and costs other tenants neither
+a connection nor a thread that waits for one.
 """
 
 import math
@@ -22,7 +23,7 @@ from chalicelib.statements import TAKE_TURN
 MOST_REMEMBERED = 10_000
 """Tenants; beyond, those who may ask again are forgotten, and then all."""
 _next_turns: dict[str, float] = {}
-"""By time.monotonic(), of tenants that were refused."""
+"""By time.monotonic(): when a tenant that was refused can have its next turn, other processes aside."""
 _lock = threading.Lock()
 rate = cache(settings.rate_limit)
 """Read once, at the first request."""
@@ -36,8 +37,7 @@ def take_turn(caller: Caller, ends_at: float | None = None) -> Mapping[str, str]
     limit = rate()
     if limit is None:
         return {}
-    wait = _next_turns.get(caller.tenant_id, 0) - time.monotonic()
-    if wait > 0:
+    if wait := _wait(caller.tenant_id, limit):
         raise _refused(limit, wait)
     scope = TenantScope(caller.tenant_id, ends_at)
     try:
@@ -50,6 +50,22 @@ def take_turn(caller: Caller, ends_at: float | None = None) -> Mapping[str, str]
         raise _refused(limit, wait)
     left = int((limit.seconds - ahead) / limit.interval + 1e-6)
     return _headers(limit, left, ahead)
+
+
+def _wait(tenant_id: str, limit: Rate) -> float:
+    """Seconds until it makes sense to ask for a turn; 0 when it does now, and then it is counted as asked."""
+    now = time.monotonic()
+    with _lock:
+        turn = _next_turns.get(tenant_id)
+        if turn is None:
+            return 0
+        if turn > now:
+            return turn - now
+        if turn <= now - limit.seconds:
+            del _next_turns[tenant_id]  # it may have all of its turns by now
+        else:
+            _next_turns[tenant_id] = turn + limit.interval
+        return 0
 
 
 def _refused(limit: Rate, wait: float) -> RateLimited:
@@ -72,4 +88,4 @@ def _remember(tenant_id: str, wait: float) -> None:
             still = {tenant: turn for tenant, turn in _next_turns.items() if turn > now}
             _next_turns.clear()
             _next_turns.update(still if len(still) < MOST_REMEMBERED else {})
-        _next_turns[tenant_id] = now + wait
+        _next_turns[tenant_id] = max(now + wait, _next_turns.get(tenant_id, 0))

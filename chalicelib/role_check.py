@@ -16,11 +16,17 @@ do $$ declare found text; begin
     if found is null then
         select case when pg_has_role(relowner, 'MEMBER') then 'owns the table ' || relname
                     when not relrowsecurity then 'sees every tenant: row-level security is off on ' || relname
-                    else 'is not enough: row-level security is not forced on ' || relname end
-            into found from pg_class
-            where oid in (to_regclass('orders'), to_regclass('order_items'), to_regclass('idempotency_keys'),
-                          to_regclass('rate_limits'))
-              and (pg_has_role(relowner, 'MEMBER') or not (relrowsecurity and relforcerowsecurity))
+                    when not relforcerowsecurity
+                        then 'is not enough: row-level security is not forced on ' || relname
+                    else 'sees more than its tenant by the policy ' || polname || ' on ' || relname end
+            into found from pg_class left join pg_policy
+                on polrelid = pg_class.oid and polpermissive and polname <> 'tenant_isolation'
+                   and exists (select from unnest(polroles) as of_role
+                               where of_role = 0 or pg_has_role(of_role, 'MEMBER'))
+            where pg_class.oid in (to_regclass('orders'), to_regclass('order_items'),
+                                   to_regclass('idempotency_keys'), to_regclass('rate_limits'))
+              and (pg_has_role(relowner, 'MEMBER') or not (relrowsecurity and relforcerowsecurity)
+                   or polname is not null)
             order by relname limit 1;
     end if;
     if found is not null then

@@ -85,6 +85,19 @@ UNSAFE = {
         )
         for table in TABLES
     },
+    "another policy for everybody": Unsafe(
+        "orders_app",
+        "sees more than its tenant by the policy audit on order_items",
+        "create policy audit on order_items for select using (true)",
+        "drop policy audit on order_items",
+    ),
+    "another policy for a role of its own": Unsafe(
+        "orders_app",
+        "sees more than its tenant by the policy audit on orders",
+        "create role auditors; grant auditors to orders_app;"
+        "create policy audit on orders for select to auditors using (true)",
+        "drop policy audit on orders; drop role auditors",
+    ),
 }
 LOOSENED = Unsafe(
     "orders_app", "has BYPASSRLS", "alter role orders_app bypassrls", "alter role orders_app nobypassrls"
@@ -162,6 +175,22 @@ def test_nothing_is_served_with(
     assert set(said) == {f"refuses to serve: the role {unsafe.role} {unsafe.says}{WHAT_TO_DO}"}
     assert counted(server, f"select count(*) from orders where tenant_id = '{tenant}'") == 0
     with api_on(server.urls.app):
+        assert alice.place().status == 201
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "create policy more on orders as restrictive using (tenant_id <> 'nobody')",
+        "create policy more on orders for select to auditors using (true)",
+    ],
+    ids=["a restriction", "another role's"],
+)
+def test_a_policy_that_shows_the_api_no_more_is_no_harm(server: Server, alice: Client, policy: str) -> None:
+    harmless = Unsafe(
+        "orders_app", "", f"create role auditors; {policy}", "drop policy more on orders; drop role auditors"
+    )
+    with changed(server, harmless), api_on(server.urls.app):
         assert alice.place().status == 201
 
 
