@@ -53,7 +53,7 @@ class Server:
         if re.search(r'["$`\\]', str(self._data)):
             raise SystemExit(f'{self._folder} has one of " $ ` \\ in its path: PostgreSQL cannot start there')
         if self._user:
-            _package().utils.ensure_user_exists(self._user)
+            make_server_user()
         if self._data.exists() and (owner := self._data.stat().st_uid) != self._uid():
             raise SystemExit(f"{self._data} belongs to user id {owner}: run as that user, or move it away")
         self._open_folders()
@@ -115,12 +115,8 @@ class Server:
     def _open_folders(self) -> None:
         """As root, let the server's user pass to its data and its binaries."""
         if self._user:
-            utils, programs = _package().utils, binaries()
-            readable = stat.S_IRGRP | stat.S_IROTH
-            utils.ensure_prefix_permissions(self._folder / "postgres.lock")
-            utils.ensure_prefix_permissions(programs)
-            utils.ensure_folder_permissions(programs, readable | stat.S_IXGRP | stat.S_IXOTH)
-            utils.ensure_folder_permissions(programs.parent / "lib", readable)
+            _package().utils.ensure_prefix_permissions(self._folder / "postgres.lock")
+            open_binaries()
 
     def _private(self, folder: Path) -> None:
         """A folder of the server's own; one that somebody else made there is refused."""
@@ -137,6 +133,20 @@ class Server:
 
 def binaries() -> Path:
     return Path(_package().postgres_server.POSTGRES_BIN_PATH).resolve()
+
+
+def make_server_user() -> None:
+    """Unless it is there. Only root can."""
+    _package().utils.ensure_user_exists(SERVER_USER)
+
+
+def open_binaries() -> None:
+    """As root, to the server's user. Only root can."""
+    utils, programs = _package().utils, binaries()
+    readable = stat.S_IRGRP | stat.S_IROTH
+    utils.ensure_prefix_permissions(programs)
+    utils.ensure_folder_permissions(programs, readable | stat.S_IXGRP | stat.S_IXOTH)
+    utils.ensure_folder_permissions(programs.parent / "lib", readable)
 
 
 def folders_to_open(folder: Path) -> list[Path]:

@@ -17,6 +17,7 @@ import pytest
 from psycopg2.extensions import parse_dsn
 
 from chalicelib.database import close_pool
+from local import postgres
 from local.database import Urls
 from tests.conftest import connected
 
@@ -31,11 +32,15 @@ class Server:
 
     def __init__(self, binaries: Path, folder: Path) -> None:
         self.binaries, self.folder = binaries, folder
-        self._data = folder / "data"
-        self._user = "embedded_postgres" if os.geteuid() == 0 else None
+        self.data = folder / "data"
+        self.options = ""
+        """More of what `postgres` is started with, such as `-c max_connections=20`."""
+        self._user = postgres.SERVER_USER if os.geteuid() == 0 else None
         if self._user:
+            postgres.make_server_user()
+            postgres.open_binaries()
             shutil.chown(folder, self._user)
-        self._run("initdb", "--no-sync", "--auth=trust", "--encoding=UTF8", "--username=postgres")
+        self.run("initdb", "--no-sync", "--auth=trust", "--encoding=UTF8", "--username=postgres")
 
     def url(self, role: str, name: str = "orders") -> str:
         return f"postgresql://{role}@/{name}?host={self.folder}"
@@ -46,10 +51,11 @@ class Server:
 
     def start(self) -> None:
         """Start, and wait until it answers; after a kill also until the kernel let go of its memory."""
+        options = f"-h '' -k {self.folder} {self.options}"
         deadline = time.monotonic() + 30
         while True:
             try:
-                self._run("pg_ctl", "-w", "-l", self.folder / "log", "-o", f"-h '' -k {self.folder}", "start")
+                self.run("pg_ctl", "-w", "-l", self.folder / "log", "-o", options, "start")
                 return
             except subprocess.CalledProcessError:
                 if time.monotonic() > deadline:
@@ -59,17 +65,20 @@ class Server:
     def start_again(self) -> None:
         """Start, unless it runs."""
         with suppress(subprocess.CalledProcessError):
-            self._run("pg_ctl", "status")
+            self.run("pg_ctl", "status")
             return
         self.start()
 
     def stop(self) -> None:
         with suppress(subprocess.CalledProcessError):  # it is down already
-            self._run("pg_ctl", "-w", "-m", "immediate", "stop")
+            self.run("pg_ctl", "-w", "-m", "immediate", "stop")
+
+    def postmaster(self) -> psutil.Process:
+        return psutil.Process(int((self.data / "postmaster.pid").read_text().split()[0]))
 
     def kill(self) -> None:
         """SIGKILL to the postmaster and every process of its own: nobody says goodbye."""
-        postmaster = psutil.Process(int((self._data / "postmaster.pid").read_text().split()[0]))
+        postmaster = self.postmaster()
         for process in (postmaster, *postmaster.children()):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -80,9 +89,10 @@ class Server:
             cursor.execute("create role orders_owner login createrole")
             cursor.execute("create database orders owner orders_owner")
 
-    def _run(self, program: str, *arguments: str | Path) -> None:
+    def run(self, program: str, *arguments: str | Path) -> None:
+        """One of PostgreSQL's programs, on this cluster's data."""
         subprocess.run(
-            [self.binaries / program, "-D", self._data, *arguments],
+            [self.binaries / program, "-D", self.data, *arguments],
             check=True,
             cwd=self.folder,
             user=self._user,
@@ -158,7 +168,7 @@ def pgbouncer(database_url: str, connections: int = 3, clients: int = 200) -> It
         upstream = f"orders = host={server['host']} port=5432 dbname=orders user={server['user']}"
         lines = ["[databases]", upstream, "[pgbouncer]", *(f"{k} = {v}" for k, v in settings.items())]
         (folder / "pgbouncer.ini").write_text("\n".join(lines) + "\n")
-        user = "embedded_postgres" if os.geteuid() == 0 else None
+        user = postgres.SERVER_USER if os.geteuid() == 0 else None
         if user:
             shutil.chown(folder, user)
         running = subprocess.Popen([program, "-q", folder / "pgbouncer.ini"], user=user, cwd="/")

@@ -1,0 +1,1 @@
+"""What can break is broken for real: processes are killed and connections cut under load."""

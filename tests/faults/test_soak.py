@@ -1,0 +1,104 @@
+"""`make soak` in short: zeros, and what it prints when a guard was taken away."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.faults.injections import KILLS
+from tests.faults.soak import Plan, Report, soak
+
+pytestmark = pytest.mark.slow
+PROJECT = Path(__file__).parent.parent.parent
+
+
+def run(seconds: float, kills: int, sabotage: str | None = None) -> Report:
+    return soak(Plan(seconds, kills, random.randrange(10**6), sabotage))
+
+
+def evidence(report: Report) -> str:
+    return f"{report.plan}\n{report.faults}\n{report.ledger.answers}\n{report.said[-5000:]}"
+
+
+def test_faults_under_load_lose_double_and_cross_nothing() -> None:
+    report = run(seconds=15, kills=len(KILLS))
+
+    assert report.problems() == [], evidence(report)
+    assert len(report.faults) >= 2 * len(KILLS)
+    assert report.ledger.acknowledged() > 100
+    assert report.ledger.answers[503] > 0
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "broken"), [("rls", "crossed"), ("idempotency", "doubled"), ("durability", "lost")]
+)
+def test_without_a_guard_the_same_run_is_not_clean(sabotage: str, broken: str) -> None:
+    report = run(seconds=4, kills=2, sabotage=sabotage)
+
+    columns = {name: getattr(report.verdict, name) for name in ("lost", "doubled", "crossed")}
+    assert columns.pop(broken) > 0, evidence(report)
+    assert set(columns.values()) == {0}
+    assert report.problems()
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """For all that a soak writes; PostgreSQL's own user may enter it."""
+    folder = Path(tempfile.mkdtemp(prefix="order-api-soak-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_soak_that_is_interrupted_leaves_nothing_behind(folder: Path) -> None:
+    """Ctrl-C, which a terminal sends to all of its processes."""
+    said = folder / "said"
+    with said.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults", "--minutes", "5"],
+            cwd=PROJECT,
+            env={**os.environ, "TMPDIR": str(folder)},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    until(lambda: bool(list(folder.glob("*/forgetful.log"))), 60)
+    started = running_from(folder)
+    try:
+        names = " ".join(each.name() for each in started)
+        assert "postgres" in names
+        assert "functions-f" in names
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+
+    assert process.wait(30) == 1
+    until(lambda: not running_from(folder))
+    assert "everything that was started has ended" in said.read_text()
+    assert [path.name for path in folder.iterdir()] == ["said"]
+
+
+def running_from(folder: Path) -> list[psutil.Process]:
+    """Processes that were started with this folder for temporary files."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("TMPDIR") == str(folder):
+                found.append(process)
+    return found
+
+
+def until(what: Callable[[], bool], seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.1)
