@@ -83,10 +83,15 @@ def cut_after_commit(stage: Stage, chance: random.Random) -> float:
     return _shoot(stage, Shot.CUT_AFTER_COMMIT, chance.randint(1, 8))
 
 
+def swallow(stage: Stage, chance: random.Random) -> float:
+    """The database falls silent on a few connections, for good, and nobody hangs up."""
+    return _shoot(stage, Shot.SWALLOW, chance.randint(1, 3))
+
+
 Fault = Callable[[Stage, random.Random], float]
 """Injects it, and returns the moment (of time.monotonic) at which what was broken was whole again."""
 KILLS: tuple[Fault, ...] = (kill_backend, kill_server, kill_worker)
-NETWORK: tuple[Fault, ...] = (delay, stall, reset_all, truncate, reset, cut_after_commit)
+NETWORK: tuple[Fault, ...] = (delay, stall, reset_all, truncate, reset, cut_after_commit, swallow)
 
 
 def said(fault: Fault) -> str:

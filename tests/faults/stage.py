@@ -23,7 +23,7 @@ from tests.issuer import COGNITO, KeyServer, SigningKey
 from tests.mutants import without_tenant_filter
 from tests.servers import Server, private_server
 
-TENANT_TABLES = ("orders", "order_items", "idempotency_keys")
+TENANT_TABLES = ("orders", "order_items", "idempotency_keys", "rate_limits")
 SABOTAGES: Mapping[str, tuple[str, ...]] = {
     "rls": tuple(f"alter table {table} disable row level security" for table in TENANT_TABLES),
     "idempotency": ("alter table idempotency_keys drop constraint idempotency_keys_pkey",),
