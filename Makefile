@@ -15,7 +15,7 @@ ORDERS ?= 1000000
 TOKEN_USER := $(if $(filter command line,$(origin USER)),$(USER))
 
 .DEFAULT_GOAL := help
-.PHONY: help run token build-aws deploy-aws gateway-responses build-azure build-gcp build-oci local-aws local-lambda local-azure local-gcp local-oci deploy-azure deploy-gcp deploy-run deploy-oci conform bench bench-profile bench-scale test test-fast audit lint fmt lock system-packages clean
+.PHONY: help run token build-aws deploy-aws gateway-responses build-azure build-gcp build-oci local-aws local-lambda local-azure local-gcp local-oci deploy-azure deploy-gcp deploy-run deploy-oci conform bench bench-profile bench-scale soak test test-fast audit lint fmt lock system-packages clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / {gsub(/ /, ", ", $$1); printf((length($$1) > 17 ? "  make %s\n                         %s\n" : "  make %-17s %s\n"), $$1, $$2)}' $(MAKEFILE_LIST)
@@ -72,6 +72,12 @@ bench-scale: export SCALE_DATA := $(SCALE_DATA)
 bench-scale: export SHARED_BUFFERS := $(SHARED_BUFFERS)
 bench-scale: $(READY) ## the same requests among more and more orders; ORDERS=1000000, 10000000 is what is published (15 GB of disk)
 	@$(BIN)/python -m bench.scale
+
+soak: export MINUTES := $(MINUTES)
+soak: export SABOTAGE := $(SABOTAGE)
+soak: export SEED := $(SEED)
+soak: $(READY) ## processes killed and connections cut under load, what was lost, doubled, crossed; MINUTES=10 SEED=, SABOTAGE=rls, idempotency or durability to see it fail
+	@$(BIN)/python -m tests.faults
 
 deploy-azure: build-azure
 deploy-gcp deploy-run: build-gcp

@@ -30,7 +30,8 @@ INSTALLED = [initdb.parent for initdb in sorted(Path("/usr/lib/postgresql").glob
 class Server:
     """A private cluster on a socket in `folder`. As root it runs as the embedded server's own user."""
 
-    def __init__(self, binaries: Path, folder: Path) -> None:
+    def __init__(self, binaries: Path, folder: Path, primary: "Server | None" = None) -> None:
+        """Empty, or a standby of that one: a copy of it, which follows what it does once it is started."""
         self.binaries, self.folder = binaries, folder
         self.data = folder / "data"
         self.options = ""
@@ -40,7 +41,11 @@ class Server:
             postgres.make_server_user()
             postgres.open_binaries()
             shutil.chown(folder, self._user)
-        self.run("initdb", "--no-sync", "--auth=trust", "--encoding=UTF8", "--username=postgres")
+        if primary:
+            source = f"host={primary.folder} user=postgres application_name=standby"
+            self.run("pg_basebackup", "--write-recovery-conf", "--checkpoint=fast", "--no-sync", "-d", source)
+        else:
+            self.run("initdb", "--no-sync", "--auth=trust", "--encoding=UTF8", "--username=postgres")
 
     def url(self, role: str, name: str = "orders") -> str:
         return f"postgresql://{role}@/{name}?host={self.folder}"
@@ -83,6 +88,10 @@ class Server:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
 
+    def promote(self) -> None:
+        """A standby becomes a primary."""
+        self.run("pg_ctl", "-w", "promote")
+
     def create_database(self) -> None:
         """The database `orders` and its owner, which is no superuser: it may create roles, no more."""
         with connected(self.url("postgres", "postgres")) as connection, connection.cursor() as cursor:
@@ -113,6 +122,21 @@ def private_server(binaries: Path = EMBEDDED) -> Iterator[Server]:
             yield server
         finally:
             server.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def standby_of(primary: Server) -> Iterator[Server]:
+    """A running copy of it that replays all it does; gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="order-api-standby-"))
+    try:
+        standby = Server(primary.binaries, folder, primary)
+        try:
+            standby.start()
+            yield standby
+        finally:
+            standby.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

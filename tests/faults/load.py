@@ -32,6 +32,7 @@ class Customer:
         self.tenant, self.user = tenant, user
         self._doors, self._ledger, self._chance = doors, ledger, chance
         self._placed: list[Wanted] = []
+        self._probe: Wanted | None = None
         self._foreign: Callable[[], Wanted | None] = lambda: None
         self.gone_home = threading.Event()
 
@@ -121,9 +122,15 @@ class Customer:
         return wanted
 
     def is_served(self) -> bool:
-        """Whether the service is ready, and places an order."""
+        """Whether the service is ready and places an order: the one it did not place when last asked."""
         ready = self._ask(lambda: self._doors[0].get("/health/ready"))
-        return bool(ready and ready.status == 200 and self._place(self._new_wish(uuid4().hex)))
+        if ready is None or ready.status != 200:
+            return False
+        self._probe = self._probe or self._new_wish(uuid4().hex)
+        if not self._place(self._probe):
+            return False
+        self._probe = None
+        return True
 
     def _place(self, wanted: Wanted) -> bool | None:
         """Whether it was acknowledged; None where that is not known."""

@@ -104,10 +104,10 @@ def _inject(
     tell(report, said(fault))
     back = fault(scene, chance)
     report.faults[said(fault)] += 1
-    report.recoveries.setdefault(said(fault), []).append(_recovery(probe, back))
+    report.recoveries.setdefault(said(fault), []).append(recovery(probe, back))
 
 
-def _recovery(probe: Customer, back: float) -> float:
+def recovery(probe: Customer, back: float) -> float:
     """Seconds from `back` to the first of the probes that succeed from then on."""
     good, first = 0, back
     while good < IN_A_ROW:

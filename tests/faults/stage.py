@@ -89,11 +89,15 @@ class Stage:
         return int(connections)
 
     def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        """Asked as the superuser, past the proxy."""
-        with connected(self.server.url("postgres")) as connection, connection.cursor() as cursor:
-            cursor.execute(query, values)
-            found: list[tuple[Any, ...]] = cursor.fetchall()
-            return found
+        return rows(self.server, query, *values)
+
+
+def rows(server: Server, query: str, *values: Any) -> list[tuple[Any, ...]]:
+    """Asked as the superuser, past every proxy and behind row-level security."""
+    with connected(server.url("postgres")) as connection, connection.cursor() as cursor:
+        cursor.execute(query, values)
+        found: list[tuple[Any, ...]] = cursor.fetchall() if cursor.description else []
+        return found
 
 
 @contextmanager
@@ -103,9 +107,8 @@ def stage(chance: random.Random, sabotage: str | None = None) -> Iterator[Stage]
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="order-api-faults-")))
         server = stack.enter_context(private_server())
         apply_schema(server.urls.owner)
-        with connected(server.url("postgres")) as connection, connection.cursor() as cursor:
-            for statement in SABOTAGES[sabotage] if sabotage else ():
-                cursor.execute(statement)
+        for statement in SABOTAGES[sabotage] if sabotage else ():
+            rows(server, statement)
         shops = Shops()
         stack.callback(shops.close)
         proxy = Proxy(server.folder, chance)
