@@ -147,7 +147,10 @@ def door(
     with ExitStack() as stack:
         with log.open("wb") as said, _output_into(said.fileno()):
             process = stack.enter_context(hosts.serving("gcp", folder, told, "127.0.0.1", port))
-        yield Door(port, process, log)
+        opened = Door(port, process, log)
+        while len(opened.workers()) < workers:  # it listens before it has them
+            time.sleep(0.02)
+        yield opened
 
 
 @contextmanager
