@@ -63,6 +63,7 @@ class Pool:
         """`recycle`: seconds after which a connection is replaced; `timeout`: how long one is waited for."""
         self._connect, self._recycle, self._timeout = connect, recycle, timeout
         self._room_to_rest = idle
+        self._emptied = 0.0
         self._resting: list[Connection] = []
         self._lock = threading.Lock()
         self._turns = threading.Semaphore(most)
@@ -84,7 +85,8 @@ class Pool:
     def give_back(self, connection: Connection) -> None:
         """For the next request; closed where enough are resting, or when it is closed already."""
         with self._lock:
-            rests = not connection.driver.closed and len(self._resting) < self._room_to_rest
+            is_good = not connection.driver.closed and connection.opened >= self._emptied
+            rests = is_good and len(self._resting) < self._room_to_rest
             if rests:
                 self._resting.append(connection)
         if not rests:
@@ -92,12 +94,13 @@ class Pool:
         self._turns.release()
 
     def empty(self) -> None:
-        """Close those at rest."""
+        """Close those at rest now, and those in use when they come back; others are opened from now on."""
+        self._emptied = time.time()
         while resting := self._rested():
             resting.close()
 
     def close(self) -> None:
-        """Close those at rest now, and those in use when they come back."""
+        """The same, and none comes to rest any more."""
         self._room_to_rest = 0
         self.empty()
 

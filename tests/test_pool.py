@@ -115,6 +115,19 @@ def test_one_that_was_closed_is_not_kept(database: Urls) -> None:
     pool.close()
 
 
+def test_one_in_use_while_the_pool_is_emptied_does_not_come_to_rest(database: Urls) -> None:
+    """It leads to where those at rest led: to a server that is the primary no more, or is silent."""
+    pool = new_pool(database)
+    with taken(pool) as in_use:
+        pool.empty()
+        older = in_use.driver.info.backend_pid
+
+    assert process_of(pool) != older
+    assert in_use.driver.closed
+    assert at_rest(pool, 1) == 1
+    pool.close()
+
+
 def test_an_interrupted_request_leaves_no_half_read_connection(database: Urls) -> None:
     def interrupted(connection: Connection, cursor: Any) -> bytes:
         used.append(connection)
