@@ -80,7 +80,7 @@ def reset(stage: Stage, chance: random.Random) -> float:
 
 def cut_after_commit(stage: Stage, chance: random.Random) -> float:
     """Orders are committed, and nobody hears of it."""
-    return _shoot(stage, Shot.CUT_AFTER_COMMIT, chance.randint(1, 8))
+    return _shoot(stage, Shot.CUT_AFTER_COMMIT, chance.randint(6, 12))
 
 
 def swallow(stage: Stage, chance: random.Random) -> float:
