@@ -103,6 +103,15 @@ def test_every_page_is_linked_from_the_readme(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_every_test_that_is_named_exists(page: str) -> None:
+    tests = "\n".join(path.read_text() for path in (PROJECT / "tests").rglob("test_*.py"))
+
+    for name in inline_code(page):
+        if re.fullmatch(r"test_\w+", name):
+            assert f"def {name}(" in tests, name
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_make_target_exists(page: str) -> None:
     makefile = (PROJECT / "Makefile").read_text()
     rules = re.findall(r"^([a-z][a-z -]*):", makefile, re.MULTILINE)
