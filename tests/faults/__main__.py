@@ -42,14 +42,14 @@ def main() -> None:
 
 def _plan() -> Plan:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=float(os.environ.get("MINUTES") or 10))
+    parser.add_argument("--minutes", type=float, default=os.environ.get("MINUTES") or "10")
     parser.add_argument(
         "--sabotage",
         choices=SABOTAGES,
         default=os.environ.get("SABOTAGE") or None,
         help="take a guard away first: the same run must then not print zeros",
     )
-    parser.add_argument("--seed", type=int, default=int(os.environ.get("SEED") or secrets.randbelow(10**6)))
+    parser.add_argument("--seed", type=int, default=os.environ.get("SEED") or str(secrets.randbelow(10**6)))
     chosen = parser.parse_args()
     if chosen.sabotage not in (None, *SABOTAGES):
         raise SystemExit(f"SABOTAGE is {chosen.sabotage!r}: use one of {', '.join(SABOTAGES)}")
