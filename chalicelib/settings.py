@@ -231,6 +231,11 @@ def on_lambda() -> bool:
     return "AWS_LAMBDA_FUNCTION_NAME" in os.environ and "chalice.local" not in sys.modules
 
 
+def function_name() -> str:
+    """Lambda's name of this function."""
+    return os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "")
+
+
 def is_snapshotted() -> bool:
     """Whether Lambda will take a snapshot of this process and start instances from it."""
     return os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start"
@@ -278,6 +283,16 @@ def check() -> None:
     default_currency()
     base_path()
     rate_limit()
+    metrics_are_exported()
+
+
+def metrics_are_exported() -> bool:
+    """Whether OpenTelemetry is to send metrics; where to, its SDK reads by itself. Never on Lambda."""
+    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    exporter = os.environ.get("OTEL_METRICS_EXPORTER") or ("otlp" if endpoint else "none")
+    if exporter not in ("otlp", "none"):
+        raise SettingsError(f"OTEL_METRICS_EXPORTER is {exporter!r}: use otlp or none")
+    return exporter == "otlp" and not on_lambda()
 
 
 def docs_are_on() -> bool:

@@ -214,6 +214,12 @@ def test_every_variable_that_the_api_reads_is_handed_on_and_no_other(deploy: Dep
         "CORS_ORIGIN": "https://shop.example",
         "BASE_PATH": "/shop",
         "DOCS": "on",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector.example",
+        "OTEL_METRICS_EXPORTER": "otlp",
+        "OTEL_METRIC_EXPORT_INTERVAL": "10000",
+        "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=prod",
+        "OTEL_SERVICE_NAME": "orders",
+        **({} if target == "oci" else {"OTEL_EXPORTER_OTLP_HEADERS": "authorization=Basic%20x"}),
     }
 
     done = deploy(target, **read, DB_UNKNOWN="1", AUTH_AUDIENCE="shops", DEFAULT_COLOUR="red")
@@ -235,6 +241,13 @@ def test_no_password_stands_on_a_command_line_or_is_printed(deploy: Deploy, targ
 
     assert PASSWORD not in json.dumps(done.argv)
     assert PASSWORD not in done.process.stdout + done.process.stderr
+
+
+def test_headers_that_fn_would_show_are_refused_before_anything_is_called(deploy: Deploy) -> None:
+    done = deploy("oci", OTEL_EXPORTER_OTLP_HEADERS="authorization=secret")
+
+    assert "OTEL_EXPORTER_OTLP_HEADERS would stand on fn's command line" in done.process.stderr
+    assert done.calls == []
 
 
 def test_a_password_that_fn_would_show_is_refused_before_anything_is_called(deploy: Deploy) -> None:

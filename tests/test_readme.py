@@ -243,7 +243,7 @@ def test_the_configuration_table_is_complete() -> None:
     settings = (PROJECT / "chalicelib/settings.py").read_text()
     read = set(
         re.findall(
-            r'"((?:DB|AUTH|COGNITO|AWS)_[A-Z_]+|DATABASE_URL|DOCS|CORS_ORIGIN|DEFAULT_CURRENCY|BASE_PATH)"',
+            r'"((?:DB|AUTH|COGNITO|AWS)_[A-Z_]+|DATABASE_URL|DOCS|CORS_ORIGIN|DEFAULT_CURRENCY|BASE_PATH|OTEL_[A-Z_]+)"',
             settings,
         )
     )

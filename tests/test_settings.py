@@ -52,6 +52,8 @@ VARIABLES = {
     "DEFAULT_CURRENCY",
     "DOCS",
     "RATE_LIMIT",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_METRICS_EXPORTER",
 }
 
 
@@ -160,6 +162,7 @@ def test_a_malformed_database_variable_is_named_and_explained(
         ("CORS_ORIGIN", "https://shop.example\nX: y", settings.cors_origin, "one origin"),
         ("DEFAULT_CURRENCY", "usd", settings.default_currency, "such as USD"),
         ("DEFAULT_CURRENCY", "XXX", settings.default_currency, "ISO 4217"),
+        ("OTEL_METRICS_EXPORTER", "prometheus", settings.metrics_are_exported, "otlp or none"),
     ],
 )
 def test_a_malformed_variable_is_named_and_explained(

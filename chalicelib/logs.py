@@ -1,0 +1,105 @@
+"""One JSON object a line, whoever logs: the requests' lines and those of the logger `order-api`.
+
+An error's text may hold what a client sent: a database quotes the row, a parser the value. So a line says an
+error's type and where it was raised, and its text only when its class promises `says_no_values`.
+"""
+
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any
+
+MOST_FRAMES = 20
+
+log = logging.getLogger("order-api")
+
+
+def _no_request() -> dict[str, Any]:
+    return {}
+
+
+context: Callable[[], dict[str, Any]] = _no_request
+"""The members of the request that is being answered; telemetry.py sets it."""
+
+
+class Handler(logging.Handler):
+    """Writes the logger's records as lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            error = record.exc_info[1] if record.exc_info else None
+            write(
+                {
+                    **head(record.levelname, record.created),
+                    **context(),
+                    "message": record.getMessage(),
+                    **({"errors": _chain(error), "stack": _frames(error.__traceback__)} if error else {}),
+                }
+            )
+        except Exception:
+            self.handleError(record)
+
+
+def start() -> None:
+    """Have the logger write lines, and nothing else write its records: root handlers would double them."""
+    log.handlers[:] = [each for each in log.handlers if not isinstance(each, Handler)]
+    log.addHandler(Handler())
+    log.setLevel(logging.WARNING)
+    log.propagate = False
+
+
+def through_root() -> None:
+    """Hand lines to the root logger's handlers, where a host collects no standard output."""
+    global _sink  # noqa: PLW0603 (one way out a process)
+    _sink = _to_root
+
+
+def head(level: str, at: float | None = None) -> dict[str, str]:
+    """What every line begins with; `at` is in seconds since 1970, now by default."""
+    moment = datetime.now(UTC) if at is None else datetime.fromtimestamp(at, UTC)
+    return {"time": f"{moment.isoformat(timespec='milliseconds')[:23]}Z", "level": level}
+
+
+def write(line: dict[str, Any]) -> None:
+    """Never raises: a request is not to fail because nobody reads its line."""
+    with suppress(OSError, ValueError):
+        _sink(json.dumps(line, separators=(",", ":")), line["level"])
+
+
+def _to_stdout(line: str, _level: str) -> None:
+    sys.stdout.write(f"{line}\n")  # in one piece: threads share it
+    sys.stdout.flush()
+
+
+def _to_root(line: str, level: str) -> None:
+    root, number = logging.getLogger(), logging.getLevelNamesMapping()[level]
+    if root.isEnabledFor(number):
+        root.handle(logging.LogRecord(log.name, number, __file__, 0, line, None, None))
+
+
+_sink = _to_stdout
+
+
+def _chain(error: BaseException | None) -> list[str]:
+    """The error, and what it came of."""
+    found: list[str] = []
+    while error is not None and len(found) < MOST_FRAMES:
+        name = type(error).__qualname__
+        found.append(f"{name}: {error}" if getattr(type(error), "says_no_values", False) else name)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return found
+
+
+def _frames(found: TracebackType | None) -> list[str]:
+    """Where it was raised, that place last."""
+
+    def frames() -> Iterator[str]:
+        for frame, line in traceback.walk_tb(found):
+            yield f"{frame.f_code.co_filename}:{line} {frame.f_code.co_name}"
+
+    return list(frames())[-MOST_FRAMES:]
