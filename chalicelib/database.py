@@ -11,7 +11,7 @@ from typing import Any
 import psycopg2
 from psycopg2.extensions import cursor as Cursor
 
-from chalicelib import settings
+from chalicelib import settings, telemetry
 from chalicelib.errors import Unavailable
 from chalicelib.pool import Connection, Pool, PoolExhausted
 from chalicelib.role_check import ROLE_CHECK, UNSAFE_ROLE
@@ -240,12 +240,13 @@ def _on_a_connection(words: Words, ends_at: float | None = None) -> list[Row]:
     known = len(connection.prepared or ())
     try:
         with driver.cursor() as cursor:
-            string = words(connection, cursor)
+            string = words(connection, cursor) + telemetry.comment()
             if not connection.role_is_safe:
                 string = ROLE_CHECK + string
             _watch.begin(connection, min(connection.patience, _time_left(ends_at)))
             try:
-                cursor.execute(string)
+                with telemetry.trip():
+                    cursor.execute(string)
             finally:
                 _watch.end(connection)
             connection.role_is_safe = True
@@ -285,7 +286,8 @@ def _failure(error: psycopg2.Error, connection: Connection, prepared_more: bool)
 
 def _connection(pool: Pool) -> Connection:
     try:
-        return pool.take()
+        with telemetry.pool_wait():
+            return pool.take()
     except (PoolExhausted, psycopg2.OperationalError) as error:
         raise _unavailable(error) from None
 
