@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from chalice.app import CognitoUserPoolAuthorizer, CORSConfig, Request, Response
 
-from chalicelib import database, idempotency, rates, settings
+from chalicelib import database, idempotency, logs, rates, settings, telemetry
 from chalicelib.callers import Caller, Verified
 from chalicelib.errors import (
     Internal,
@@ -33,7 +33,8 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 claim_names = cache(settings.claim_names)
 """Read once, at the first request."""
 
-app = ParallelChalice(app_name="order-api")
+logs.start()
+app = ParallelChalice(app_name="order-api", configure_logs=False)
 app.api.binary_types = []
 app.api.cors = cors = CORSConfig(
     allow_origin=settings.cors_origin(),
@@ -127,8 +128,23 @@ for known_path, declared in list(app.routes.items()):
 
 @app.middleware("http")
 def answer(event: Request | None, get_response: Callable[[Any], Response]) -> Response:
-    """Give every answer the contract's headers and every error its shape, Chalice's own included."""
+    """Give every answer the contract's headers, every error its shape, every request its line in the log."""
     request_id = (event and event.context.get("requestId")) or str(uuid4())
+    record = telemetry.begin(request_id, "aws" if settings.on_lambda() else "local")
+    if event is not None:
+        record.describe(event.method, event.path, traceparent(event))
+    response = answered(event, get_response, record)
+    limit = event.context.get(RATE_HEADERS, {}) if event else {}
+    response.headers = {**COMMON_HEADERS, **limit, **response.headers, "X-Request-Id": request_id}
+    if event is not None and event.method == "HEAD":
+        response.body = ""
+    telemetry.end(record, response.status_code)
+    return response
+
+
+def answered(
+    event: Request | None, get_response: Callable[[Any], Response], record: telemetry.Record
+) -> Response:
     try:
         if event is None or event.path not in app.routes or has_trailing_slash(event):
             raise NotFound
@@ -136,18 +152,23 @@ def answer(event: Request | None, get_response: Callable[[Any], Response]) -> Re
         if response.status_code == 405:  # outside METHODS: Chalice's own answer
             raise MethodNotAllowed(allowed_methods(event.path))
         if response.status_code >= 500:  # a route raised what is no Problem: Chalice has logged it
-            app.log.error("request %s ended with the error above", request_id)
             raise Internal
     except Problem as problem:
-        response = problem.response(request_id)
+        return record.refuse(problem)
     except Exception:
-        app.log.exception("unforeseen error in request %s", request_id)
-        response = Internal().response(request_id)
-    limit = event.context.get(RATE_HEADERS, {}) if event else {}
-    response.headers = {**COMMON_HEADERS, **limit, **response.headers, "X-Request-Id": request_id}
-    if event is not None and event.method == "HEAD":
-        response.body = ""
+        app.log.exception("unforeseen error")
+        return record.refuse(Internal())
     return response
+
+
+def traceparent(event: Request) -> str | None:
+    """The header; None of several, which are no trace (API Gateway shows the last, and keeps them all)."""
+    found: str | None = event.headers.get("traceparent")
+    if found:
+        sent = event.to_original_event().get("multiValueHeaders") or {}
+        if sum(len(values) for name, values in sent.items() if name.lower() == "traceparent") > 1:
+            return None
+    return found
 
 
 def has_trailing_slash(event: Request) -> bool:
@@ -185,7 +206,9 @@ def ends_at() -> float | None:
 
 def verified_caller() -> Caller:
     """Who asks. Raises Unauthorized without a good token, MissingTenant when it names no tenant."""
-    return Caller.from_claims(verified_claims(), claim_names())
+    caller = Caller.from_claims(verified_claims(), claim_names())
+    telemetry.asked_by(caller)
+    return caller
 
 
 def verified_claims() -> Mapping[str, Any]:

@@ -52,7 +52,7 @@ def _calls(database: Database) -> Json:
         "list": operations.first_page(),
     }
     done = _run(database, [str(script), str(OURS.trees.with_bytecode), str(CALLS)], json.dumps(events))
-    found: Json = json.loads(done.stdout)
+    found: Json = json.loads(done.stdout.splitlines()[-1])  # behind the log
     return found
 
 

@@ -193,6 +193,8 @@ class StatementLost(Exception):
 class Refused(Exception):
     """The database refused a statement. Says why without the values: a log may keep it."""
 
+    says_no_values = True
+
     def __init__(self, error: psycopg2.Error) -> None:
         self.sqlstate = error.pgcode or ""
         about_the_schema = self.sqlstate in ("42501", "42703", "42804", "42883", "42P01")

@@ -19,7 +19,7 @@ from uuid import UUID, uuid4
 from psycopg2 import _psycopg
 from uuid_utils import reseed_rng
 
-from chalicelib import database
+from chalicelib import database, telemetry
 from chalicelib.statements import (
     INSERT_ITEMS,
     INSERT_KEY,
@@ -80,6 +80,7 @@ def after_restore() -> None:
     Without a database the restore succeeds all the same, and requests say 503 until there is one.
     """
     _renew_randomness()
+    telemetry.start_anew()
     connecting = threading.Thread(target=_connect, daemon=True)
     connecting.start()
     connecting.join(LONGEST_CONNECT)

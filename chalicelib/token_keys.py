@@ -8,7 +8,10 @@ import urllib.request
 from base64 import urlsafe_b64decode
 from collections.abc import Mapping
 from contextlib import suppress
+from contextvars import copy_context
 from typing import Any
+
+from chalicelib import telemetry
 
 Key = dict[str, Any]
 Moment = tuple[float, float]
@@ -136,7 +139,7 @@ class _Fetch(threading.Thread):
     """A socket's timeout bounds neither the look-up of a name nor an answer that trickles: this does."""
 
     def __init__(self, keys: KeySet) -> None:
-        super().__init__(target=keys.run, args=[self], daemon=True)
+        super().__init__(target=copy_context().run, args=[keys.run, self], daemon=True)
         self.begun = _now()
 
     def wait(self) -> None:
@@ -193,7 +196,8 @@ def _read(url: str) -> bytes:
     """What the key server answers, if it is not too much and does not take too long."""
     deadline = time.monotonic() + LONGEST_FETCH
     # Firewalls in front of issuers answer urllib's own User-Agent with 403 (jpadilla/pyjwt#1121).
-    request = urllib.request.Request(url, headers={"User-Agent": "order-api"})  # noqa: S310 (settings.tokens)
+    headers = {"User-Agent": "order-api", **telemetry.outgoing_headers()}
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310 (settings.tokens)
     opener = urllib.request.build_opener(_NoRedirects)
     body = b""
     with opener.open(request, timeout=LONGEST_FETCH) as answer:

@@ -4,6 +4,7 @@ Runs in an environment that holds the function app's requirements and nothing el
 pass the converters of the real azure-functions package; functions run on as many threads as the worker has.
 """
 
+import logging
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,8 @@ from local import front
 
 
 def main(host: str, port: int) -> None:
+    # Like the worker's, which hands records of the root logger to the host, and collects nothing else.
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.INFO)
     call = _function()
     workers = ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 4))
 

@@ -15,7 +15,7 @@ from chalice.local import LocalDevServer
 from app import COMMON_HEADERS
 from chalicelib.errors import MalformedRequest, MethodNotAllowed
 from local import front
-from shims.gateway import Answer, Gateway, Request, refusal
+from shims.gateway import Answer, Gateway, Request
 
 LocalPage = Callable[[str], tuple[str, bytes] | None]
 
@@ -23,9 +23,13 @@ LocalPage = Callable[[str], tuple[str, bytes] | None]
 class Handler(front.Handler):
     """HTTP in, the gateway's answer out; and the pages that only local development has."""
 
+    def __init__(self, *args: Any, gateway: Gateway, exchange: front.Exchange) -> None:
+        self._gateway = gateway
+        super().__init__(*args, exchange=exchange)
+
     def refuse_framing(self) -> front.Reply:
         problem = MalformedRequest("Send one valid Content-Length, or chunks.")
-        return _reply(refusal(problem, self.command, str(uuid4())))
+        return _reply(self._gateway.refuse(problem, self.command))
 
 
 def serve(app: Chalice, host: str, port: int, local_page: LocalPage) -> LocalDevServer:
@@ -35,19 +39,19 @@ def serve(app: Chalice, host: str, port: int, local_page: LocalPage) -> LocalDev
     def exchange(method: str, target: str, headers: front.Pairs, body: bytes) -> front.Reply:
         page = local_page(target.partition("?")[0])
         if page is not None and method != "OPTIONS":
-            return _reply(_page(method, *page))
+            return _reply(_page(gateway, method, *page))
         return _reply(gateway.answer(Request(method, target, front.joined(headers), body)))
 
     def handler(*args: Any, **_chalices: Any) -> Handler:
-        return Handler(*args, exchange=exchange)
+        return Handler(*args, gateway=gateway, exchange=exchange)
 
     ours: Any = {"handler_cls": handler, "server_cls": front.Server}  # not of the types that Chalice names
     return LocalDevServer(app, Config.create(), host, port, **ours)
 
 
-def _page(method: str, content_type: str, content: bytes) -> Answer:
+def _page(gateway: Gateway, method: str, content_type: str, content: bytes) -> Answer:
     if method not in ("GET", "HEAD"):
-        return refusal(MethodNotAllowed(["GET", "HEAD"]), method, str(uuid4()))
+        return gateway.refuse(MethodNotAllowed(["GET", "HEAD"]), method)
     return Answer(
         200, {**COMMON_HEADERS, "X-Request-Id": str(uuid4()), "Content-Type": content_type}, content
     )

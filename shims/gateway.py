@@ -17,7 +17,7 @@ from uuid import uuid4
 from chalice.app import Chalice
 
 from app import COMMON_HEADERS, LARGEST_BODY
-from chalicelib import settings, tokens
+from chalicelib import logs, settings, telemetry, tokens
 from chalicelib.callers import Verified
 from chalicelib.errors import Internal, MalformedRequest, Problem
 
@@ -56,7 +56,8 @@ class Gateway:
     Raises SettingsError at once, not at the first request, when a variable is missing or wrong.
     """
 
-    def __init__(self, app: Chalice) -> None:
+    def __init__(self, app: Chalice, host: str = "local") -> None:
+        """`host` is what the log calls this one: `azure`, `gcp`, `oci`."""
         if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:
             raise settings.SettingsError(
                 "AWS_LAMBDA_FUNCTION_NAME is set, which means: claims were verified. Unset it on this host"
@@ -64,35 +65,54 @@ class Gateway:
         settings.check()
         self._app = app
         self._base_path = settings.base_path()
+        self._host = host
+        if host == "azure":
+            logs.through_root()
 
     def answer(self, request: Request) -> Answer:
         """Never raises: whatever goes wrong is a problem of the contract's shape."""
         request_id = request.id if _REQUEST_ID.fullmatch(str(request.id)) else str(uuid4())
-        try:
-            answer = self._answer(request, request_id)
-            if _CONTROL.search("".join(answer.headers.values())):
-                raise ValueError("a response header holds a control character")
-        except Problem as problem:
-            return refusal(problem, request.method, request_id)
-        except Exception:
-            _log.exception("unforeseen error in request %s", request_id)
-            return refusal(Internal(), request.method, request_id)
+        record = telemetry.begin(request_id, self._host)
+        answer = self._answered(request, record)
+        telemetry.end(record, answer.status)
         return answer
 
     def exchange(self, method: str, incoming: Callable[[], Request], *broken: type[Exception]) -> Answer:
         """The answer to a request that the host raises one of these on, when its body cannot be read."""
         try:
-            return self.answer(incoming())
+            request = incoming()
         except broken:
-            return refusal(MalformedRequest(), method, str(uuid4()))
+            return self.refuse(MalformedRequest(), method)
+        return self.answer(request)
 
-    def _answer(self, request: Request, request_id: str) -> Answer:
+    def refuse(self, problem: Problem, method: str) -> Answer:
+        """The answer to a request that cannot be handed over at all."""
+        record = telemetry.begin(str(uuid4()), self._host)
+        record.describe(method, "", None)
+        answer = _refusal(problem, method, record)
+        telemetry.end(record, answer.status)
+        return answer
+
+    def _answered(self, request: Request, record: telemetry.Record) -> Answer:
+        try:
+            answer = self._answer(request, record)
+            if _CONTROL.search("".join(answer.headers.values())):
+                raise ValueError("a response header holds a control character")
+        except Problem as problem:
+            return _refusal(problem, request.method, record)
+        except Exception:
+            _log.exception("unforeseen error")
+            return _refusal(Internal(), request.method, record)
+        return answer
+
+    def _answer(self, request: Request, record: telemetry.Record) -> Answer:
         path, _, query = request.target.partition("?")
         route, parameters = self._route(path)
         methods = self._app.routes.get(route, {})
-        if request.method == "OPTIONS" and methods:
-            return _preflight([*methods, "OPTIONS"], request_id)
         headers = {name.lower(): value for name, value in request.headers.items()}
+        record.describe(request.method, route, headers.get("traceparent"))
+        if request.method == "OPTIONS" and methods:
+            return _preflight([*methods, "OPTIONS"], record.request_id)
         declared = methods.get(request.method)
         verified = None
         if declared and declared.authorizer:
@@ -104,7 +124,7 @@ class Gateway:
                 "resourcePath": route,
                 "httpMethod": request.method,
                 "path": path,
-                "requestId": request_id,
+                "requestId": record.request_id,
             },
             "headers": headers,
             "pathParameters": parameters,
@@ -140,13 +160,13 @@ def ends_at(deadline: str) -> float | None:
         return None
 
 
-def refusal(problem: Problem, method: str, request_id: str) -> Answer:
+def _refusal(problem: Problem, method: str, record: telemetry.Record) -> Answer:
     """A problem that never reached the app, as the app would have answered it."""
-    response = problem.response(request_id)
+    response = record.refuse(problem)
     own = {name: str(value) for name, value in response.headers.items()}
     return Answer(
         response.status_code,
-        {**COMMON_HEADERS, **own, "X-Request-Id": request_id},
+        {**COMMON_HEADERS, **own, "X-Request-Id": record.request_id},
         b"" if method == "HEAD" else response.body.encode(),
     )
 

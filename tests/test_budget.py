@@ -151,7 +151,7 @@ def cold_start(
         text=True,
         check=False,
     )
-    status, *modules = done.stdout.split() or ["nothing"]
+    status, *modules = done.stdout.splitlines()[-1].split() if done.stdout else ["nothing"]  # behind its log
     assert status == "201", done.stdout + done.stderr
     times = re.findall(r"^import time:\s*\d+ \|\s*(\d+) \|\s*(\S+)$", done.stderr, re.MULTILINE)
     return set(modules), {name: int(time) for time, name in times}

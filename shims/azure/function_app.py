@@ -7,7 +7,7 @@ from azure.functions import AuthLevel, Context, FunctionApp, HttpRequest, HttpRe
 from app import app
 from shims.gateway import Answer, Gateway, Request
 
-gateway = Gateway(app)
+gateway = Gateway(app, "azure")
 functions = FunctionApp(http_auth_level=AuthLevel.ANONYMOUS)  # our own token check decides
 
 

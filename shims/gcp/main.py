@@ -12,7 +12,7 @@ from werkzeug.datastructures import Headers
 from app import app
 from shims.gateway import Answer, Gateway, Request
 
-gateway = Gateway(app)
+gateway = Gateway(app, "gcp")
 
 
 @functions_framework.http

@@ -11,7 +11,7 @@ from fdk.response import Response
 from app import app
 from shims.gateway import Answer, Gateway, Request, ends_at
 
-gateway = Gateway(app)
+gateway = Gateway(app, "oci")
 logging.getLogger().setLevel(logging.INFO)  # fdk sets DEBUG, at which libraries print what they send
 
 
