@@ -26,6 +26,8 @@ import psutil
 
 SERVER_USER = "embedded_postgres"
 """Who runs PostgreSQL for root: it refuses to run as root itself."""
+SILENT_ABOUT_VALUES = ("-c", "log_min_error_statement=panic", "-c", "log_error_verbosity=terse")
+"""By default its log has each statement that failed, and the row that was refused: docs/database.md."""
 
 
 class Server:
@@ -85,7 +87,7 @@ class Server:
             self._private(self._sockets)
         for left_over in (self._data / "postmaster.pid", self._sockets / ".s.PGSQL.5432.lock"):
             left_over.unlink(missing_ok=True)
-        options = shlex.join(["-h", "", "-p", "5432", "-k", str(self._sockets)])
+        options = shlex.join(["-h", "", "-p", "5432", "-k", str(self._sockets), *SILENT_ABOUT_VALUES])
         log = self._data / "log"
         try:
             self._run("pg_ctl", "-D", str(self._data), "-w", "-l", str(log), "-o", options, "start")

