@@ -1,0 +1,190 @@
+"""Metrics by OpenTelemetry: the GCP door under gunicorn sends them to a collector that decodes them."""
+
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
+
+from local import hosts
+from local.environments import environment as environment_of
+from tests.client import Client, free_port, over_http
+from tests.cognito import UserPool
+
+pytestmark = pytest.mark.slow
+
+
+class Collector:
+    """Takes OTLP over HTTP and keeps the newest value of each series: they are cumulative."""
+
+    def __init__(self) -> None:
+        self.points: dict[str, dict[tuple[tuple[str, Any], ...], Any]] = {}
+        self.services: set[str] = set()
+        collector = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                assert (self.path, self.headers["Content-Type"]) == ("/v1/metrics", "application/x-protobuf")
+                assert self.headers["x-key"] == "s3cret"
+                collector.take(ExportMetricsServiceRequest.FromString(body))
+                answer = ExportMetricsServiceResponse().SerializeToString()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/x-protobuf")
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+    def take(self, request: ExportMetricsServiceRequest) -> None:
+        for resource in request.resource_metrics:
+            named = {each.key: each.value.string_value for each in resource.resource.attributes}
+            self.services.add(named["service.name"])
+            instance = ("service.instance.id", named["service.instance.id"])
+            for scope in resource.scope_metrics:
+                for metric in scope.metrics:
+                    of_a_kind = getattr(metric, metric.WhichOneof("data"))
+                    series = self.points.setdefault(f"{metric.name} [{metric.unit}]", {})
+                    for point in of_a_kind.data_points:
+                        key = sorted((each.key, value(each)) for each in point.attributes)
+                        series[instance, *key] = point
+
+    def count(self, name: str, attributes: Mapping[str, Any] = {}) -> int:
+        """How often it was counted or timed with these attributes, whatever the others are."""
+        series = self.points.get(name, {})
+        found = [point for key, point in series.items() if attributes.items() <= dict(key).items()]
+        return sum(point.count if hasattr(point, "count") else point.as_int for point in found)
+
+
+def value(attribute: Any) -> Any:
+    return getattr(attribute.value, attribute.value.WhichOneof("value"))
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    collector = Collector()
+    threading.Thread(target=collector.server.serve_forever, args=[0.05], daemon=True).start()
+    yield collector
+    collector.server.shutdown()
+    collector.server.server_close()
+
+
+def exporting(environment: dict[str, str], port: int, **more: str) -> dict[str, str]:
+    return {
+        **environment,
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
+        "OTEL_EXPORTER_OTLP_HEADERS": "x-key=s3cret",
+        "OTEL_METRIC_EXPORT_INTERVAL": "200",
+        **more,
+    }
+
+
+REQUESTS = "http.server.request.duration [s]"
+
+
+def test_requests_are_counted_and_timed(
+    collector: Collector,
+    built: Callable[[str], Path],
+    environment: dict[str, str],
+    user_pool: UserPool,
+    tenant: str,
+) -> None:
+    port = free_port()
+    told = exporting(environment, collector.server.server_port)
+    with hosts.serving("gcp", built("gcp"), told, "127.0.0.1", port):
+        alice = Client(over_http("127.0.0.1", port), user_pool.token(tenant))
+        key = uuid4().hex
+        answers = [alice.place(key=key), alice.place(key=key), alice.get("/orders"), alice.get("/nothing")]
+        deadline = time.monotonic() + 20
+        while collector.count(REQUESTS) < len(answers):
+            assert time.monotonic() < deadline, collector.points
+            time.sleep(0.05)
+        last = alice.get(f"/orders/{uuid4()}")
+
+    # The last one was sent when the host stopped.
+    assert [answer.status for answer in [*answers, last]] == [201, 201, 200, 404, 404]
+    assert collector.services == {"order-api"}
+    assert collector.count(REQUESTS) == 5
+    for method, route, status, times in (
+        ("POST", "/orders", 201, 2),
+        ("GET", "/orders", 200, 1),
+        ("GET", "/orders/{order_id}", 404, 1),
+    ):
+        asked = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
+        assert collector.count(REQUESTS, asked) == times, asked
+    assert collector.count("db.client.operation.duration [s]", {"db.system.name": "postgresql"}) == 5
+    assert collector.count("db.client.connection.wait_time [s]") == 5
+    assert collector.count("faas.coldstarts [{coldstart}]") == 1
+    assert collector.count("order_api.server_errors [{request}]") == 0
+    assert tenant not in str(collector.points)
+
+
+def test_each_worker_has_an_exporter_of_its_own_and_errors_are_counted(
+    collector: Collector, built: Callable[[str], Path], environment: dict[str, str]
+) -> None:
+    """gunicorn imports the app and then forks: a thread that an import had started would be gone."""
+    port = free_port()
+    nowhere = {"DATABASE_URL": "postgresql://orders_app@127.0.0.1:1/orders", "WORKERS": "2"}
+    told = exporting({**environment, **nowhere}, collector.server.server_port, OTEL_SERVICE_NAME="shop")
+    with hosts.serving("gcp", built("gcp"), told, "127.0.0.1", port):
+        anybody = Client(over_http("127.0.0.1", port), None)
+        statuses = [anybody.get("/health/ready").status for _ in range(20)]
+
+    assert statuses == [503] * 20
+    assert collector.services == {"shop"}
+    assert collector.count("order_api.server_errors [{request}]", {"http.route": "/health/ready"}) == 20
+    assert collector.count(REQUESTS, {"error.type": "503"}) == 20
+    assert collector.count("faas.coldstarts [{coldstart}]") in (1, 2)
+
+
+def test_without_its_variables_nothing_of_it_is_imported(
+    built: Callable[[str], Path], environment: dict[str, str]
+) -> None:
+    ask = (
+        "import functions_framework, sys; app = functions_framework.create_app('orders_api', 'main.py');"
+        "from app import app; from shims.gateway import Gateway, Request;"
+        "Gateway(app).answer(Request('GET', '/health', {}, b''));"
+        "print([name for name in sys.modules if 'opentelemetry' in name or name.endswith('.otel')])"
+    )
+    for variables, expected in (
+        ({}, "[]"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_METRICS_EXPORTER": "none"}, "[]"),
+    ):
+        done = subprocess.run(
+            [environment_of("gcp"), "-c", ask],
+            cwd=built("gcp"),
+            env={**environment, **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stdout.splitlines()[-1:] == [expected], done.stderr
+
+
+def test_a_collector_that_is_down_costs_no_answer(
+    built: Callable[[str], Path], environment: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    port = free_port()
+    told = exporting(environment, free_port(), OTEL_EXPORTER_OTLP_TIMEOUT="1")
+    with hosts.serving("gcp", built("gcp"), told, "127.0.0.1", port):
+        anybody = Client(over_http("127.0.0.1", port), None)
+        began = time.monotonic()
+        statuses = [anybody.get("/health").status for _ in range(20)]
+        took = time.monotonic() - began
+
+    assert statuses == [200] * 20
+    assert took < 10, "requests do not wait for it"
+    assert "s3cret" not in str(capfd.readouterr())
