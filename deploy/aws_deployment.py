@@ -11,7 +11,7 @@ from typing import Any
 import boto3
 
 from chalicelib import settings
-from deploy import aws, policy
+from deploy import alarms, aws, policy
 
 Json = dict[str, Any]
 
@@ -145,6 +145,8 @@ def _sam(folder: Path, stage: str, chosen: Json, region: str) -> None:
     }
     network = {"SubnetIds": chosen["subnet_ids"], "SecurityGroupIds": chosen["security_group_ids"]}
     overrides = {**from_variables, **{name: ",".join(ids) for name, ids in network.items() if ids}}
+    if topic := os.environ.get("ALARM_TOPIC_ARN"):
+        overrides[alarms.TOPIC] = topic
     command = [sam, "deploy", "--template-file", "package/sam.json", "--stack-name", f"order-api-{stage}"]
     command += ["--capabilities", "CAPABILITY_IAM", "--resolve-s3", "--no-fail-on-empty-changeset"]
     command += ["--parameter-overrides", *(f"{name}={value}" for name, value in overrides.items())]

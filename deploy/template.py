@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from app import COMMON_HEADERS, app
-from deploy import gateway_responses, policy
+from deploy import alarms, gateway_responses, policy
 
 Json = dict[str, Any]
 
@@ -26,6 +26,7 @@ def additions(stage: Mapping[str, Any], *, snapstart: bool) -> Json:
         "Rules": _rules(),
         "Conditions": {
             "HasSecret": _is_set("DBPasswordSecretArn"),
+            alarms.HAS_TOPIC: _is_set(alarms.TOPIC),
             "InVpc": {"Fn::Not": [{"Fn::Equals": [{"Fn::Join": ["", {"Ref": "SubnetIds"}]}, ""]}]},
         },
         "Resources": {
@@ -33,6 +34,7 @@ def additions(stage: Mapping[str, Any], *, snapstart: bool) -> Json:
             FUNCTION: {"Properties": _function()},
             ROLE: {"Properties": {"Policies": [_policy()]}},
             LOGS: {"Properties": {"LogGroupName": {"Fn::Sub": "/aws/lambda/${AWS::StackName}"}}},
+            **alarms.resources(FUNCTION),
         },
         "Outputs": {
             "OrderApiUrl": {
@@ -105,6 +107,7 @@ def _parameters(stage: Mapping[str, Any]) -> Json:
         },
         "SubnetIds": listed("subnet_ids", "Private subnets of the function; empty: outside any VPC"),
         "SecurityGroupIds": listed("security_group_ids", "Security groups of the function in them"),
+        alarms.TOPIC: alarms.parameter(),
     }
 
 

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow
 
 REGION = "eu-west-1"
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
+TOPIC = "arn:aws:sns:eu-west-1:123456789012:on-call"
 SETTINGS = {
     "COGNITO_USER_POOL_ARN": "arn:aws:cognito-idp:eu-west-1:123456789012:userpool/eu-west-1_AbCdEfGhI",
     "DB_HOST": "db.example",
@@ -290,7 +291,7 @@ def test_sam_gets_the_template_and_its_parameters(
         "sam",
         "--from",
         ready.folder,
-        variables={**aws, **recording("sam", tmp_path)},
+        variables={**aws, **recording("sam", tmp_path), "ALARM_TOPIC_ARN": TOPIC},
     )
 
     assert done.returncode == 0, done.stderr
@@ -298,7 +299,8 @@ def test_sam_gets_the_template_and_its_parameters(
     assert said[:3] == ["deploy", "--template-file", "package/sam.json"]
     assert "--resolve-s3" in said
     parameters = dict(part.split("=", 1) for part in said[said.index("--parameter-overrides") + 1 :])
-    assert set(parameters.values()) == set(SETTINGS.values())
+    assert set(parameters.values()) == {*SETTINGS.values(), TOPIC}
+    assert parameters["AlarmTopicArn"] == TOPIC
     assert set(parameters) <= set(json.loads(ready.template.read_text())["Parameters"])
     assert (tmp_path / "folder").read_text().strip() == str(ready.folder)
     assert (tmp_path / "region").read_text().strip() == REGION

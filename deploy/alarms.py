@@ -1,0 +1,100 @@
+"""The alarms of the SAM template. What each of them means, and what to do then: docs/operations.md."""
+
+from typing import Any
+
+from chalicelib.metrics import DIMENSION, NAMESPACE
+
+Json = dict[str, Any]
+
+TOPIC, HAS_TOPIC = "AlarmTopicArn", "HasAlarmTopic"
+SERVER_ERRORS, SLOW, WAITS = "ServerErrorsAlarm", "LatencyAlarm", "PoolWaitAlarm"
+MOST_ERRORS = 1
+"""Percent of the requests."""
+SLOWEST, LONGEST_WAIT = 1500, 500
+"""Milliseconds of the 99th percentile."""
+RUNBOOK = "docs/operations.md"
+
+
+def parameter() -> Json:
+    return {
+        "Type": "String",
+        "Default": "",
+        "AllowedPattern": "(arn:aws[a-z-]*:sns:[a-z0-9-]+:[0-9]{12}:.+)?",
+        "Description": "SNS topic that hears of the alarms; empty: they only show in CloudWatch",
+    }
+
+
+def resources(function: str) -> Json:
+    """Three minutes of five, so that one bad request wakes nobody; no requests are no alarm."""
+    return {
+        SERVER_ERRORS: _alarm(
+            f"Over {MOST_ERRORS}% of the requests ended with 5xx, a crash or a timeout: {RUNBOOK}#server-errors",
+            Threshold=MOST_ERRORS,
+            Metrics=[
+                _metric("answered", NAMESPACE, "server_errors", DIMENSION, function),
+                # What ended without a line of ours: crashes, and the function's timeout.
+                _metric("crashed", "AWS/Lambda", "Errors", "FunctionName", function),
+                _metric("all", "AWS/Lambda", "Invocations", "FunctionName", function),
+                {
+                    "Id": "rate",
+                    "Label": "5xx, percent",
+                    "Expression": "100 * (FILL(answered, 0) + FILL(crashed, 0)) / all",
+                    "ReturnData": True,
+                },
+            ],
+        ),
+        SLOW: _alarm(
+            f"One request in a hundred took more than {SLOWEST} ms: {RUNBOOK}#latency",
+            Threshold=SLOWEST,
+            **_percentile("ms", function),
+        ),
+        WAITS: _alarm(
+            f"One request in a hundred waited over {LONGEST_WAIT} ms for a connection: {RUNBOOK}#pool-waits",
+            Threshold=LONGEST_WAIT,
+            **_percentile("pool_ms", function),
+        ),
+    }
+
+
+def _alarm(description: str, **more: Any) -> Json:
+    heard = {"Fn::If": [HAS_TOPIC, [{"Ref": TOPIC}], {"Ref": "AWS::NoValue"}]}
+    properties = {
+        "AlarmDescription": description,
+        "ActionsEnabled": True,
+        "AlarmActions": heard,
+        "OKActions": heard,
+        "ComparisonOperator": "GreaterThanThreshold",
+        "EvaluationPeriods": 5,
+        "DatapointsToAlarm": 3,
+        "TreatMissingData": "notBreaching",
+        **more,
+    }
+    return {"Type": "AWS::CloudWatch::Alarm", "Properties": properties}
+
+
+def _percentile(metric: str, function: str) -> Json:
+    return {
+        "Namespace": NAMESPACE,
+        "MetricName": metric,
+        "Dimensions": [{"Name": DIMENSION, "Value": {"Ref": function}}],
+        "ExtendedStatistic": "p99",
+        # Among few requests one is the 99th percentile.
+        "EvaluateLowSampleCountPercentile": "ignore",
+        "Period": 60,
+    }
+
+
+def _metric(name: str, namespace: str, metric: str, dimension: str, function: str) -> Json:
+    return {
+        "Id": name,
+        "ReturnData": False,
+        "MetricStat": {
+            "Metric": {
+                "Namespace": namespace,
+                "MetricName": metric,
+                "Dimensions": [{"Name": dimension, "Value": {"Ref": function}}],
+            },
+            "Period": 60,
+            "Stat": "Sum",
+        },
+    }
