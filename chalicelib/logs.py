@@ -17,6 +17,7 @@ from typing import Any
 MOST_FRAMES = 20
 
 log = logging.getLogger("order-api")
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _no_request() -> dict[str, Any]:
@@ -68,7 +69,7 @@ def head(level: str, at: float | None = None) -> dict[str, str]:
 def write(line: dict[str, Any]) -> None:
     """Never raises: a request is not to fail because nobody reads its line."""
     with suppress(OSError, ValueError):
-        _sink(json.dumps(line, separators=(",", ":")), line["level"])
+        _sink(_encode(line), line["level"])
 
 
 def _to_stdout(line: str, _level: str) -> None:

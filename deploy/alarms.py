@@ -28,7 +28,7 @@ def resources(function: str) -> Json:
     """Three minutes of five, so that one bad request wakes nobody; no requests are no alarm."""
     return {
         SERVER_ERRORS: _alarm(
-            f"Over {MOST_ERRORS}% of the requests ended with 5xx, a crash or a timeout: {RUNBOOK}#server-errors",
+            f"Over {MOST_ERRORS}% of the requests: 5xx, a crash, a timeout: {RUNBOOK}#server-errors",
             Threshold=MOST_ERRORS,
             Metrics=[
                 _metric("answered", NAMESPACE, "server_errors", DIMENSION, function),
