@@ -113,6 +113,7 @@ def start_anew() -> None:
     """The next request is the first one of this process."""
     global _requests  # noqa: PLW0603 (one count a process)
     _requests = count()
+    _current.set(None)
 
 
 def members() -> dict[str, Any]:

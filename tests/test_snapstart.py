@@ -25,6 +25,7 @@ from tests import secret_servers
 from tests.builds import PROJECT, AwsBuild
 from tests.client import Client, Transport, free_port, over_http
 from tests.cognito import UserPool
+from tests.log_lines import of_requests
 from tests.secret_servers import Asked, Store
 from tests.wire import TERMINATE, Proxy, Traffic
 
@@ -293,6 +294,10 @@ def test_without_a_database_a_version_is_published_and_restored_all_the_same(
     assert (refused.status, refused.slug, placed.status) == (503, "unavailable", 201)
     assert "SnapStart: the rehearsal ended with 503, the snapshot is taken all the same" in said
     assert "SnapStart: restored without a connection" in said
+    lines = of_requests(said)
+    assert len(lines) == 2, "the rehearsal is nobody's request"
+    cold = [lines[answer.headers["x-request-id"]]["cold_start"] for answer in (refused, placed)]
+    assert cold == [True, False], "the first after the restore, not that of the rehearsal"
 
 
 @pytest.mark.slow

@@ -150,6 +150,23 @@ def test_each_worker_has_an_exporter_of_its_own_and_errors_are_counted(
     assert collector.count("faas.coldstarts [{coldstart}]") in (1, 2)
 
 
+def test_requests_over_a_tenants_limit_are_counted(
+    collector: Collector,
+    built: Callable[[str], Path],
+    environment: dict[str, str],
+    user_pool: UserPool,
+    tenant: str,
+) -> None:
+    port = free_port()
+    told = exporting(environment, collector.server.server_port, RATE_LIMIT="1/m")
+    with hosts.serving("gcp", built("gcp"), told, "127.0.0.1", port):
+        alice = Client(over_http("127.0.0.1", port), user_pool.token(tenant))
+        statuses = [alice.get("/orders").status for _ in range(4)]
+
+    assert statuses == [200, 429, 429, 429]
+    assert collector.count("order_api.rate_limited [{request}]", {"http.route": "/orders"}) == 3
+
+
 def test_without_its_variables_nothing_of_it_is_imported(
     built: Callable[[str], Path], environment: dict[str, str]
 ) -> None:
