@@ -8,6 +8,7 @@ import hashlib
 import time
 from contextvars import ContextVar
 from itertools import count
+from json.encoder import encode_basestring_ascii
 from types import TracebackType
 from typing import Any
 
@@ -59,6 +60,10 @@ class Record:
         self.problem = problem.slug
         return problem.response(self.request_id)
 
+    @property
+    def named_route(self) -> str:
+        return f"{self.method} {self.route}".strip()
+
     def members(self) -> dict[str, Any]:
         """What every line has that is written during this request."""
         trace = {"trace_id": self.trace.trace_id, "span_id": self.trace.span_id} if self.trace else {}
@@ -66,7 +71,7 @@ class Record:
             "request_id": self.request_id,
             "tenant": self.tenant,
             "user": self.user,
-            "route": f"{self.method} {self.route}".rstrip(),
+            "route": self.named_route,
             "host": self.host,
             **trace,
         }
@@ -92,21 +97,29 @@ def end(record: Record, status: int) -> None:
         return
     record.status = status
     seconds = time.perf_counter() - record.started
-    line = {
-        **logs.head("ERROR" if status >= SERVER_ERROR else "INFO"),
-        **record.members(),
-        "status": status,
-        "ms": milliseconds(seconds),
-        "database_ms": milliseconds(sum(record.trips)),
-        "database_trips": len(record.trips),
-        "pool_ms": milliseconds(sum(record.waits)),
-        "cold_start": record.cold_start,
-    }
-    if record.problem:
-        line["problem"] = record.problem
-    metrics.measure(record, seconds, line)
-    logs.write(line)
+    more = metrics.measure(record, seconds)
+    level = "ERROR" if status >= SERVER_ERROR else "INFO"
+    logs.write(_line(record, level, seconds, more), level)
     _current.set(None)
+
+
+def _line(record: Record, level: str, seconds: float, more: str) -> str:
+    """The request's line, its members as members() has them; the json module takes three times as long."""
+    trace, problem = record.trace, record.problem
+    ids = f'"trace_id":"{trace.trace_id}","span_id":"{trace.span_id}",' if trace else ""
+    slug = f',"problem":"{problem}"' if problem else ""
+    return (
+        f'{{"time":"{logs.time_at(time.time())}","level":"{level}","request_id":{_json(record.request_id)},'
+        f'"tenant":{_json(record.tenant)},"user":{_json(record.user)},"route":{_json(record.named_route)},'
+        f'"host":"{record.host}",{ids}"status":{record.status},"ms":{seconds * 1000:.3f},'
+        f'"database_ms":{sum(record.trips) * 1000:.3f},"database_trips":{len(record.trips)},'
+        f'"pool_ms":{sum(record.waits) * 1000:.3f},"cold_start":{"true" if record.cold_start else "false"}'
+        f"{slug}{more}}}"
+    )
+
+
+def _json(text: str | None) -> str:
+    return "null" if text is None else encode_basestring_ascii(text)
 
 
 def start_anew() -> None:
@@ -175,10 +188,6 @@ class _Timed:
         self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
     ) -> None:
         self._into.append(time.perf_counter() - self._started)
-
-
-def milliseconds(seconds: float) -> float:
-    return round(seconds * 1000, 3)
 
 
 def _without_address(name: str) -> str:

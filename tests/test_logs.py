@@ -1,7 +1,6 @@
 """The log: one line of JSON a request, lines of the same shape for what goes wrong, and no values in any."""
 
 import json
-import logging
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -185,14 +184,6 @@ def test_an_address_that_serves_as_a_users_name_is_not_logged(app: Any, said: Sa
     first, second, other = (line["user"] for line in said())
     assert first.startswith("sha256:")
     assert first == second != other
-
-
-def test_the_log_of_another_library_stays_its_own(alice: Client, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing of ours reaches the root logger, where a host's handler would double it."""
-    with caplog.at_level(logging.DEBUG):
-        alice.get("/health")
-
-    assert not [record for record in caplog.records if "request_id" in record.getMessage()]
 
 
 def test_the_first_request_of_a_process_is_a_cold_start(in_process: Transport, said: Said) -> None:

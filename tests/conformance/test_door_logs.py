@@ -70,18 +70,21 @@ EMF: Any = {
 """CloudWatch's specification of the Embedded Metric Format, narrowed to the units that we use."""
 
 
-@pytest.fixture
-def heard(capfd: pytest.CaptureFixture[str]) -> Callable[[list[Answer]], str]:
-    """All that was written, once it has a line for each of these answers."""
+Heard = Callable[[list[Answer]], tuple[str, str]]
 
-    def wait(answers: list[Answer]) -> str:
-        said, deadline = "", time.monotonic() + 10
-        while not all(answer.headers["x-request-id"] in said for answer in answers):
-            assert time.monotonic() < deadline, said
+
+@pytest.fixture
+def heard(capfd: pytest.CaptureFixture[str]) -> Heard:
+    """What was written to both streams, once there is a line for each of these answers."""
+
+    def wait(answers: list[Answer]) -> tuple[str, str]:
+        out, err, deadline = "", "", time.monotonic() + 10
+        while not all(f'"{answer.headers["x-request-id"]}"' in out + err for answer in answers):
+            assert time.monotonic() < deadline, out + err
             time.sleep(0.05)
             captured = capfd.readouterr()
-            said += captured.out + captured.err
-        return said
+            out, err = out + captured.out, err + captured.err
+        return out, err
 
     return wait
 
@@ -104,7 +107,7 @@ def test_every_request_leaves_one_raw_line(
     environment: dict[str, str],
     user_pool: UserPool,
     tenant: str,
-    heard: Callable[[list[Answer]], str],
+    heard: Heard,
 ) -> None:
     port = free_port()
     with hosts.serving(cloud, built(cloud), environment, "127.0.0.1", port):
@@ -114,8 +117,9 @@ def test_every_request_leaves_one_raw_line(
         replayed = alice.send("POST", "/orders", SEED_BYTES, headers)
         invalid = alice.place({})
         health = alice.get("/health")
-        said = heard([placed, replayed, invalid, health])
+        out, err = heard([placed, replayed, invalid, health])
 
+    said = out + err
     found = of_requests(said)
     first, second, third, fourth = (
         found[answer.headers["x-request-id"]] for answer in (placed, replayed, invalid, health)
@@ -134,6 +138,9 @@ def test_every_request_leaves_one_raw_line(
     assert len({PARENT, first["span_id"], second["span_id"]}) == 3
     assert "trace_id" not in third
     assert len(lines(said)) == said.count('"request_id"') == len(found), "each once, and each raw"
+    # Azure's worker collects what its root logger says, which local/azure_host.py writes to stderr; on this
+    # machine the function of the zip has one stream for both.
+    assert lines(out if cloud in ("azure", "lambda") else err) == []
     if cloud == "lambda":
         assert metrics(first)["cold_starts"] == 1
         assert metrics(second).keys() >= {"ms", "database_ms", "pool_ms", "server_errors", "rate_limited"}
@@ -141,16 +148,21 @@ def test_every_request_leaves_one_raw_line(
         assert metrics(fourth).keys() == {"ms", "server_errors", "rate_limited", "cold_starts"}
 
 
-def test_a_failing_database_is_counted_and_explained_on_lambda(
-    built: Callable[[str], Path], environment: dict[str, str], heard: Callable[[list[Answer]], str]
+@pytest.mark.parametrize("cloud", ["lambda", "azure", "gcp", "oci"])
+def test_what_goes_wrong_is_said_once_and_in_the_same_shape(
+    cloud: str, built: Callable[[str], Path], environment: dict[str, str], heard: Heard
 ) -> None:
+    """Hosts give the root logger handlers of their own, which would say it a second time, as free text."""
     port = free_port()
     nowhere = {**environment, "DATABASE_URL": "postgresql://orders_app@127.0.0.1:1/orders"}
-    with hosts.serving("lambda", built("lambda"), nowhere, "127.0.0.1", port):
+    with hosts.serving(cloud, built(cloud), nowhere, "127.0.0.1", port):
         failed = Client(over_http("127.0.0.1", port), None).get("/health/ready")
-        said = heard([failed])
+        said = "".join(heard([failed]))
 
     cause, line = lines(said)
     assert cause["message"].startswith("database unavailable: ")
+    assert said.count("database unavailable: ") == 1
     assert cause["request_id"] == line["request_id"] == failed.headers["x-request-id"]
-    assert (failed.status, line["status"], metrics(line)["server_errors"]) == (503, 503, 1)
+    assert (failed.status, line["status"]) == (503, 503)
+    if cloud == "lambda":
+        assert metrics(line)["server_errors"] == 1
