@@ -94,7 +94,8 @@ def test_each_request_has_one_line(
 def test_a_refusal_before_the_app_has_its_line_too(nobody: Client, said: Said) -> None:
     refused = nobody.get("/orders")
 
-    (line,) = said()
+    *causes, line = said()
+    assert all(cause["request_id"] == line["request_id"] for cause in causes)
     assert line["request_id"] == refused.headers["x-request-id"]
     assert (line["status"], line["problem"], line["tenant"]) == (401, "unauthorized", None)
 

@@ -243,7 +243,8 @@ def test_the_configuration_table_is_complete() -> None:
     settings = (PROJECT / "chalicelib/settings.py").read_text()
     read = set(
         re.findall(
-            r'"((?:DB|AUTH|COGNITO|AWS)_[A-Z_]+|DATABASE_URL|DOCS|CORS_ORIGIN|DEFAULT_CURRENCY|BASE_PATH|OTEL_[A-Z_]+)"',
+            r'"((?:DB|AUTH|COGNITO|AWS|OTEL)_[A-Z_]+|DATABASE_URL|DOCS|CORS_ORIGIN|DEFAULT_CURRENCY|BASE_PATH'
+            r'|RATE_LIMIT)"',
             settings,
         )
     )
