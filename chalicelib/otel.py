@@ -6,12 +6,11 @@ with them (where to, how often, with which headers) its own variables say, OTEL_
 
 import threading
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
-from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
+from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 
 if TYPE_CHECKING:
     from chalicelib.telemetry import Record
@@ -81,8 +80,8 @@ def _the_instruments() -> Instruments:
 def _resource() -> Resource:
     """What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say; else the service has our name.
 
-    Each process is an instance of its own: with one identity their counters would overwrite each other.
+    The SDK gives each process an instance id: with one for all, their counters would overwrite each other.
     """
-    found = Resource({SERVICE_INSTANCE_ID: str(uuid4())}).merge(Resource.create())
+    found = Resource.create()
     unnamed = str(found.attributes.get(SERVICE_NAME, "")).startswith("unknown_service")
     return found.merge(Resource({SERVICE_NAME: "order-api"})) if unnamed else found

@@ -57,6 +57,10 @@ def test_replays_leave_no_value_in_the_servers_log(
 
     replay(alice)
 
+    # The first keeps the statements out, the second what a detail quotes: of a deadlock, both sides' words.
+    assert rows(
+        "select current_setting('log_min_error_statement'), current_setting('log_error_verbosity')"
+    ) == [("panic", "terse")]
     added = log.read_text()[before:]
     assert added.count("duplicate key value violates unique constraint") == 2
     assert not sightings("PostgreSQL's log", added)
