@@ -11,17 +11,14 @@ from typing import Any
 import psycopg2
 from psycopg2.extensions import cursor as Cursor
 
-from chalicelib import settings, telemetry
-from chalicelib.errors import Unavailable
+from chalicelib import failures, settings, telemetry
+from chalicelib.failures import ConnectionBroken, NoAnswer, OutcomeUnknown, ReadOnly, StatementLost
 from chalicelib.pool import Connection, Pool, PoolExhausted
-from chalicelib.role_check import ROLE_CHECK, UNSAFE_ROLE
+from chalicelib.role_check import ROLE_CHECK
 from chalicelib.watch import Watch
 
 Values = Mapping[str, Any]
 Row = tuple[Any, ...]
-UNIQUE_VIOLATION = "23505"
-LOCK_NOT_AVAILABLE = "55P03"
-READ_ONLY = "25006"
 SPARE = 0.5
 """Seconds before the host's own deadline at which an answer is given up: enough to say so."""
 
@@ -29,12 +26,6 @@ _log = logging.getLogger("order-api")
 _VALUE = re.compile(r"%\((\w+)\)s")
 _SET_TENANT = "select set_tenant(%(tenant_id)s);\n"
 _SET_TENANT_AND_TIMEOUT = "select set_tenant(%(tenant_id)s, %(milliseconds)s);\n"
-# SQLSTATEs after which the same request may succeed: connection, rollback, resources, operator,
-# system.
-_TRANSIENT = ("08", "40", "53", "57", "58")
-# A prepared statement that is not there, one that is there already, and one whose result has changed.
-_NOT_AS_PREPARED = ("26000", "42P05", "0A000")
-_INTEGRITY = "23"
 
 Words = Callable[[Connection, Cursor], bytes]
 """What is said to the database on a connection."""
@@ -154,54 +145,6 @@ class TenantScope:
         return cursor.mogrify(_SET_TENANT_AND_TIMEOUT, {**self._tenant, "milliseconds": milliseconds})
 
 
-class Locked(Unavailable):
-    """Another transaction held a lock for longer than the role's lock_timeout."""
-
-
-class ConnectionBroken(Unavailable):
-    """The connection was lost after something was sent: what the server did is not known."""
-
-
-class NoAnswer(Unavailable):
-    """The server was silent for as long as a request may wait: what it did is not known."""
-
-
-class ReadOnly(Unavailable):
-    """The server takes no writes: a standby, or a primary that was told so."""
-
-
-class UnsafeRole(Unavailable):
-    """Row-level security does not bind the role of the settings: nothing is served with it."""
-
-    detail = "The service is not set up safely and answers nothing until it is. Its log says what is wrong."
-    headers: Mapping[str, str] = {"Retry-After": "60"}
-
-
-class OutcomeUnknown(Unavailable):
-    """The connection was lost behind a write that must not be repeated."""
-
-    detail = (
-        "The database went away before it answered: it is not known whether this took effect. Look before "
-        "you send it again; with an Idempotency-Key it can be repeated safely."
-    )
-
-
-class StatementLost(Exception):
-    """A session did not have a statement as it was prepared: nothing was done."""
-
-
-class Refused(Exception):
-    """The database refused a statement. Says why without the values: a log may keep it."""
-
-    says_no_values = True
-
-    def __init__(self, error: psycopg2.Error) -> None:
-        self.sqlstate = error.pgcode or ""
-        about_the_schema = self.sqlstate in ("42501", "42703", "42804", "42883", "42P01")
-        reason = error.diag.message_primary if about_the_schema else error.diag.constraint_name
-        super().__init__(f"SQLSTATE {self.sqlstate or 'unknown'}: {reason or type(error).__name__}")
-
-
 def ping() -> None:
     """One trip to the database and back. Raises Unavailable."""
     _on_a_connection(lambda _connection, _cursor: b"select 1")
@@ -254,7 +197,11 @@ def _on_a_connection(words: Words, ends_at: float | None = None) -> list[Row]:
             connection.role_is_safe = True
             return cursor.fetchall() if cursor.description else []
     except psycopg2.Error as error:
-        raise _failure(error, connection, len(connection.prepared or ()) > known) from None
+        failure = failures.of(error, connection, prepared_more=len(connection.prepared or ()) > known)
+        if isinstance(failure, NoAnswer | ReadOnly):
+            # Those at rest lead to the same silence, or to the same server that is the primary no more.
+            pool.empty()
+        raise failure from None
     except BaseException:
         # Interrupted half-way: nobody else may find this connection's answer.
         driver.close()
@@ -263,35 +210,12 @@ def _on_a_connection(words: Words, ends_at: float | None = None) -> list[Row]:
         pool.give_back(connection)
 
 
-def _failure(error: psycopg2.Error, connection: Connection, prepared_more: bool) -> Exception:
-    """What happened, to be raised. Closes the connection where nobody should use it again."""
-    code = error.pgcode or ""
-    if connection.cut or code == READ_ONLY:
-        # Those at rest lead to the same silence, or to the same server that is the primary no more.
-        _the_pool().empty()
-    if connection.cut or connection.driver.closed:
-        return _unavailable(error, NoAnswer if connection.cut else ConnectionBroken)
-    is_lost = code in _NOT_AS_PREPARED and bool(connection.prepared)
-    # Whether the session has what the string was to prepare is not known. (A constraint is
-    # violated only behind it, and what was prepared outlives the string's rollback.)
-    is_unsure = prepared_more and not code.startswith(_INTEGRITY)
-    if is_lost or is_unsure or code in (READ_ONLY, UNSAFE_ROLE):
-        connection.driver.close()
-    if is_lost:
-        return StatementLost()
-    if code == UNSAFE_ROLE:
-        return _unsafe_role(error)
-    if kind := {LOCK_NOT_AVAILABLE: Locked, READ_ONLY: ReadOnly}.get(code):
-        return _unavailable(error, kind)
-    return _unavailable(error) if _is_transient(error) else Refused(error)
-
-
 def _connection(pool: Pool) -> Connection:
     try:
         with telemetry.pool_wait():
             return pool.take()
     except (PoolExhausted, psycopg2.OperationalError) as error:
-        raise _unavailable(error) from None
+        raise failures.unavailable(error) from None
 
 
 def _the_pool() -> Pool:
@@ -336,7 +260,7 @@ def _time_left(ends_at: float | None) -> float:
         return float("inf")
     left = ends_at - SPARE - time.monotonic()
     if left <= 0:
-        raise _unavailable(TimeoutError("the host's deadline is too near to send anything"))
+        raise failures.unavailable(TimeoutError("the host's deadline is too near to send anything"))
     return left
 
 
@@ -370,25 +294,3 @@ def _log_in(database: settings.Database) -> Callable[[], Any]:
         return psycopg2.connect(**settings.login(newer))
 
     return log_in
-
-
-def _unsafe_role(error: psycopg2.Error) -> UnsafeRole:
-    _log.error(
-        "refuses to serve: %s. Log in as orders_app, which schema.sql makes; for an experiment set "
-        "DB_ALLOW_UNSAFE_ROLE=1",
-        error.diag.message_primary,
-    )
-    return UnsafeRole()
-
-
-def _is_transient(error: psycopg2.Error) -> bool:
-    if error.pgcode is None:
-        return isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
-    return error.pgcode.startswith(_TRANSIENT)
-
-
-def _unavailable(error: Exception, kind: type[Unavailable] = Unavailable) -> Unavailable:
-    """Log why, without what a client sent: SQLSTATE and, where there is none, the driver's words."""
-    code = getattr(error, "pgcode", None)
-    _log.error("database unavailable: %s", f"SQLSTATE {code}" if code else " ".join(str(error).split()))
-    return kind()

@@ -9,8 +9,9 @@ from uuid_utils import uuid7
 
 from chalicelib.answers import content_json, order_json, page_json
 from chalicelib.callers import Caller
-from chalicelib.database import UNIQUE_VIOLATION, Locked, Refused, Step, TenantScope, Values
+from chalicelib.database import Step, TenantScope, Values
 from chalicelib.errors import IdempotencyInFlight, IdempotencyMismatch, NotFound
+from chalicelib.failures import UNIQUE_VIOLATION, Locked, Refused
 from chalicelib.messages import NewOrder
 from chalicelib.pages import Page
 from chalicelib.statements import (

@@ -15,8 +15,9 @@ from functools import cache
 
 from chalicelib import settings
 from chalicelib.callers import Caller
-from chalicelib.database import ReadOnly, TenantScope
+from chalicelib.database import TenantScope
 from chalicelib.errors import RateLimited
+from chalicelib.failures import ReadOnly
 from chalicelib.settings import Rate
 from chalicelib.statements import TAKE_TURN
 

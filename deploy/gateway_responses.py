@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from app import COMMON_HEADERS
-from chalicelib.database import OutcomeUnknown
 from chalicelib.errors import (
     Internal,
     MalformedRequest,
@@ -16,6 +15,7 @@ from chalicelib.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
+from chalicelib.failures import OutcomeUnknown
 
 PROBLEMS: Mapping[str, Problem] = {
     "ACCESS_DENIED": Unauthorized(),

@@ -15,6 +15,7 @@ from psycopg2.extensions import parse_dsn
 
 from chalicelib import database as api_database
 from chalicelib.database import Statement, TenantScope
+from chalicelib.failures import Refused
 from local.database import Urls
 from tests.client import Client, item, seed
 from tests.conftest import NewClient, connected
@@ -181,7 +182,7 @@ def test_a_page_that_is_never_prepared_blames_no_pooler(
     unsupported = Statement("do $$ begin raise feature_not_supported; end $$", None)
     with api_on(own_server.urls.app):
         assert every_request(alice) == ALL_WELL
-        with pytest.raises(api_database.Refused):
+        with pytest.raises(Refused):
             TenantScope("acme").read(unsupported)
 
     assert "DB_PREPARE" not in caplog.text

@@ -21,8 +21,9 @@ from psycopg2.extensions import parse_dsn
 from chalicelib import database as api_database
 from chalicelib import settings
 from chalicelib.callers import Caller
-from chalicelib.database import NoAnswer, Statement, TenantScope
+from chalicelib.database import Statement, TenantScope
 from chalicelib.errors import Unavailable
+from chalicelib.failures import NoAnswer
 from chalicelib.orders import OrderRepository
 from chalicelib.pool import Connection
 from chalicelib.watch import Watch
