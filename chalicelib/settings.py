@@ -28,7 +28,8 @@ _LIKE_A_REFERENCE = re.compile(
     re.IGNORECASE,
 )
 GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_URL = re.compile(r"https?://[^\s]+")
+_KEY_SERVER = re.compile(r"https://\S+|http://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?(/\S*)?")
+"""Through TLS, unless it is this machine: whoever stands between could hand out keys of their own."""
 _NAMED_LATER = dict.fromkeys(["DB_HOST", "DB_NAME", "DB_USER"], "in-the-secret")
 _BASE_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 _RATE = re.compile(r"([1-9][0-9]{0,6})/([smh])")
@@ -190,7 +191,7 @@ def tokens() -> Tokens:
     claim_names()
     read = {"cognito": _cognito, "entra": _entra, "firebase": _firebase, "oidc": _oidc}[_provider()]
     found = read()
-    if not _URL.fullmatch(found.jwks_url):
+    if not _KEY_SERVER.fullmatch(found.jwks_url):
         raise SettingsError(f"AUTH_JWKS_URL is {found.jwks_url!r}: use the https address of the key set")
     return found
 

@@ -459,6 +459,9 @@ COMPLETE: Json = {
         ({"AUTH_JWKS_URL": ""}, "AUTH_JWKS_URL is not set: the jwks_uri in the issuer's document"),
         ({"AUTH_JWKS_URL": "file:///etc/keys"}, "AUTH_JWKS_URL is 'file:///etc/keys': use the https"),
         ({"AUTH_JWKS_URL": "id.example/keys"}, "AUTH_JWKS_URL is 'id.example/keys'"),
+        ({"AUTH_JWKS_URL": "http://id.example/keys"}, "use the https address of the key set"),
+        ({"AUTH_JWKS_URL": "http://127.0.0.1.id.example/keys"}, "use the https address of the key set"),
+        ({"AUTH_JWKS_URL": "http://localhost@id.example/keys"}, "use the https address of the key set"),
         ({"AUTH_TENANT_CLAIM": ","}, "AUTH_TENANT_CLAIM is not set"),
         (
             {"AUTH_PROVIDER": "entra", "AUTH_ISSUER": ""},
@@ -494,6 +497,13 @@ def test_what_is_wrong_with_the_settings_is_said(only: Set, changes: Json, said:
         settings.tokens()
 
     assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8001", "[::1]:8001"])
+def test_keys_may_come_from_this_machine_without_tls(only: Set, host: str) -> None:
+    only(**{**COMPLETE, "AUTH_JWKS_URL": f"http://{host}/keys"})
+
+    assert settings.tokens().jwks_url == f"http://{host}/keys"
 
 
 def test_only_cognito_has_user_pools(only: Set) -> None:
