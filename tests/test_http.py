@@ -535,6 +535,12 @@ def answers(process: "subprocess.CompletedProcess[str]") -> list[Answer]:
     return [Answer(status, headers, body.encode()) for status, headers, body in lines]
 
 
+def test_the_servers_own_log_has_no_query(passer_by: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    assert passer_by.get("/orders?access_token=hunter2&?limit=1").status == 401
+
+    assert capsys.readouterr().err.endswith('"GET /orders HTTP/1.1" 401 -\n')
+
+
 def test_health_needs_no_database(elsewhere: Callable[..., "subprocess.CompletedProcess[str]"]) -> None:
     nowhere = "postgresql://orders_app@127.0.0.1:1/orders"
 
