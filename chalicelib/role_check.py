@@ -6,8 +6,7 @@ version can be asked.
 
 UNSAFE_ROLE = "OA001"
 """SQLSTATE of ours, from the classes that SQL leaves to implementations (ISO/IEC 9075-2, 24.1)."""
-ROLE_CHECK = b"""\
-do $$ declare found text; begin
+ROLE_CHECK = rb"""do $$ declare found text; begin
     select case when rolname = current_user then '' else 'may become ' || rolname || ', which ' end
            || case when rolsuper then 'is a superuser' else 'has BYPASSRLS' end
         into found from pg_roles
@@ -20,7 +19,9 @@ do $$ declare found text; begin
                         then 'is not enough: row-level security is not forced on ' || relname
                     else 'sees more than its tenant by the policy ' || polname || ' on ' || relname end
             into found from pg_class left join pg_policy
-                on polrelid = pg_class.oid and polpermissive and polname <> 'tenant_isolation'
+                on polrelid = pg_class.oid and polpermissive
+                   and coalesce(pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid), '')
+                       !~ '^\(+tenant_id\)*(::text)? = current_setting\(''app\.tenant_id''::text, true\)\)*$'
                    and exists (select from unnest(polroles) as of_role
                                where of_role = 0 or pg_has_role(of_role, 'MEMBER'))
             where pg_class.oid in (to_regclass('orders'), to_regclass('order_items'),

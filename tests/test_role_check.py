@@ -85,6 +85,19 @@ UNSAFE = {
         )
         for table in TABLES
     },
+    "a policy that was rewritten": Unsafe(
+        "orders_app",
+        "sees more than its tenant by the policy tenant_isolation on orders",
+        "alter policy tenant_isolation on orders using (true)",
+        "alter policy tenant_isolation on orders using (tenant_id = current_setting('app.tenant_id', true))",
+    ),
+    "a policy with a way around": Unsafe(
+        "orders_app",
+        "sees more than its tenant by the policy tenant_isolation on orders",
+        "alter policy tenant_isolation on orders"
+        " using (tenant_id = current_setting('app.tenant_id', true) or tenant_id = 'acme')",
+        "alter policy tenant_isolation on orders using (tenant_id = current_setting('app.tenant_id', true))",
+    ),
     "another policy for everybody": Unsafe(
         "orders_app",
         "sees more than its tenant by the policy audit on order_items",
@@ -183,8 +196,9 @@ def test_nothing_is_served_with(
     [
         "create policy more on orders as restrictive using (tenant_id <> 'nobody')",
         "create policy more on orders for select to auditors using (true)",
+        "create policy more on orders using (tenant_id = current_setting('app.tenant_id', true))",
     ],
-    ids=["a restriction", "another role's"],
+    ids=["a restriction", "another role's", "the same twice"],
 )
 def test_a_policy_that_shows_the_api_no_more_is_no_harm(server: Server, alice: Client, policy: str) -> None:
     harmless = Unsafe(
