@@ -24,11 +24,11 @@ from tests.wire import Proxy
 
 pytestmark = pytest.mark.slow
 
-ROUNDS, SECONDS, PACE = 2, 2.5, 0.1
+ROUNDS, SECONDS, PACE = 2, 4.0, 0.25
 """As usual and flooded by turns, each so long; a steady customer asks every PACE seconds."""
-FLOODERS, LIMIT = 16, "12/s"
-"""One steady customer stays below the limit; the flooders ask as fast as they are answered."""
-DELAY = 0.03
+FLOODERS, LIMIT = 32, "5/s"
+"""One steady customer stays below the limit; the flooders ask hundreds of times as much."""
+DELAY = 0.1
 """Seconds to the database and back."""
 
 
@@ -49,7 +49,7 @@ def ask_on(port: int, token: str, askers: int, over: Any, statuses: Any) -> None
     def ask() -> None:
         while not over.is_set():
             statuses.put(client.get("/orders?limit=1").status)
-            time.sleep(PACE if askers == 1 else 0)
+            time.sleep(PACE if askers == 1 else 0.02)
 
     threads = [threading.Thread(target=ask) for _ in range(askers)]
     for thread in threads:
@@ -63,11 +63,11 @@ def asking(port: int, token: str, askers: int) -> Iterator[list[int]]:
     """Somebody asks for a list, again and again. Yields the statuses that they got."""
     processes = multiprocessing.get_context("spawn")
     over, statuses, heard = processes.Event(), processes.Queue(), list[int]()
-    process = processes.Process(target=ask_on, args=[port, token, askers, over, statuses])
+    process = processes.Process(target=ask_on, args=[port, token, askers, over, statuses], daemon=True)
     process.start()
-    heard.append(statuses.get(timeout=30))  # it has begun
-    time.sleep(1.5)  # a burst of the limit's own size is everybody's right
     try:
+        heard.append(statuses.get(timeout=60))  # it has begun
+        time.sleep(1.5)  # a burst of the limit's own size is everybody's right
         yield heard
     finally:
         over.set()
@@ -80,7 +80,10 @@ def asking(port: int, token: str, askers: int) -> Iterator[list[int]]:
 def slowed_down(
     folder: Path, variables: dict[str, str], user_pool: UserPool, limit: str, rounds: int
 ) -> tuple[float, list[int]]:
-    """How many times longer the quiet tenant waits in the flood, as the median; and what the others heard."""
+    """How many times longer the quiet tenant waits in the flood, in the best round; what the others heard.
+
+    The best: whatever else the machine does can only make it longer.
+    """
     port = free_port()
     with hosts.serving("gcp", folder, {**variables, "RATE_LIMIT": limit}, "127.0.0.1", port):
         send = over_http("127.0.0.1", port)
@@ -99,7 +102,7 @@ def slowed_down(
             with asking(port, loud, FLOODERS) as statuses:
                 ratios.append(p95(ask) / usual)
             heard += statuses
-    return statistics.median(ratios), heard
+    return min(ratios), heard
 
 
 @pytest.fixture(scope="module")
@@ -129,4 +132,4 @@ def test_a_flood_of_one_tenant_leaves_another_alone(
     assert set(served) == {200}
     assert refused.count(429) > refused.count(200)
     assert limited < 2
-    assert limited < unlimited, "without a limit the same flood does harm"
+    assert unlimited > 2, "without a limit the same flood does harm"
