@@ -100,7 +100,7 @@ def health() -> Response:
 
 @app.route("/health/ready", methods=["GET", "HEAD"], content_types=[])
 def ready() -> Response:
-    database.ping()
+    database.ping(ends_at())
     return Response('{"status":"ready"}')
 
 

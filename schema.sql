@@ -185,12 +185,12 @@ create table if not exists idempotency_keys (
     constraint idempotency_keys_tenant_named check (tenant_id <> '')
 );
 
--- With RATE_LIMIT set: until when a tenant's turns are taken. Each turn moves it on by one interval, and one
+-- With RATE_LIMIT set: until when a tenant's turns are taken, in seconds since 1970. Each turn moves it on by one interval, and one
 -- that would move it further ahead of the clock than the limit's period is refused (the generic cell rate
 -- algorithm, ITU-T I.371). Unlogged: nothing waits for the disk, and a crash forgives everybody.
 create unlogged table if not exists rate_limits (
     tenant_id    varchar(255)  not null,
-    taken_until  timestamptz   not null,
+    taken_until  float8        not null,
 
     constraint rate_limits_pkey         primary key (tenant_id),
     constraint rate_limits_tenant_named check (tenant_id <> '')

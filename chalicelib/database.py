@@ -83,7 +83,7 @@ class TenantScope:
         self._ends_at = ends_at
 
     def read(self, statement: Statement, **values: Any) -> list[Row]:
-        """The rows of a SELECT. Asked again once, if the connection broke on the way."""
+        """The rows of a SELECT, or of what may happen twice. Asked again once, if the connection broke."""
         return self._send([(statement, [values])], repeatable=True)
 
     def write(self, *steps: Step, repeatable: bool = False) -> None:
@@ -145,9 +145,9 @@ class TenantScope:
         return cursor.mogrify(_SET_TENANT_AND_TIMEOUT, {**self._tenant, "milliseconds": milliseconds})
 
 
-def ping() -> None:
+def ping(ends_at: float | None = None) -> None:
     """One trip to the database and back. Raises Unavailable."""
-    _on_a_connection(lambda _connection, _cursor: b"select 1")
+    _on_a_connection(lambda _connection, _cursor: b"select 1", ends_at)
 
 
 def prepare(statements: Iterable[Statement]) -> None:
@@ -180,7 +180,7 @@ def close_pool() -> None:
 def _on_a_connection(words: Words, ends_at: float | None = None) -> list[Row]:
     """One trip: say it on a connection of the pool, and hear the rows of its last statement."""
     pool = _the_pool()
-    connection = _connection(pool)
+    connection = _connection(pool, _time_left(ends_at))
     driver = connection.driver
     known = len(connection.prepared or ())
     try:
@@ -188,7 +188,8 @@ def _on_a_connection(words: Words, ends_at: float | None = None) -> list[Row]:
             string = words(connection, cursor) + telemetry.comment()
             if not connection.role_is_safe:
                 string = ROLE_CHECK + string
-            _watch.begin(connection, min(connection.patience, _time_left(ends_at)))
+            patience = min(connection.patience, _time_left(ends_at))
+            _watch_over(connection, patience)
             try:
                 with telemetry.trip():
                     cursor.execute(string)
@@ -198,8 +199,8 @@ def _on_a_connection(words: Words, ends_at: float | None = None) -> list[Row]:
             return cursor.fetchall() if cursor.description else []
     except psycopg2.Error as error:
         failure = failures.of(error, connection, prepared_more=len(connection.prepared or ()) > known)
-        if isinstance(failure, NoAnswer | ReadOnly):
-            # Those at rest lead to the same silence, or to the same server that is the primary no more.
+        if isinstance(failure, ReadOnly) or (connection.cut and patience == connection.patience):
+            # Those at rest lead to the same server that is the primary no more, or to the same silence.
             pool.empty()
         raise failure from None
     except BaseException:
@@ -210,11 +211,18 @@ def _on_a_connection(words: Words, ends_at: float | None = None) -> list[Row]:
         pool.give_back(connection)
 
 
-def _connection(pool: Pool) -> Connection:
+def _connection(pool: Pool, time_left: float) -> Connection:
     try:
         with telemetry.pool_wait():
-            return pool.take()
-    except (PoolExhausted, psycopg2.OperationalError) as error:
+            return pool.take(time_left)
+    except (PoolExhausted, psycopg2.OperationalError, OSError) as error:  # OSError: no descriptor is left
+        raise failures.unavailable(error) from None
+
+
+def _watch_over(connection: Connection, seconds: float) -> None:
+    try:
+        _watch.begin(connection, seconds)
+    except RuntimeError as error:  # no thread can be started
         raise failures.unavailable(error) from None
 
 

@@ -16,8 +16,12 @@ READ_ONLY = "25006"
 _log = logging.getLogger("order-api")
 # SQLSTATEs after which the same request may succeed: connection, rollback, resources, operator, system.
 _TRANSIENT = ("08", "40", "53", "57", "58")
+# A pooler lost its session with the server and kept ours: whether the server has committed is not known.
+_SESSION_LOST = ("08", "40003", "57P01", "57P02")
 # A prepared statement that is not there, one that is there already, and one whose result has changed.
-_NOT_AS_PREPARED = ("26000", "42P05", "0A000")
+_NOT_AS_PREPARED = ("26000", "42P05", "0A000 RevalidateCachedQuery")
+_ON_A_STANDBY = "0A000 get_relation_info"
+"""An unlogged table cannot even be looked at there."""
 _INTEGRITY = "23"
 
 
@@ -74,9 +78,12 @@ def of(error: psycopg2.Error, connection: Connection, *, prepared_more: bool) ->
 
     `prepared_more`: whether the string was to prepare statements.
     """
-    code = error.pgcode or ""
+    code = _code(error)
     if connection.cut or connection.driver.closed:
         return unavailable(error, NoAnswer if connection.cut else ConnectionBroken)
+    if code.startswith(_SESSION_LOST):
+        connection.driver.close()
+        return unavailable(error, ConnectionBroken)
     is_lost = code in _NOT_AS_PREPARED and bool(connection.prepared)
     # Whether the session has what the string was to prepare is not known. (A constraint is
     # violated only behind it, and what was prepared outlives the string's rollback.)
@@ -99,6 +106,17 @@ def _unsafe_role(error: psycopg2.Error) -> UnsafeRole:
         error.diag.message_primary,
     )
     return UnsafeRole()
+
+
+def _code(error: psycopg2.Error) -> str:
+    """The SQLSTATE, or one of the names above for what 0A000 alone does not tell apart.
+
+    By where the server raised it: unlike its words, that is not translated.
+    """
+    code = error.pgcode or ""
+    if code == "0A000":
+        code = f"{code} {error.diag.source_function}"
+    return READ_ONLY if code == _ON_A_STANDBY else code
 
 
 def _is_transient(error: psycopg2.Error) -> bool:

@@ -3,6 +3,7 @@
 SQLAlchemy's QueuePool does this too; importing it is half of a cold start (docs/performance.md).
 """
 
+import math
 import os
 import select
 import socket
@@ -68,10 +69,14 @@ class Pool:
         self._lock = threading.Lock()
         self._turns = threading.Semaphore(most)
 
-    def take(self) -> Connection:
-        """A live connection; those that died or grew old at rest are closed. Raises PoolExhausted."""
-        if not self._turns.acquire(timeout=self._timeout):
-            raise PoolExhausted(f"no connection came free in {self._timeout} seconds")
+    def take(self, time_left: float = math.inf) -> Connection:
+        """A live connection; those that died or grew old at rest are closed. Raises PoolExhausted.
+
+        Waits for one no longer than `time_left`, in seconds.
+        """
+        timeout = min(self._timeout, time_left)
+        if not self._turns.acquire(timeout=timeout):
+            raise PoolExhausted(f"no connection came free in {timeout:.3g} seconds")
         try:
             while resting := self._rested():
                 if time.time() - resting.opened < self._recycle and not resting.is_dead():

@@ -24,8 +24,12 @@ from chalicelib.statements import TAKE_TURN
 MOST_REMEMBERED = 10_000
 """Tenants; beyond, those who may ask again are forgotten, and then all."""
 _next_turns: dict[str, float] = {}
-"""By time.monotonic(): when a tenant that was refused can have its next turn, other processes aside."""
+"""When a tenant that was refused can have its next turn, other processes aside; by time.time(), since in a
+frozen process the monotonic clock stands still."""
 _lock = threading.Lock()
+_uncounted_until = 0.0
+UNCOUNTED = 10
+"""Seconds in which nothing is counted after a server has refused to write."""
 rate = cache(settings.rate_limit)
 """Read once, at the first request."""
 
@@ -36,15 +40,14 @@ def take_turn(caller: Caller, ends_at: float | None = None) -> Mapping[str, str]
     Raises RateLimited, with the same headers, where the tenant has no turn left.
     """
     limit = rate()
-    if limit is None:
+    if limit is None or time.time() < _uncounted_until:
         return {}
     if wait := _wait(caller.tenant_id, limit):
         raise _refused(limit, wait)
-    scope = TenantScope(caller.tenant_id, ends_at)
     try:
-        ((ahead, taken),) = scope.read(TAKE_TURN, interval=limit.interval, period=limit.seconds)
+        ahead, taken = _asked(caller, limit, ends_at)
     except ReadOnly:
-        return {}  # where nothing can be written nothing is counted: reads go on
+        return _uncounted()
     if not taken:
         wait = ahead + limit.interval - limit.seconds
         _remember(caller.tenant_id, wait)
@@ -53,9 +56,29 @@ def take_turn(caller: Caller, ends_at: float | None = None) -> Mapping[str, str]
     return _headers(limit, left, ahead)
 
 
+def _asked(caller: Caller, limit: Rate, ends_at: float | None) -> tuple[float, bool]:
+    """What the database says: seconds ahead of the even pace, and whether there was a turn."""
+    scope = TenantScope(caller.tenant_id, ends_at)
+    try:
+        ((ahead, taken),) = scope.read(TAKE_TURN, interval=limit.interval, period=limit.seconds)
+    except BaseException:
+        with _lock:  # it gave none
+            if caller.tenant_id in _next_turns:
+                _next_turns[caller.tenant_id] -= limit.interval
+        raise
+    return ahead, taken
+
+
+def _uncounted() -> Mapping[str, str]:
+    """Where nothing can be written nothing is counted: reads go on."""
+    global _uncounted_until  # noqa: PLW0603 (one server a process)
+    _uncounted_until = time.time() + UNCOUNTED
+    return {}
+
+
 def _wait(tenant_id: str, limit: Rate) -> float:
     """Seconds until it makes sense to ask for a turn; 0 when it does now, and then it is counted as asked."""
-    now = time.monotonic()
+    now = time.time()
     with _lock:
         turn = _next_turns.get(tenant_id)
         if turn is None:
@@ -83,7 +106,7 @@ def _headers(limit: Rate, left: int, seconds: float) -> dict[str, str]:
 
 
 def _remember(tenant_id: str, wait: float) -> None:
-    now = time.monotonic()
+    now = time.time()
     with _lock:
         if len(_next_turns) >= MOST_REMEMBERED:
             still = {tenant: turn for tenant, turn in _next_turns.items() if turn > now}

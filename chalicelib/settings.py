@@ -156,6 +156,10 @@ def login(secret: Mapping[str, str]) -> dict[str, Any]:
         parameters = {"target_session_attrs": "read-write", **parameters}
     return {
         "application_name": "order-api",
+        # For what forgets silent connections on the way: a NAT, a load balancer (Azure's after four minutes).
+        "keepalives_idle": 60,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
         **parameters,
         "client_encoding": "UTF8",
         "connect_timeout": _whole("DB_CONNECT_TIMEOUT", 3, least=2),

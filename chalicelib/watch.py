@@ -30,16 +30,19 @@ class Watch:
         """When the thread looks next; 0 while there is none."""
 
     def begin(self, connection: Cuttable, seconds: float) -> None:
-        """From now on, until `end`, cut it after so many seconds."""
+        """From now on, until `end`, cut it after so many seconds.
+
+        Raises RuntimeError when the thread cannot be started; then nothing is watched.
+        """
         due = time.monotonic() + seconds
         with self._change:
-            self._due[connection] = due
             if not self._wakes:
                 threading.Thread(target=self._look, name="database-watch", daemon=True).start()
-            elif due >= self._wakes:
-                return
-            self._wakes = due
-            self._change.notify()
+                self._wakes = due
+            self._due[connection] = due
+            if due < self._wakes:
+                self._wakes = due
+                self._change.notify()
 
     def end(self, connection: Cuttable) -> None:
         with self._change:

@@ -84,6 +84,17 @@ def test_one_that_comes_free_ends_the_waiting(database: Urls) -> None:
     pool.close()
 
 
+def test_nobody_waits_for_one_longer_than_the_host_does(database: Urls) -> None:
+    pool = new_pool(database, most=1, timeout=30)
+    with taken(pool):
+        started = time.monotonic()
+        with pytest.raises(PoolExhausted):
+            pool.take(0.1)
+
+    assert time.monotonic() - started < 10
+    pool.close()
+
+
 def test_an_old_connection_is_replaced(database: Urls) -> None:
     pool = new_pool(database, recycle=0.5)
     first = process_of(pool)

@@ -15,10 +15,10 @@ import pytest
 from psycopg2.extensions import parse_dsn
 
 from chalicelib import rates
-from local.database import Urls
+from local.database import Urls, apply_schema
 from tests.client import Client
 from tests.conftest import NewClient
-from tests.servers import api_on
+from tests.servers import api_on, private_server, standby_of
 from tests.test_recovery import READ_ONLY
 from tests.wire import Proxy
 
@@ -31,10 +31,12 @@ def limited(url: str, limit: str) -> Iterator[None]:
     with api_on(url, RATE_LIMIT=limit):
         rates.rate.cache_clear()
         rates._next_turns.clear()
+        rates._uncounted_until = 0
         try:
             yield
         finally:
             rates._next_turns.clear()
+            rates._uncounted_until = 0
     rates.rate.cache_clear()
 
 
@@ -159,6 +161,61 @@ def test_a_database_that_takes_no_writes_still_answers_reads(alice: Client, data
     with limited(f"{database.app}&options={READ_ONLY}", "1/h"):
         assert [alice.get("/orders").status for _ in range(3)] == [200] * 3
         assert alice.place().status == 503
+
+
+def test_a_standby_still_answers_reads_and_keeps_its_prepared_statements(
+    alice: Client, proxied_standby: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There the table of turns, which is unlogged, cannot even be read: another error than read-only."""
+    with limited(f"postgresql://orders_app@/orders?host={proxied_standby.folder}", "1/h"):
+        assert alice.get("/orders").status == 200
+        with proxied_standby.watched() as later:
+            assert [alice.get("/orders").status for _ in range(3)] == [200] * 3
+
+        assert later.trips == 3, "for a while nobody asks it for turns again"
+        assert later.messages.count("startup") == 0
+        assert "execute" in later.statements[-1]
+        assert alice.place().status == 503
+    assert "DB_PREPARE" not in caplog.text
+
+
+@pytest.fixture
+def proxied_standby(database: Urls) -> Iterator[Proxy]:  # noqa: ARG001 (as root it makes the server's user)
+    with private_server() as primary:
+        apply_schema(primary.urls.owner)
+        with (
+            standby_of(primary) as standby,
+            TemporaryDirectory(prefix="order-api-wire-") as folder,
+            closing(Proxy(Path(folder), standby.folder)) as proxy,
+        ):
+            yield proxy
+
+
+def test_another_limit_is_in_force_at_once(alice: Client, database: Urls) -> None:
+    """A tenant that was at the end of a long period is not kept waiting for it by a short one."""
+    with limited(database.app, "1/h"):
+        assert [alice.get("/orders").status for _ in range(2)] == [200, 429]
+    with limited(database.app, "50/s"):
+        assert alice.get("/orders").status == 200
+        time.sleep(0.1)
+        assert alice.get("/orders").status == 200
+
+
+def test_a_turn_that_the_database_never_gave_is_not_counted(
+    alice: Client, database: Urls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    monkeypatch.setattr(rates, "_next_turns", {})
+    with limited(database.app, "2/h"):
+        assert [alice.get("/orders").status for _ in range(3)] == [200, 200, 429]
+        (tenant,) = rates._next_turns
+    rates._next_turns[tenant] = due = now - 1  # as time would have it
+    with api_on("postgresql://orders_app@127.0.0.1:1/orders", RATE_LIMIT="2/h"):
+        rates.rate.cache_clear()
+        assert alice.get("/orders").status == 503
+
+        assert rates._next_turns[tenant] == due
+    rates.rate.cache_clear()
 
 
 def test_those_who_may_ask_again_are_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,7 @@ ROWS: Mapping[str, Mapping[str, Any]] = {
         "order_id": ORDER_ID,
         "created_at": NOW,
     },
-    "rate_limits": {"tenant_id": "acme", "taken_until": NOW},
+    "rate_limits": {"tenant_id": "acme", "taken_until": 0},
 }
 REFUSED = [
     ("orders", {"tenant_id": ""}, "orders_tenant_named"),

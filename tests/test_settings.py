@@ -296,6 +296,15 @@ def test_a_url_may_ask_for_any_of_several_hosts(only: Set) -> None:
     assert settings.database().connect["target_session_attrs"] == "any"
 
 
+def test_connections_at_rest_are_kept_alive_unless_the_url_says_otherwise(only: Set) -> None:
+    only(**PARTS)
+    assert settings.database().connect["keepalives_idle"] == 60
+
+    only(DATABASE_URL="postgresql://orders_app@a.example/orders?keepalives=0&keepalives_idle=7")
+    connect = settings.database().connect
+    assert (connect["keepalives"], connect["keepalives_idle"]) == ("0", "7")
+
+
 def test_one_host_is_taken_as_it_is(only: Set) -> None:
     only(**PARTS)
 

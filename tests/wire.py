@@ -12,6 +12,8 @@ from pathlib import Path
 
 SOCKET = ".s.PGSQL.5432"
 TERMINATE = "X"
+READY = b"Z\x00\x00\x00\x05I"
+"""The end of an answer: outside a transaction, ready for a query."""
 
 
 @dataclass
@@ -39,6 +41,8 @@ class Proxy:
         """Seconds that each round trip takes longer; those of several connections pass at once."""
         self.holds_answers = False
         """Whether what the server says from now on never arrives."""
+        self.says_instead = b""
+        """What a client hears in the place of each whole answer, as from a pooler that lost its session."""
         self.folder = folder
         self._upstream = upstream
         self._lock = threading.Lock()
@@ -112,6 +116,8 @@ class Conversation:
                 self._answered = True
                 rows, pending = rows_in(pending + answer)
                 self._proxy.count_rows(rows)
+                if self._proxy.says_instead:
+                    answer = self._proxy.says_instead if answer.endswith(READY) else b""
                 if not self._proxy.holds_answers:
                     self._client.sendall(answer)
         self._hang_up()
@@ -124,6 +130,12 @@ class Conversation:
 
 def pairs(names_and_values: list[str]) -> Iterator[tuple[str, str]]:
     return zip(names_and_values[::2], names_and_values[1::2], strict=True)
+
+
+def error(code: str) -> bytes:
+    """An answer that is this SQLSTATE and nothing else."""
+    fields = b"".join(field + b"\0" for field in (b"SERROR", b"VERROR", f"C{code}".encode(), b"Mlost", b""))
+    return b"E" + struct.pack("!I", len(fields) + 4) + fields + READY
 
 
 def rows_in(answer: bytes) -> tuple[int, bytes]:
