@@ -319,6 +319,7 @@ def test_the_environment_of_the_build_becomes_the_templates_defaults(configured:
     defaults = {name: parameter.get("Default") for name, parameter in template["Parameters"].items()}
 
     assert defaults == {
+        "AlarmTopicArn": "",
         "CognitoUserPoolArn": POOL_ARN,
         "DBHost": "db.example",
         "DBName": "",

@@ -72,7 +72,7 @@ def test_chalice_deploy_makes_the_role_and_a_function_of_the_built_zip(
     function = client(aws, "lambda").get_function(FunctionName="order-api-dev")["Configuration"]
     digest = base64.b64encode(hashlib.sha256(ready.zip.read_bytes()).digest()).decode()
     assert function["CodeSha256"] == digest
-    assert function["Timeout"] == 30
+    assert function["Timeout"] == 28
     assert function["Environment"]["Variables"] == SETTINGS
     assert function["TracingConfig"]["Mode"] == "Active"
     (role,) = client(aws, "iam").list_roles()["Roles"]
