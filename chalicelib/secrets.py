@@ -25,7 +25,7 @@ Variables = Mapping[str, str]
 _log = logging.getLogger("order-api")
 _MEMBERS = {
     "host": ("DB_HOST", r"[\w./:,-]+"),
-    "port": ("DB_PORT", r"\d+"),
+    "port": ("DB_PORT", r"\d+(,\d+)*"),
     "dbname": ("DB_NAME", r"[^@\0]+"),
     "username": ("DB_USER", r"[^\0]+"),
     "password": ("DB_PASSWORD", r"[^\0]+"),

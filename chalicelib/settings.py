@@ -30,14 +30,20 @@ _LIKE_A_REFERENCE = re.compile(
 GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _KEY_SERVER = re.compile(r"https://\S+|http://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?(/\S*)?")
 """Through TLS, unless it is this machine: whoever stands between could hand out keys of their own."""
-_NAMED_LATER = dict.fromkeys(["DB_HOST", "DB_NAME", "DB_USER"], "in-the-secret")
+_IN_THE_SECRET = "in-the-secret"
+_NAMED_LATER = dict.fromkeys(["DB_HOST", "DB_NAME", "DB_USER"], _IN_THE_SECRET)
 _BASE_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 _RATE = re.compile(r"([1-9][0-9]{0,6})/([smh])")
 _ORIGIN = re.compile(r"\*|https?://[^\s/,*]+")
 
 
 class SettingsError(ValueError):
-    """A variable is missing or malformed; the text says which, and what it should look like."""
+    """A variable is missing or malformed; the text says which, and what it should look like.
+
+    It quotes no variable that may hold a secret: it is logged, on Lambda at the first request.
+    """
+
+    says_no_values = True
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,8 @@ def database() -> Database:
     """Read DATABASE_URL, or DB_HOST DB_PORT DB_NAME DB_USER DB_PASSWORD, and how they are used."""
     idle = _whole("DB_POOL_SIZE", 5, least=1)
     secret = _reference()
-    parameters = login(_NAMED_LATER if secret else {})
+    named_later = {name: later for name, later in _NAMED_LATER.items() if not os.environ.get(name)}
+    parameters = login(named_later if secret else {})
     return Database(
         connect={} if secret else parameters,
         pool_idle=idle,
@@ -196,7 +203,8 @@ def tokens() -> Tokens:
     read = {"cognito": _cognito, "entra": _entra, "firebase": _firebase, "oidc": _oidc}[_provider()]
     found = read()
     if not _KEY_SERVER.fullmatch(found.jwks_url):
-        raise SettingsError(f"AUTH_JWKS_URL is {found.jwks_url!r}: use the https address of the key set")
+        url = re.sub(r"//[^/]*@", "//...@", found.jwks_url)  # a name and its password
+        raise SettingsError(f"AUTH_JWKS_URL is {url!r}: use the https address of the key set")
     return found
 
 
@@ -321,9 +329,8 @@ def _ports(variables: Mapping[str, str]) -> str:
     ports = variables.get("DB_PORT") or "5432"
     hosts = variables["DB_HOST"].split(",")
     numbers = ports.split(",")
-    if len(numbers) not in (1, len(hosts)) or not all(
-        each.isascii() and each.isdigit() and 1 <= int(each) <= 65535 for each in numbers
-    ):
+    fits = len(numbers) in (1, len(hosts)) or hosts == [_IN_THE_SECRET]
+    if not fits or not all(each.isascii() and each.isdigit() and 1 <= int(each) <= 65535 for each in numbers):
         raise SettingsError(
             f"DB_PORT is {ports!r}: use a whole number from 1 to 65535"
             + (", or as many as DB_HOST has hosts, comma-separated" if len(hosts) > 1 else "")
@@ -481,10 +488,8 @@ def _required(name: str, meaning: str, variables: Mapping[str, str] = os.environ
     return value
 
 
-def _whole(
-    name: str, default: int, *, least: int, most: int = 86_400, variables: Mapping[str, str] = os.environ
-) -> int:
-    text = variables.get(name) or str(default)
+def _whole(name: str, default: int, *, least: int, most: int = 86_400) -> int:
+    text = os.environ.get(name) or str(default)
     if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
         raise SettingsError(f"{name} is {text!r}: use a whole number from {least} to {most}")
     return int(text)

@@ -55,6 +55,7 @@ def _check(variables: Mapping[str, str]) -> None:
     try:
         secret = settings.database().secret
         settings.default_currency()
+        settings.rate_limit()
     except settings.SettingsError as error:
         raise SystemExit(f"The function would not start. {error}") from None
     if secret and not policy.is_secret(secret.text):

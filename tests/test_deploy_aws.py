@@ -250,6 +250,7 @@ def built_with(variables: dict[str, str], ready: AwsBuild, folder: Path) -> Path
     [
         ({"DB_SSLMODE": "bogus"}, "The function would not start. DB_SSLMODE is 'bogus'"),
         ({"DB_POOL_MAX": "many"}, "The function would not start. DB_POOL_MAX is 'many'"),
+        ({"RATE_LIMIT": "lots"}, "The function would not start. RATE_LIMIT is 'lots'"),
         (
             {"DB_PASSWORD": SETTINGS["DB_PASSWORD"][:-7]},
             "The function would not start. DB_PASSWORD looks like",

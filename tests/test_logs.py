@@ -44,6 +44,13 @@ def event(path: str = "/orders", method: str = "GET", **more: Any) -> dict[str, 
     }
 
 
+class LambdaContext:
+    """As much of it as is read."""
+
+    def get_remaining_time_in_millis(self) -> int:
+        return 28_000
+
+
 def again(alice: Client) -> Answer:
     key = uuid4().hex
     alice.place(key=key)
@@ -154,6 +161,25 @@ def test_a_refused_statement_says_why_without_the_values(alice: Client, said: Sa
     assert cause["stack"][-1].endswith(" _on_a_connection")
     assert cause["request_id"] == answer.headers["x-request-id"]
     assert EMAIL not in json.dumps([cause, line])
+
+
+def test_on_lambda_a_wrong_setting_is_named_and_explained(
+    app: Any, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other hosts refuse to start with it; there the first request is what reads it."""
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "order-api-dev")
+    monkeypatch.delitem(sys.modules, "chalice.local", raising=False)  # an earlier test has served with it
+
+    with api_on("postgresql://orders_app:s3cret@127.0.0.1:1/orders", DB_POOL_MAX="lots"):
+        asked = event("/health/ready")
+        answer = app(asked, LambdaContext())
+
+    cause, line = said()
+    assert (answer["statusCode"], line["status"], line["host"]) == (500, 500, "aws")
+    assert cause["errors"] == ["SettingsError: DB_POOL_MAX is 'lots': use a whole number from 5 to 86400"]
+    assert cause["request_id"] == line["request_id"] == asked["requestContext"]["requestId"]
+    assert "lots" not in answer["body"]
+    assert "s3cret" not in json.dumps([cause, line])
 
 
 def test_an_unforeseen_error_is_logged_by_its_type_and_place_and_without_its_text(

@@ -462,6 +462,10 @@ COMPLETE: Json = {
         ({"AUTH_JWKS_URL": "http://id.example/keys"}, "use the https address of the key set"),
         ({"AUTH_JWKS_URL": "http://127.0.0.1.id.example/keys"}, "use the https address of the key set"),
         ({"AUTH_JWKS_URL": "http://localhost@id.example/keys"}, "use the https address of the key set"),
+        (
+            {"AUTH_JWKS_URL": "http://me:s3cret@id.example/keys"},
+            "AUTH_JWKS_URL is 'http://...@id.example/keys': use the https",
+        ),
         ({"AUTH_TENANT_CLAIM": ","}, "AUTH_TENANT_CLAIM is not set"),
         (
             {"AUTH_PROVIDER": "entra", "AUTH_ISSUER": ""},

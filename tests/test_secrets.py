@@ -169,6 +169,16 @@ def test_a_secret_of_rds_needs_no_other_variable(alice: Client, shop: Database, 
         assert alice.place().status == 201
 
 
+def test_a_secret_may_name_several_servers_with_a_port_each(
+    alice: Client, shop: Database, manager: Manager
+) -> None:
+    folder = str(shop.server.folder)
+    manager.put(shop.json(host=f"/nowhere,{folder}", port="5433,5432"))
+
+    with api_with(DB_PASSWORD=manager.arn):
+        assert alice.get("/health/ready").status == 200
+
+
 def test_what_a_secret_names_goes_before_the_variables(
     alice: Client, shop: Database, manager: Manager
 ) -> None:
@@ -302,6 +312,7 @@ def test_a_value_is_fetched_again_after_its_lifetime(manager: Manager) -> None:
         ('{"password": "s3cret",}', "malformed JSON"),
         ('{"password": "x", "host": "orders_app:s3cret@db.example"}', "its member host is malformed"),
         ('{"password": "x", "port": "s3cret"}', "its member port is malformed"),
+        ('{"password": "x", "port": "5432,s3cret"}', "its member port is malformed"),
         ('{"password": "x", "dbname": "s3cret@db"}', "its member dbname is malformed"),
         ("s3cret\0", "its member password is malformed"),
     ],

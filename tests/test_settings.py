@@ -321,6 +321,29 @@ def test_ports_that_are_not_the_hosts_are_refused(only: Set, ports: str) -> None
     assert "as many as DB_HOST has hosts" in text
 
 
+SECRET = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:orders-AbCdEf"
+
+
+@pytest.mark.parametrize("named", [{"DB_HOST": "db-1.example,db-2.example"}, {}], ids=["variable", "secret"])
+def test_with_a_secret_too_each_of_several_hosts_may_have_its_port(only: Set, named: dict[str, str]) -> None:
+    """How many hosts a secret names nobody knows before it is fetched."""
+    only(**named, DB_PORT="6000,6001", DB_PASSWORD=SECRET)
+
+    database = settings.database()
+
+    assert str(database.secret) == SECRET
+    several = {"host": "db-1.example,db-2.example", "port": "6000,6001"}
+    secret = {"DB_HOST": several["host"], "DB_NAME": "orders", "DB_USER": "orders_app"}
+    assert several.items() <= settings.login(secret).items()
+
+
+@pytest.mark.parametrize("ports", ["6000,6001,6002", "6000,x"])
+def test_with_a_secret_too_ports_that_are_not_the_hosts_are_refused(only: Set, ports: str) -> None:
+    only(DB_HOST="db-1.example,db-2.example", DB_PORT=ports, DB_PASSWORD=SECRET)
+
+    assert f"DB_PORT is {ports!r}" in complaint(settings.database)
+
+
 @pytest.mark.parametrize(
     ("text", "rate"), [("100/s", (100, 1)), ("1/m", (1, 60)), ("5000/h", (5000, 3600)), ("", None)]
 )
