@@ -38,7 +38,7 @@ app = ParallelChalice(app_name="order-api", configure_logs=False)
 app.api.binary_types = []
 app.api.cors = cors = CORSConfig(
     allow_origin=settings.cors_origin(),
-    allow_headers=["Idempotency-Key", "If-None-Match"],
+    allow_headers=["Idempotency-Key", "If-None-Match", "traceparent", "tracestate"],
     expose_headers=[
         *("ETag", "Idempotent-Replayed", "Location"),
         *("RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-Id"),

@@ -72,13 +72,14 @@ def document() -> str:
             ],
             "security": [{"token": []}],
             "paths": {
-                "/orders": _limited({"post": _place_order(), **_readable(_list_orders())}),
-                "/orders/{order_id}": _limited(_readable(_get_order())),
-                "/health": _readable(_health()),
-                "/health/ready": _readable(_ready()),
-                "/openapi.json": _readable(_openapi()),
+                "/orders": _traced(_limited({"post": _place_order(), **_readable(_list_orders())})),
+                "/orders/{order_id}": _traced(_limited(_readable(_get_order()))),
+                "/health": _traced(_readable(_health())),
+                "/health/ready": _traced(_readable(_ready())),
+                "/openapi.json": _traced(_readable(_openapi())),
             },
             "components": {
+                "parameters": {"traceparent": _TRACEPARENT},
                 "securitySchemes": {
                     "token": {
                         "type": "http",
@@ -269,6 +270,15 @@ def _limited(operations: Json) -> Json:
     return operations
 
 
+def _traced(operations: Json) -> Json:
+    """With the header that names a trace."""
+    trace = {"$ref": "#/components/parameters/traceparent"}
+    return {
+        method: {**operation, "parameters": [*operation.get("parameters", ()), trace]}
+        for method, operation in operations.items()
+    }
+
+
 def _query(name: str, description: str, schema: Json) -> Json:
     return {"name": name, "in": "query", "description": description, "schema": schema}
 
@@ -326,6 +336,14 @@ _DESCRIPTION = (
 _REQUEST_ID = "9b2f1c9e-1f0a-4c58-9d51-3a8f4a3f7c11"
 _FOR_EVERYBODY = (Internal(), RateLimited())
 _FOR_CALLERS = (Unauthorized(), MissingTenant(), Unavailable())
+_TRACEPARENT = {
+    "name": "traceparent",
+    "in": "header",
+    "description": "W3C Trace Context: the trace goes on to the database and shows in the log. "
+    "A malformed one is ignored.",
+    "schema": {"type": "string"},
+    "example": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+}
 _HEADERS = {
     "ETag": {
         "description": "The order's version, quoted",

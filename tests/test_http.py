@@ -35,7 +35,7 @@ ALLOWED = {
 CORS = {
     "access-control-allow-origin": "*",
     "access-control-allow-headers": "Authorization,Content-Type,Idempotency-Key,If-None-Match,"
-    "X-Amz-Date,X-Amz-Security-Token,X-Api-Key",
+    "X-Amz-Date,X-Amz-Security-Token,X-Api-Key,traceparent,tracestate",
 }
 
 

@@ -56,6 +56,14 @@ def test_it_asks_for_a_token_where_the_app_does(document: Json, app: Any) -> Non
             assert asks == (app.routes[path][method.upper()].authorizer is not None), (method, path)
 
 
+def test_a_trace_may_be_sent_with_every_request(document: Json) -> None:
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            trace = {"$ref": "#/components/parameters/traceparent"}
+            assert trace in operation.get("parameters", []), operation["operationId"]
+    assert document["components"]["parameters"]["traceparent"]["in"] == "header"
+
+
 def test_it_describes_every_problem(document: Json) -> None:
     shown = {
         slug
