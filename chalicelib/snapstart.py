@@ -19,7 +19,7 @@ from uuid import UUID, uuid4
 from psycopg2 import _psycopg
 from uuid_utils import reseed_rng
 
-from chalicelib import database, telemetry
+from chalicelib import database, rates, telemetry
 from chalicelib.statements import (
     INSERT_ITEMS,
     INSERT_KEY,
@@ -27,6 +27,7 @@ from chalicelib.statements import (
     ORDER_BY_ID,
     ORDER_BY_KEY,
     ORDERS_PAGES,
+    TAKE_TURN,
 )
 
 Handler = Callable[[Any, Any], Mapping[str, Any]]
@@ -70,6 +71,7 @@ def before_snapshot(handler: Handler) -> None:
     """
     telemetry.begin(REHEARSAL, "aws")  # and never ended: it is nobody's request, and no figure
     for event in _rehearsal():
+        event["requestContext"]["rehearsal"] = True  # for app.admitted_caller: it takes no turn
         status = handler(event, None)["statusCode"]
         if status >= 500:
             _log.error("SnapStart: the rehearsal ended with %s, the snapshot is taken all the same", status)
@@ -105,7 +107,7 @@ def _renew_randomness() -> None:
 
 def _connect() -> None:
     try:
-        database.prepare(STATEMENTS)
+        database.prepare((*STATEMENTS, TAKE_TURN) if rates.rate() else STATEMENTS)
     except Exception as error:
         _log.error("SnapStart: restored without a connection, the next request opens one: %r", error)
 

@@ -131,6 +131,25 @@ def test_the_rehearsal_leaves_no_order(folder: Path, database: Urls, tenant: str
     assert "insert" not in "".join(proxy.traffic.statements).lower()
 
 
+def test_with_a_rate_limit_the_rehearsal_takes_no_turn_and_a_restore_prepares_the_first(
+    folder: Path, database: Urls, tenant: str
+) -> None:
+    variables = {"DATABASE_URL": through(folder), "RATE_LIMIT": "100/s"}
+    with proxy_in(folder, database) as proxy, Instance(tenant, **variables) as instance:
+        with proxy.watched() as before:
+            instance.does("snapshot")
+        with proxy.watched() as restoring:
+            instance.does("restore")
+        with proxy.watched() as first:
+            status, _ = instance.does("create")
+
+    assert spoken(before) == ["startup", "Q", "Q"], "a page and an order were asked for"
+    assert "insert" not in "".join(before.statements).lower()
+    assert kinds(restoring) == [{"prepare"}]
+    assert (status, spoken(first)) == (201, ["Q", "Q"])
+    assert kinds(first) == [{"select", "execute"}] * 2
+
+
 def test_where_nothing_is_prepared_a_restore_connects_and_checks_the_role(
     folder: Path, database: Urls, tenant: str
 ) -> None:
