@@ -44,6 +44,12 @@ class Handler(logging.Handler):
         except Exception:
             self.handleError(record)
 
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002 (logging's name)
+        """Says that a record is lost; logging's own would print what it was to say."""
+        told = {"time": time_at(time.time()), "level": "ERROR"}
+        message = "a record of the log could not be written"
+        write(json.dumps({**told, "message": message}, separators=(",", ":")), "ERROR")
+
 
 def start() -> None:
     """Have the logger write lines, and nothing else write its records: root handlers would double them."""

@@ -1,6 +1,7 @@
 """The log: one line of JSON a request, lines of the same shape for what goes wrong, and no values in any."""
 
 import json
+import logging
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 
+from chalicelib import logs
 from chalicelib.callers import Verified
 from chalicelib.parallel import ParallelChalice
 from tests.client import SEED_BYTES, Answer, Client, Transport
@@ -202,6 +204,19 @@ def test_an_unforeseen_error_is_logged_by_its_type_and_place_and_without_its_tex
     assert cause["stack"][-1].endswith(" fails")
     assert EMAIL not in json.dumps(cause)
     assert cause["level"] == "ERROR"
+
+
+def test_what_cannot_be_written_is_not_printed_with_its_values(capfd: pytest.CaptureFixture[str]) -> None:
+    alone = logging.Logger("alone")
+    alone.addHandler(logs.Handler())
+
+    alone.error("%d orders", EMAIL)
+
+    out, err = capfd.readouterr()
+    (line,) = lines(out)
+    assert (line["level"], line["message"]) == ("ERROR", "a record of the log could not be written")
+    assert TIME.fullmatch(line["time"])
+    assert EMAIL not in out + err
 
 
 def test_an_address_that_serves_as_a_users_name_is_not_logged(app: Any, said: Said) -> None:
