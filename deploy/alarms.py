@@ -28,17 +28,20 @@ def resources(function: str) -> Json:
     """Three minutes of five, so that one bad request wakes nobody; no requests are no alarm."""
     return {
         SERVER_ERRORS: _alarm(
-            f"Over {MOST_ERRORS}% of the requests: 5xx, a crash, a timeout: {RUNBOOK}#server-errors",
+            f"Over {MOST_ERRORS}% of the requests: 5xx, crash, timeout, throttled: {RUNBOOK}#server-errors",
             Threshold=MOST_ERRORS,
             Metrics=[
                 _metric("answered", NAMESPACE, "server_errors", DIMENSION, function),
                 # What ended without a line of ours: crashes, and the function's timeout.
                 _metric("crashed", "AWS/Lambda", "Errors", "FunctionName", function),
+                # What API Gateway answered with 5xx, for want of an instance: no invocation, and no error.
+                _metric("throttled", "AWS/Lambda", "Throttles", "FunctionName", function),
                 _metric("all", "AWS/Lambda", "Invocations", "FunctionName", function),
                 {
                     "Id": "rate",
                     "Label": "5xx, percent",
-                    "Expression": "100 * (FILL(answered, 0) + FILL(crashed, 0)) / all",
+                    "Expression": "100 * (FILL(answered, 0) + FILL(crashed, 0) + FILL(throttled, 0))"
+                    " / (FILL(all, 0) + FILL(throttled, 0))",
                     "ReturnData": True,
                 },
             ],

@@ -86,18 +86,35 @@ def test_each_alarm_watches_what_the_function_writes(
     assert line["function"] == "order-api-dev"
 
 
-def test_the_rate_counts_what_ended_without_a_line_too(template: Json) -> None:
+@pytest.mark.parametrize(
+    ("sums", "percent"),
+    [
+        ({"answered": 3, "crashed": 1, "all": 200}, 2),
+        ({"answered": 1, "throttled": 100, "all": 100}, 50.5),
+        ({"throttled": 7}, 100),
+    ],
+    ids=["answered and crashed", "out of concurrency", "nothing got through"],
+)
+def test_the_rate_counts_what_ended_without_a_line_too(
+    template: Json, sums: dict[str, int], percent: float
+) -> None:
+    """A throttled request is no invocation; a figure of which there is none in a minute is missing."""
     *metrics, rate = template["Resources"]["ServerErrorsAlarm"]["Properties"]["Metrics"]
 
     assert {each["Id"]: each["MetricStat"]["Metric"]["MetricName"] for each in metrics} == {
         "answered": "server_errors",
         "crashed": "Errors",
+        "throttled": "Throttles",
         "all": "Invocations",
     }
     assert not any(each["ReturnData"] for each in metrics)
     assert rate["ReturnData"]
-    expression = rate["Expression"].replace("FILL(answered, 0)", "3").replace("FILL(crashed, 0)", "1")
-    assert eval(expression.replace("all", "200")) == 2  # percent
+
+    def fill(found: int | None, otherwise: int) -> int:
+        return otherwise if found is None else found
+
+    figures = {**dict.fromkeys(("answered", "crashed", "throttled", "all")), **sums}
+    assert eval(rate["Expression"], {"FILL": fill, **figures}) == percent
 
 
 @pytest.mark.parametrize("name", ALARMS)
