@@ -41,13 +41,13 @@ def measure(record: "Record", seconds: float) -> str:
     """Count this request, which took so long. Says what its log line is to end with. Never raises."""
     if record.host == "aws":
         return _embedded(record)
-    if _exported():
-        try:
+    try:
+        if _exported():
             from chalicelib import otel
 
             otel.measure(record, seconds)
-        except Exception:
-            _log.exception("the metrics of this request are lost")
+    except Exception:
+        _log.exception("the metrics of this request are lost")
     return ""
 
 

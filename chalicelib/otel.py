@@ -12,10 +12,11 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 
+from chalicelib.metrics import RATE_LIMITED, SERVER_ERROR
+
 if TYPE_CHECKING:
     from chalicelib.telemetry import Record
 
-RATE_LIMITED, SERVER_ERROR = 429, 500
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 """The buckets that the semantic conventions advise for http.server.request.duration."""
 QUERIES = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
@@ -53,10 +54,8 @@ def measure(record: "Record", seconds: float) -> None:
     route = {"http.route": record.route} if record.route else {}
     of_the_request = {"http.request.method": record.method or "_OTHER", **route}
     error = {"error.type": str(record.status)} if record.status >= SERVER_ERROR else {}
-    to.requests.record(
-        seconds,
-        {**of_the_request, "http.response.status_code": record.status, "url.scheme": "https", **error},
-    )
+    # Without url.scheme: only the platform in front knows what the client used.
+    to.requests.record(seconds, {**of_the_request, "http.response.status_code": record.status, **error})
     for each in record.trips:
         to.trips.record(each, POSTGRESQL)
     for each in record.waits:

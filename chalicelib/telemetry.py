@@ -19,7 +19,6 @@ from chalicelib.callers import Caller
 from chalicelib.errors import Problem
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-SERVER_ERROR = 500
 
 _requests = count()
 
@@ -98,7 +97,7 @@ def end(record: Record, status: int) -> None:
     record.status = status
     seconds = time.perf_counter() - record.started
     more = metrics.measure(record, seconds)
-    level = "ERROR" if status >= SERVER_ERROR else "INFO"
+    level = "ERROR" if status >= metrics.SERVER_ERROR else "INFO"
     logs.write(_line(record, level, seconds, more), level)
     _current.set(None)
 

@@ -35,8 +35,14 @@ SETTINGS = (
     *("DB_SECRET_LIFETIME", "AUTH_PROVIDER", "AUTH_ISSUER", "AUTH_AUDIENCE", "AUTH_JWKS_URL"),
     *("AUTH_TENANT_CLAIM", "AUTH_USER_CLAIM", "AUTH_EMAIL_CLAIM", "COGNITO_USER_POOL_ARN"),
     *("DEFAULT_CURRENCY", "CORS_ORIGIN", "BASE_PATH", "DOCS"),
-    *("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_METRICS_EXPORTER"),
-    *("OTEL_METRIC_EXPORT_INTERVAL", "OTEL_RESOURCE_ATTRIBUTES", "OTEL_SERVICE_NAME"),
+    *("OTEL_METRICS_EXPORTER", "OTEL_METRIC_EXPORT_INTERVAL", "OTEL_METRIC_EXPORT_TIMEOUT"),
+    *("OTEL_RESOURCE_ATTRIBUTES", "OTEL_SERVICE_NAME"),
+    "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE",
+    *(
+        f"OTEL_EXPORTER_OTLP_{of_metrics}{name}"
+        for of_metrics in ("", "METRICS_")
+        for name in ("ENDPOINT", "HEADERS", "TIMEOUT", "COMPRESSION", "CERTIFICATE")
+    ),
 )
 """What a deployed function reads; each is handed on from the environment of the command."""
 
@@ -144,9 +150,9 @@ def _gcloud(command: list[str], folder: Path, found: dict[str, str]) -> None:
 def _oracle(folder: Path, found: dict[str, str]) -> None:
     fn = _tool("fn", "https://fnproject.io/tutorials/install")
     app = _variable("OCI_APP", "the application of Oracle Functions, made beforehand")
-    if "OTEL_EXPORTER_OTLP_HEADERS" in found:
+    if headers := [name for name in found if name.startswith("OTEL_") and name.endswith("_HEADERS")]:
         raise SystemExit(
-            "OTEL_EXPORTER_OTLP_HEADERS would stand on fn's command line, for every user of this machine to "
+            f"{' and '.join(headers)} would stand on fn's command line, for every user of this machine to "
             "read. Send the metrics to a collector in the network, which adds the headers"
         )
     if settings.database().secret is None and (shown := found.keys() & {"DATABASE_URL", "DB_PASSWORD"}):

@@ -40,6 +40,7 @@ WHERE = {
     "run": {"GCP_PROJECT": "shop-1234", "GCP_REGION": "europe-west1"},
     "oci": {"OCI_APP": "shop", "DB_PASSWORD": SECRET},
 }
+OTLP_HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_METRICS_HEADERS")
 PROGRAMS = {"azure": ("func", "az"), "gcp": ("gcloud",), "run": ("gcloud",), "oci": ("fn",)}
 RECORDER = f"""#!{sys.executable} -I
 import json, os, stat, sys
@@ -215,11 +216,20 @@ def test_every_variable_that_the_api_reads_is_handed_on_and_no_other(deploy: Dep
         "BASE_PATH": "/shop",
         "DOCS": "on",
         "OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector.example",
+        "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "https://collector.example/v1/metrics",
+        "OTEL_EXPORTER_OTLP_CERTIFICATE": "ca.pem",
+        "OTEL_EXPORTER_OTLP_METRICS_CERTIFICATE": "ca.pem",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "5",
+        "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT": "5",
+        "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip",
+        "OTEL_EXPORTER_OTLP_METRICS_COMPRESSION": "gzip",
+        "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": "delta",
+        "OTEL_METRIC_EXPORT_TIMEOUT": "5000",
         "OTEL_METRICS_EXPORTER": "otlp",
         "OTEL_METRIC_EXPORT_INTERVAL": "10000",
         "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=prod",
         "OTEL_SERVICE_NAME": "orders",
-        **({} if target == "oci" else {"OTEL_EXPORTER_OTLP_HEADERS": "authorization=Basic%20x"}),
+        **({} if target == "oci" else dict.fromkeys(OTLP_HEADERS, "authorization=Basic%20x")),
     }
 
     done = deploy(target, **read, DB_UNKNOWN="1", AUTH_AUDIENCE="shops", DEFAULT_COLOUR="red")
@@ -243,10 +253,11 @@ def test_no_password_stands_on_a_command_line_or_is_printed(deploy: Deploy, targ
     assert PASSWORD not in done.process.stdout + done.process.stderr
 
 
-def test_headers_that_fn_would_show_are_refused_before_anything_is_called(deploy: Deploy) -> None:
-    done = deploy("oci", OTEL_EXPORTER_OTLP_HEADERS="authorization=secret")
+@pytest.mark.parametrize("name", OTLP_HEADERS)
+def test_headers_that_fn_would_show_are_refused_before_anything_is_called(deploy: Deploy, name: str) -> None:
+    done = deploy("oci", **{name: "authorization=secret"})
 
-    assert "OTEL_EXPORTER_OTLP_HEADERS would stand on fn's command line" in done.process.stderr
+    assert f"{name} would stand on fn's command line" in done.process.stderr
     assert done.calls == []
 
 

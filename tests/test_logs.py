@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from chalicelib import logs
+from chalicelib import logs, metrics
 from chalicelib.callers import Verified
 from chalicelib.parallel import ParallelChalice
 from tests.client import SEED_BYTES, Answer, Client, Transport
@@ -217,6 +217,22 @@ def test_what_cannot_be_written_is_not_printed_with_its_values(capfd: pytest.Cap
     assert (line["level"], line["message"]) == ("ERROR", "a record of the log could not be written")
     assert TIME.fullmatch(line["time"])
     assert EMAIL not in out + err
+
+
+def test_metrics_that_cannot_be_taken_cost_no_answer(
+    in_process: Transport, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "prometheus")
+    metrics._exported.cache_clear()
+    try:
+        answer = in_process("GET", "/health", {}, b"")
+    finally:
+        metrics._exported.cache_clear()
+
+    cause, line = said()
+    assert (answer.status, line["status"]) == (200, 200)
+    assert cause["message"] == "the metrics of this request are lost"
+    assert cause["errors"] == ["SettingsError: OTEL_METRICS_EXPORTER is 'prometheus': use otlp or none"]
 
 
 def test_an_address_that_serves_as_a_users_name_is_not_logged(app: Any, said: Said) -> None:

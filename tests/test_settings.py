@@ -53,6 +53,7 @@ VARIABLES = {
     "DOCS",
     "RATE_LIMIT",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
     "OTEL_METRICS_EXPORTER",
 }
 
@@ -227,6 +228,27 @@ def test_docs_are_switched_on(only: Set, value: str, served: bool) -> None:
     only(DOCS=value)
 
     assert settings.docs_are_on() is served
+
+
+@pytest.mark.parametrize(
+    ("variables", "exported"),
+    [
+        ({}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector.example"}, True),
+        ({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "https://collector.example/v1/metrics"}, True),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "https://collector.example/v1/metrics",
+                "OTEL_METRICS_EXPORTER": "none",
+            },
+            False,
+        ),
+    ],
+)
+def test_metrics_go_where_either_endpoint_is(only: Set, variables: dict[str, str], exported: bool) -> None:
+    only(**variables)
+
+    assert settings.metrics_are_exported() is exported
 
 
 @pytest.mark.parametrize("origin", ["*", "https://shop.example", "http://localhost:3000"])

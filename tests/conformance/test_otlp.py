@@ -126,6 +126,7 @@ def test_requests_are_counted_and_timed(
     ):
         asked = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
         assert collector.count(REQUESTS, asked) == times, asked
+    assert "url.scheme" not in str(collector.points.keys() | collector.points[REQUESTS].keys())
     assert collector.count("db.client.operation.duration [s]", {"db.system.name": "postgresql"}) == 5
     assert collector.count("db.client.connection.wait_time [s]") == 5
     assert collector.count("faas.coldstarts [{coldstart}]") == 1
@@ -167,7 +168,11 @@ def test_requests_over_a_tenants_limit_are_counted(
     tenant: str,
 ) -> None:
     port = free_port()
-    told = exporting(environment, collector.server.server_port, RATE_LIMIT="1/m")
+    told = exporting(environment, free_port(), RATE_LIMIT="1/m")
+    told["OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"] = (
+        f"http://127.0.0.1:{collector.server.server_port}/v1/metrics"
+    )
+    del told["OTEL_EXPORTER_OTLP_ENDPOINT"]
     with hosts.serving("gcp", built("gcp"), told, "127.0.0.1", port):
         alice = Client(over_http("127.0.0.1", port), user_pool.token(tenant))
         statuses = [alice.get("/orders").status for _ in range(4)]
