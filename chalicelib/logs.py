@@ -26,6 +26,9 @@ def _no_request() -> dict[str, Any]:
 context: Callable[[], dict[str, Any]] = _no_request
 """The members of the request that is being answered; telemetry.py sets it."""
 
+severity_too = False
+"""Whether a line names its level a second time, where Google's Cloud Logging looks; the gateway sets it."""
+
 
 class Handler(logging.Handler):
     """Writes the logger's records as lines."""
@@ -34,8 +37,7 @@ class Handler(logging.Handler):
         try:
             error = record.exc_info[1] if record.exc_info else None
             line = {
-                "time": time_at(record.created),
-                "level": record.levelname,
+                **_opening(record.created, record.levelname),
                 **context(),
                 "message": record.getMessage(),
                 **({"errors": _chain(error), "stack": _frames(error.__traceback__)} if error else {}),
@@ -46,9 +48,11 @@ class Handler(logging.Handler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002 (logging's name)
         """Says that a record is lost; logging's own would print what it was to say."""
-        told = {"time": time_at(time.time()), "level": "ERROR"}
-        message = "a record of the log could not be written"
-        write(json.dumps({**told, "message": message}, separators=(",", ":")), "ERROR")
+        line = {
+            **_opening(time.time(), "ERROR"),
+            "message": "a record of the log could not be written",
+        }
+        write(json.dumps(line, separators=(",", ":")), "ERROR")
 
 
 def start() -> None:
@@ -69,6 +73,11 @@ def time_at(seconds: float) -> str:
     """RFC 3339, UTC, of seconds since 1970; made without datetime, which takes five times as long."""
     milliseconds = int(seconds * 1000)
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{milliseconds % 1000:03}Z"
+
+
+def _opening(seconds: float, level: str) -> dict[str, str]:
+    severity = {"severity": level} if severity_too else {}
+    return {"time": time_at(seconds), "level": level, **severity}
 
 
 def write(line: str, level: str) -> None:

@@ -107,8 +107,9 @@ def _line(record: Record, level: str, seconds: float, more: str) -> str:
     trace, problem = record.trace, record.problem
     ids = f'"trace_id":"{trace.trace_id}","span_id":"{trace.span_id}",' if trace else ""
     slug = f',"problem":"{problem}"' if problem else ""
+    severity = f'"severity":"{level}",' if logs.severity_too else ""
     return (
-        f'{{"time":"{logs.time_at(time.time())}","level":"{level}","request_id":{_json(record.request_id)},'
+        f'{{"time":"{logs.time_at(time.time())}","level":"{level}",{severity}"request_id":{_json(record.request_id)},'
         f'"tenant":{_json(record.tenant)},"user":{_json(record.user)},"route":{_json(record.named_route)},'
         f'"host":"{record.host}",{ids}"status":{record.status},"ms":{seconds * 1000:.3f},'
         f'"database_ms":{sum(record.trips) * 1000:.3f},"database_trips":{len(record.trips)},'

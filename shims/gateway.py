@@ -68,6 +68,8 @@ class Gateway:
         self._host = host
         if host == "azure":
             logs.through_root()
+        if host == "gcp":
+            logs.severity_too = True
 
     def answer(self, request: Request) -> Answer:
         """Never raises: whatever goes wrong is a problem of the contract's shape."""

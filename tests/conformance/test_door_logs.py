@@ -125,7 +125,7 @@ def test_every_request_leaves_one_raw_line(
         found[answer.headers["x-request-id"]] for answer in (placed, replayed, invalid, health)
     )
     for line in (first, second, third, fourth):
-        own = OF_CLOUDWATCH if cloud == "lambda" else set()
+        own = {"lambda": OF_CLOUDWATCH, "gcp": {"severity"}}.get(cloud, set())
         assert line.keys() - {"problem", "trace_id", "span_id"} == OF_A_REQUEST | own
         assert line["host"] == {"lambda": "aws"}.get(cloud, cloud)
         assert TIME.fullmatch(line["time"])
@@ -161,6 +161,8 @@ def test_what_goes_wrong_is_said_once_and_in_the_same_shape(
 
     cause, line = lines(said)
     assert cause["message"].startswith("database unavailable: ")
+    severity = "ERROR" if cloud == "gcp" else None
+    assert (cause.get("severity"), line.get("severity")) == (severity, severity), "Cloud Logging's `level`"
     assert said.count("database unavailable: ") == 1
     assert cause["request_id"] == line["request_id"] == failed.headers["x-request-id"]
     assert (failed.status, line["status"]) == (503, 503)
