@@ -9,7 +9,6 @@ QUIET = 60
 """Seconds between two lines with the same reason: a flood of bad tokens is no flood of lines."""
 
 _log = logging.getLogger("order-api.tokens")
-_log.setLevel(logging.WARNING)  # Chalice sets ERROR on the parent
 
 
 class Refused(Exception):
