@@ -10,10 +10,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tests.faults.soak import Plan, Report, soak
+from tests.faults.report import Plan, Report
+from tests.faults.soak import run
 from tests.faults.stage import SABOTAGES
 
 KILLS_A_MINUTE = 5
+SAID_EVERY = 5.0
+"""Seconds between two lines of what is no terminal."""
 
 
 def main() -> None:
@@ -23,21 +26,35 @@ def main() -> None:
     console = Console() if Console().is_terminal else Console(width=120)
     plan = _plan()
     console.print(f"seed {plan.seed}, {plan.seconds / 60:g} minutes, sabotage: {plan.sabotage or 'none'}")
+    report = Report(plan)
     try:
-        report = _shown(plan, console)
+        _run(report, console)
     except KeyboardInterrupt:
-        raise SystemExit("\nStopped; everything that was started has ended.") from None
+        console.print(
+            "Stopped before there was anything to reckon up; everything that was started has ended."
+        )
+        raise SystemExit(130) from None
+    except BaseException:
+        _print(report, console)
+        raise
+    _print(report, console)
+    if report.interrupted is not None:
+        console.print("Stopped; that was all until then, and everything that was started has ended.")
+    raise SystemExit(report.exit_status())
+
+
+def _print(report: Report, console: Console) -> None:
     heard = sorted(report.ledger.answers.items(), key=str)
     answers = ", ".join(f"{times} x {what}" for what, times in heard)
-    for part in (_faults(report), f"answers: {answers}", _reckoning(report)):
+    slowest = f"slowest answer: {report.ledger.slowest:.1f} s"
+    for part in (_faults(report), f"answers: {answers}; {slowest}", _reckoning(report)):
         console.print(part, highlight=False)
     problems = report.problems()
     for problem in problems:
-        console.print(f"[red]{problem}[/red]", highlight=False)
+        console.print(problem, style="red", highlight=False, markup=False)
     if problems and "Traceback" in report.said:
         last = "".join(report.said.rpartition("Traceback")[1:])
         console.print(last[:5000], highlight=False, markup=False)
-    raise SystemExit(1 if problems else 0)
 
 
 def _plan() -> Plan:
@@ -57,11 +74,12 @@ def _plan() -> Plan:
     return Plan(chosen.minutes * 60, kills, chosen.seed, chosen.sabotage)
 
 
-def _shown(plan: Plan, console: Console) -> Report:
+def _run(report: Report, console: Console) -> None:
+    plan = report.plan
     columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("starting PostgreSQL and the API", total=plan.seconds)
-        said = 0.0
+        said = -SAID_EVERY
 
         def tell(report: Report, doing: str) -> None:
             nonlocal said
@@ -72,19 +90,20 @@ def _shown(plan: Plan, console: Console) -> Report:
                 f"{ledger.acknowledged()} acknowledged: {doing}"
             )
             progress.update(task, completed=min(elapsed, plan.seconds), description=text)
-            if not console.is_terminal and elapsed - said > 15:
+            if not console.is_terminal and elapsed - said > SAID_EVERY:
                 said = elapsed
                 console.print(f"{elapsed:5.0f} s  {text}", highlight=False)
 
-        return soak(plan, tell)
+        run(report, tell)
 
 
 def _faults(report: Report) -> Table:
     """How long the service took to be back, each time from when the database was."""
-    table = Table("fault", "injected", "back after, median", "slowest")
+    table = Table("fault", "injected", "hits", "back after, median", "slowest")
     for fault, times in sorted(report.faults.items()):
-        took = sorted(report.recoveries[fault])
-        table.add_row(fault, str(times), f"{took[len(took) // 2]:.2f} s", f"{took[-1]:.2f} s")
+        took = sorted(report.recoveries.get(fault, []))  # none yet of one that was interrupted
+        seconds = (f"{took[len(took) // 2]:.2f} s", f"{took[-1]:.2f} s") if took else ("", "")
+        table.add_row(fault, str(times), str(report.hits[fault]), *seconds)
     return table
 
 
@@ -92,7 +111,8 @@ def _reckoning(report: Report) -> Table:
     verdict, ledger = report.verdict, report.ledger
     table = Table("faults injected", "requests sent", "orders acknowledged", "lost", "doubled", "crossed")
     sent = (report.faults.total(), ledger.requests, ledger.acknowledged())
-    table.add_row(*map(str, (*sent, verdict.lost, verdict.doubled, verdict.crossed)))
+    found = (verdict.lost, verdict.doubled, verdict.crossed) if verdict else ("?",) * 3
+    table.add_row(*map(str, (*sent, *found)))
     return table
 
 

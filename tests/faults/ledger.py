@@ -5,18 +5,31 @@ import threading
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
+from zlib import crc32
 
-from tests.client import Answer
+from tests.client import SEED_BYTES, Answer
 
 RESTING = """
-    select o.tenant_id, o.order_id::text, o.customer_name,
-           coalesce(array_agg(i.quantity order by i.line_no) filter (where i.line_no is not null), '{}')
-      from orders o left join order_items i on (i.tenant_id, i.order_id) = (o.tenant_id, o.order_id)
-     group by o.tenant_id, o.order_id
+    select to_jsonb(o) || jsonb_build_object('items', coalesce(
+               (select jsonb_agg(to_jsonb(i) - 'tenant_id' - 'order_id' order by i.line_no)
+                  from order_items i where (i.tenant_id, i.order_id) = (o.tenant_id, o.order_id)), '[]'))
+      from orders o
 """
 """Every order, as the superuser sees it: what row-level security hides is there too."""
-Resting = Iterable[tuple[str, str, str, list[int]]]
+Order = dict[str, Any]
+Resting = Iterable[tuple[Order]]
+SEED: Order = json.loads(SEED_BYTES)
+TIMED_OUT, NO_ANSWER = "timed out", "no answer"
+"""What comes instead of an answer: nothing for as long as a client waits, or the connection's end."""
+
+
+class Flaw(Enum):
+    """What is wrong with an order that is shown."""
+
+    NOT_WHOLE = "items are missing"
+    FOREIGN = "something in it is not of this order"
 
 
 @dataclass(eq=False)
@@ -26,7 +39,8 @@ class Wanted:
     tenant: str
     user: str
     name: str
-    """Its customer_name, which no other order has: `<tenant>/<number>`."""
+    """Its customer_name, which no other order has: `<tenant>/<number>`. Every value but the quantities
+    comes from it, so that each of them tells whose it is."""
     key: str | None
     quantities: list[int]
     """Of its items, in their order."""
@@ -34,18 +48,48 @@ class Wanted:
     """The ids in the 201s: one, if all is well."""
 
     @property
-    def body(self) -> bytes:
-        items = [
-            {"product_name": "Widget", "product_sku": f"W-{n}", "quantity": quantity, "unit_price": 49.99}
-            for n, quantity in enumerate(self.quantities)
-        ]
-        order = {"customer_name": self.name, "customer_email": "a@shop.example", "total_amount": 99.99}
-        return json.dumps({**order, "items": items}).encode()
+    def order(self) -> Order:
+        """What is sent. E-mail, phone and addresses have the seed's in them: no log may hold any of those
+        (tests/canaries.py)."""
+        skus = [f"{self.name}/{n}" for n in range(len(self.quantities))]
+        return {
+            "customer_name": self.name,
+            "customer_email": f"{self.name.replace('/', '.')}.{SEED['customer_email']}",
+            "customer_phone": f"{SEED['customer_phone']}{crc32(self.name.encode())}",
+            "shipping_address": f"{SEED['shipping_address']}, {self.name}",
+            "billing_address": f"{SEED['billing_address']}, behind {self.name}",
+            "total_amount": amount(self.name),
+            "currency": "USD",
+            "items": [
+                {
+                    "product_name": f"Widget of {sku}",
+                    "product_sku": sku,
+                    "quantity": quantity,
+                    "unit_price": amount(sku),
+                }
+                for sku, quantity in zip(skus, self.quantities, strict=True)
+            ],
+        }
 
-    def is_answered_by(self, order: Any) -> bool:
-        """Whether an answer shows this order, whole."""
-        items = [item["quantity"] for item in order["items"]]
-        return bool(order["customer_name"] == self.name and items == self.quantities)
+    @property
+    def body(self) -> bytes:
+        return json.dumps(self.order).encode()
+
+    def flaw(self, shown: Order) -> Flaw | None:
+        """What is wrong with an order that is shown as this one; None where every field is what was sent."""
+        sent = {**self.order, "tenant_id": self.tenant, "created_by": self.user}
+        items = [{"line_no": line_no, **each} for line_no, each in enumerate(sent.pop("items"), start=1)]
+        if any(shown[name] != value for name, value in sent.items()):
+            return Flaw.FOREIGN
+        if shown["items"] == items:
+            return None
+        is_part = len(shown["items"]) < len(items) and all(each in items for each in shown["items"])
+        return Flaw.NOT_WHOLE if is_part else Flaw.FOREIGN
+
+
+def amount(of: str) -> float:
+    """One that hardly anything else has."""
+    return crc32(of.encode()) / 100
 
 
 @dataclass(frozen=True)
@@ -57,7 +101,15 @@ class Verdict:
     doubled: int = 0
     """Orders more than were wanted."""
     crossed: int = 0
-    """Answers with another tenant's rows, and rows in another tenant's place."""
+    """Answers and rows in which anything is not what this customer's tenant sent."""
+
+
+@dataclass(frozen=True)
+class Unanswered:
+    """A request that heard nothing, from when to when (of time.monotonic())."""
+
+    started: float
+    ended: float
 
 
 class Ledger:
@@ -67,6 +119,8 @@ class Ledger:
         self.requests = 0
         self.answers: Counter[int | str] = Counter()
         """By status; what came instead of an answer by its kind."""
+        self.unanswered: list[Unanswered] = []
+        """Those that were hung up on."""
         self.unexpected: list[str] = []
         """Answers that no client should ever hear, such as a 500."""
         self.slowest = 0.0
@@ -82,40 +136,49 @@ class Ledger:
         with self._lock:
             self.wanted[wanted.name] = wanted
 
-    def sent(self, outcome: int | str, seconds: float) -> None:
+    def sent(self, outcome: int | str, started: float, ended: float) -> None:
         """A request, and its status or what came instead."""
         with self._lock:
             self.requests += 1
             self.answers[outcome] += 1
-            self.slowest = max(self.slowest, seconds)
+            self.slowest = max(self.slowest, ended - started)
+            if outcome == NO_ANSWER:
+                self.unanswered.append(Unanswered(started, ended))
 
     def never_expected(self, answer: Answer) -> None:
         with self._lock:
             self.unexpected.append(f"{answer.status} {answer.body[:300]!r}")
 
-    def acknowledge(self, wanted: Wanted, order: Any) -> None:
+    def acknowledge(self, wanted: Wanted, order: Order) -> None:
         """A 201, and the order in it."""
         with self._lock:
             wanted.acknowledged.add(order["order_id"])
-            if not wanted.is_answered_by(order):
+            if wanted.flaw(order):
                 self._unread.add(order["order_id"])
 
     def read(self, wanted: Wanted, order_id: str, answer: Answer) -> None:
         """The answer to a customer who asks for an order that was acknowledged to them."""
-        if answer.status == 404 or (answer.status == 200 and not wanted.is_answered_by(answer.json["order"])):
+        found = answer.json["order"] if answer.status == 200 else None
+        is_other = found is not None and (found["order_id"] != order_id or wanted.flaw(found) is not None)
+        if answer.status == 404 or is_other:
             with self._lock:
                 self._unread.add(order_id)
 
-    def seen(self, tenant: str, orders: Iterable[Any]) -> None:
-        """Orders in an answer to that tenant, which must be its own."""
-        foreign = [
-            order
-            for order in orders
-            if order["tenant_id"] != tenant or not order["customer_name"].startswith(f"{tenant}/")
-        ]
-        if foreign:
-            with self._lock:
-                self._crossed += 1
+    def seen(self, tenant: str, orders: Iterable[Order], user: str | None = None) -> None:
+        """Orders in an answer to that tenant: its own, and those that were sent; of that user, if named."""
+        orders = list(orders)
+        flaws = [self._flaw(order, tenant, user) for order in orders]
+        with self._lock:
+            self._crossed += Flaw.FOREIGN in flaws
+            self._unread |= {
+                order["order_id"] for order, flaw in zip(orders, flaws, strict=True) if flaw is Flaw.NOT_WHOLE
+            }
+
+    def _flaw(self, order: Order, tenant: str, user: str | None = None) -> Flaw | None:
+        wanted = self.wanted.get(order["customer_name"])
+        if wanted is None or wanted.tenant != tenant or user not in (None, wanted.user):
+            return Flaw.FOREIGN
+        return wanted.flaw(order)
 
     def acknowledged(self) -> int:
         with self._lock:
@@ -128,20 +191,20 @@ class Ledger:
 
     def verdict(self, resting: Resting) -> Verdict:
         """What was promised, held against what rests in the database."""
-        there: dict[str, tuple[str, str, list[int]]] = {}
+        there = set()
         orders: Counter[str] = Counter()
         misplaced = 0
         torn = set()
-        for tenant, order_id, name, quantities in resting:
-            there[order_id] = tenant, name, quantities
-            orders[name] += 1
-            wanted = self.wanted.get(name)
-            misplaced += wanted is None or wanted.tenant != tenant
-            if wanted is not None and wanted.quantities != quantities:
-                torn.add(order_id)
+        for (order,) in resting:
+            there.add(order["order_id"])
+            orders[order["customer_name"]] += 1
+            flaw = self._flaw(order, order["tenant_id"])
+            misplaced += flaw is Flaw.FOREIGN
+            if flaw is Flaw.NOT_WHOLE:
+                torn.add(order["order_id"])
         lost = torn | self._unread
         for wanted in self.wanted.values():
-            lost |= {order_id for order_id in wanted.acknowledged if order_id not in there}
+            lost |= wanted.acknowledged - there
         return Verdict(
             lost=len(lost),
             doubled=sum(times - 1 for times in orders.values()),

@@ -5,12 +5,11 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from uuid import uuid4
 
 from tests.client import Answer, Client, over_http
-from tests.faults.ledger import Ledger, Wanted
+from tests.faults.ledger import NO_ANSWER, TIMED_OUT, Ledger, Wanted
 
 EXPECTED = (200, 201, 404, 409, 503)
 """What a client may hear while things break; anything else is a fault of the API's own."""
@@ -18,6 +17,8 @@ TENANTS = ("acme", "borealis", "cosmos", "dune")
 USERS = ("alice", "bob")
 PATIENCE = 60
 """Seconds in which an order with a key must have been acknowledged once the load is told to end."""
+LAST_WORDS = 35
+"""Seconds in which all requests of an interrupted load have ended: a client waits for 30."""
 PAUSE = 0.02
 """Seconds between two requests of a customer."""
 
@@ -35,6 +36,7 @@ class Customer:
         self._probe: Wanted | None = None
         self._foreign: Callable[[], Wanted | None] = lambda: None
         self.gone_home = threading.Event()
+        self.patience: float = PATIENCE
 
     def knows(self, others: Sequence["Customer"]) -> None:
         """Orders of these are asked for as well, and must not be found."""
@@ -67,7 +69,7 @@ class Customer:
         deadline = None
         while not self._place(wanted):
             if self.gone_home.is_set():
-                deadline = deadline or time.monotonic() + PATIENCE
+                deadline = deadline or time.monotonic() + self.patience
                 if time.monotonic() > deadline:
                     return
             time.sleep(0.05)
@@ -102,7 +104,7 @@ class Customer:
 
     def browse(self) -> None:
         mine = self._chance.choice(["", "&my_orders=true"])
-        self._get(f"/orders?limit={self._chance.randint(1, 20)}{mine}")
+        self._get(f"/orders?limit={self._chance.randint(1, 20)}{mine}", self.user if mine else None)
 
     def leaf_through(self) -> None:
         """A few pages, each behind the one before."""
@@ -144,20 +146,25 @@ class Customer:
         self._ledger.acknowledge(wanted, order)
         return True
 
-    def _get(self, target: str) -> Answer | None:
+    def _get(self, target: str, user: str | None = None) -> Answer | None:
+        """`user`: whose orders alone may be in the answer."""
         answer = self._ask(lambda: self._chance.choice(self._doors).get(target))
         if answer and answer.status == 200:
             found = answer.json
-            self._ledger.seen(self.tenant, found["orders"] if "orders" in found else [found["order"]])
+            self._ledger.seen(self.tenant, found["orders"] if "orders" in found else [found["order"]], user)
         return answer
 
     def _ask(self, request: Callable[[], Answer]) -> Answer | None:
-        """The answer; None when there was none, because the door's process ended."""
+        """The answer; None when there was none, because the door's process ended or hangs."""
         started = time.monotonic()
-        answer, outcome = None, "no answer"
-        with suppress(OSError, http.client.HTTPException):
+        answer, instead = None, NO_ANSWER
+        try:
             answer = request()
-        self._ledger.sent(answer.status if answer else outcome, time.monotonic() - started)
+        except TimeoutError:
+            instead = TIMED_OUT
+        except (OSError, http.client.HTTPException):
+            pass
+        self._ledger.sent(answer.status if answer else instead, started, time.monotonic())
         if answer and answer.status not in EXPECTED:
             self._ledger.never_expected(answer)
         return answer
@@ -178,15 +185,23 @@ class Load:
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
         for customer in self._customers:
+            customer.patience = 0 if failure else PATIENCE
             customer.gone_home.set()
+        if failure is KeyboardInterrupt:
+            self._wait(LAST_WORDS)
         if failure:
-            return  # and nobody waits: the threads are daemons
+            return  # and nobody waits longer: the threads are daemons
         for thread in self._threads:
             thread.join(PATIENCE + 60)
         if self._errors:
             raise self._errors[0]
         if any(thread.is_alive() for thread in self._threads):
             raise AssertionError("a request hangs")
+
+    def _wait(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0, deadline - time.monotonic()))
 
     def _keep(self, customer: Customer) -> None:
         try:

@@ -2,109 +2,65 @@
 
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
-from tests.faults.injections import KILLS, NETWORK, Fault, cut_after_commit, said
-from tests.faults.ledger import RESTING, Ledger, Verdict
+from tests.faults.injections import KILLS, NETWORK, Fault, cut_after_commit, database_is_back, said
+from tests.faults.ledger import RESTING
 from tests.faults.load import Customer, Load, Market
-from tests.faults.proxy import Shot
-from tests.faults.stage import MOST_AT_REST, Stage, stage
+from tests.faults.report import Plan, Report
+from tests.faults.stage import Stage, stage
 
-LONGEST_RECOVERY = 5.0
-"""Seconds after the database is back in which the service must be, without a restart."""
 IN_A_ROW = 4
 """Probes that must succeed one after the other: each of several workers is to answer."""
 GIVE_UP = 30.0
+Tell = Callable[[Report, str], None]
 
 
-@dataclass(frozen=True)
-class Plan:
-    seconds: float
-    kills: int
-    """At least so many rounds kill a process; the run lasts longer where it must."""
-    seed: int
-    sabotage: str | None = None
-
-
-@dataclass
-class Report:
-    """What happened so far."""
-
-    plan: Plan
-    ledger: Ledger
-    started: float = field(default_factory=time.monotonic)
-    faults: Counter[str] = field(default_factory=Counter)
-    recoveries: dict[str, list[float]] = field(default_factory=dict)
-    """By fault, the seconds from the moment that the database was back."""
-    commits_cut: int = 0
-    connections: int = 0
-    """Of the API, when its customers had gone."""
-    said: str = ""
-    """By the product, until its end."""
-    verdict: Verdict = field(default_factory=Verdict)
-
-    @property
-    def kills(self) -> int:
-        return sum(self.faults[said(fault)] for fault in KILLS)
-
-    @property
-    def slowest_recovery(self) -> float:
-        return max((max(each) for each in self.recoveries.values()), default=0.0)
-
-    def problems(self) -> list[str]:
-        """Promises that were not kept; none if all is well."""
-        verdict, ledger = self.verdict, self.ledger
-        found = {
-            f"{verdict.lost} orders lost": verdict.lost,
-            f"{verdict.doubled} orders doubled": verdict.doubled,
-            f"{verdict.crossed} times something of another tenant": verdict.crossed,
-            f"{ledger.unfinished()} orders with a key were never acknowledged": ledger.unfinished(),
-            f"{len(ledger.unexpected)} answers that nobody should hear, such as "
-            f"{ledger.unexpected[:1]}": ledger.unexpected,
-            f"the service was back after {self.slowest_recovery:.1f} s": self.slowest_recovery
-            > LONGEST_RECOVERY,
-            f"{self.connections} connections left of at most {MOST_AT_REST}": self.connections > MOST_AT_REST,
-        }
-        return [text for text, is_one in found.items() if is_one]
-
-
-def soak(plan: Plan, tell: Callable[[Report, str], None] = lambda *_: None) -> Report:
-    """Do as planned; `tell` hears of each step. Raises when a request hangs or a customer cannot go on."""
-    chance = random.Random(plan.seed)
-    with stage(chance, plan.sabotage) as scene:
-        ledger = Ledger()
-        market = Market(scene.ports, scene.shops.token, ledger, plan.seed)
-        probe = market.customer("probe", "prober")
-        report = Report(plan, ledger)
-        with Load(market.customers()):
-            for fault in _in_turn(chance):
-                if time.monotonic() - report.started > plan.seconds and report.kills >= plan.kills:
-                    break
-                tell(report, "load")
-                time.sleep(chance.uniform(0.1, 1.5))
-                _inject(fault, scene, chance, probe, report, tell)
-            tell(report, "the last orders")
-        report.commits_cut = scene.proxy.fired[Shot.CUT_AFTER_COMMIT]
-        report.connections = scene.connections()
-        report.said = scene.product.log.read_text(errors="replace")
-        report.verdict = ledger.verdict(scene.rows(RESTING))
+def soak(plan: Plan) -> Report:
+    report = Report(plan)
+    run(report)
     return report
 
 
-def _inject(
-    fault: Fault,
-    scene: Stage,
-    chance: random.Random,
-    probe: Customer,
-    report: Report,
-    tell: Callable[[Report, str], None],
-) -> None:
-    tell(report, said(fault))
-    back = fault(scene, chance)
-    report.faults[said(fault)] += 1
-    report.recoveries.setdefault(said(fault), []).append(recovery(probe, back))
+def run(report: Report, tell: Tell = lambda *_: None) -> None:
+    """Do as planned; `tell` hears of each step. Interrupted under load, it reckons up what happened so far.
+
+    Raises when a request hangs, a customer cannot go on or PostgreSQL does not come back.
+    """
+    plan = report.plan
+    chance = random.Random(plan.seed)
+    with stage(chance, plan.sabotage) as scene:
+        market = Market(scene.ports, scene.shops.token, report.ledger, plan.seed)
+        probe = market.customer("probe", "prober")
+        report.started = time.monotonic()
+        try:
+            with Load(market.customers()):
+                try:
+                    _break(scene, chance, probe, report, tell)
+                    tell(report, "the last orders")
+                except KeyboardInterrupt:
+                    report.interrupt()
+                    raise
+        except KeyboardInterrupt:
+            scene.server.start_again()
+            database_is_back(scene)
+        report.connections = scene.connections()
+        report.said = scene.product.log.read_text(errors="replace")
+        report.verdict = report.ledger.verdict(scene.rows(RESTING))
+
+
+def _break(scene: Stage, chance: random.Random, probe: Customer, report: Report, tell: Tell) -> None:
+    for fault in _in_turn(chance):
+        if report.is_done:
+            return
+        tell(report, "load")
+        time.sleep(chance.uniform(0.1, 1.5))
+        tell(report, said(fault))
+        began = time.monotonic()
+        injected = fault(scene, chance)
+        report.add(said(fault), began, injected)
+        if injected.hits:
+            report.recoveries.setdefault(said(fault), []).append(recovery(probe, injected.whole))
 
 
 def recovery(probe: Customer, back: float) -> float:

@@ -16,6 +16,7 @@ import psutil
 from deploy import hosts as builds
 from local import hosts
 from local.database import apply_schema
+from tests.canaries import sightings
 from tests.client import free_port
 from tests.conftest import connected
 from tests.faults.proxy import Proxy
@@ -38,6 +39,11 @@ WORKERS, THREADS = 2, 4
 IDLE = 5
 """Connections that each worker may keep: DB_POOL_SIZE."""
 MOST_AT_REST = (WORKERS + 1) * IDLE
+READ_TIMEOUT, POOL_TIMEOUT, CONNECT_TIMEOUT, SLACK = 8, 3, 3, 6
+LONGEST_REQUEST = READ_TIMEOUT + POOL_TIMEOUT + CONNECT_TIMEOUT + SLACK
+"""Seconds. The last is a busy machine's, and covers the wait for a thread behind another's request."""
+LONGEST_START = 60
+"""Seconds in which gunicorn must have its workers."""
 
 
 class Shops:
@@ -106,6 +112,7 @@ def stage(chance: random.Random, sabotage: str | None = None) -> Iterator[Stage]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="order-api-faults-")))
         server = stack.enter_context(private_server())
+        stack.callback(refuse_canaries, server.folder / "log")
         apply_schema(server.urls.owner)
         for statement in SABOTAGES[sabotage] if sabotage else ():
             rows(server, statement)
@@ -113,7 +120,14 @@ def stage(chance: random.Random, sabotage: str | None = None) -> Iterator[Stage]
         stack.callback(shops.close)
         proxy = Proxy(server.folder, chance)
         stack.callback(proxy.close)
-        variables = {**shops.variables, "DATABASE_URL": url(proxy.port), "DB_POOL_SIZE": str(IDLE)}
+        variables = {
+            **shops.variables,
+            "DATABASE_URL": url(proxy.port),
+            "DB_POOL_SIZE": str(IDLE),
+            "DB_READ_TIMEOUT": str(READ_TIMEOUT),
+            "DB_POOL_TIMEOUT": str(POOL_TIMEOUT),
+            "DB_CONNECT_TIMEOUT": str(CONNECT_TIMEOUT),
+        }
         if sabotage == "rls":
             variables["DB_ALLOW_UNSAFE_ROLE"] = "1"
         product = stack.enter_context(door(folder / "product", variables, workers=WORKERS))
@@ -137,7 +151,10 @@ def door(
     workers: int = 1,
     threads: int = THREADS,
 ) -> Iterator[Door]:
-    """A build made in `folder`, serving on a free port; what it says goes into a file beside it."""
+    """A build made in `folder`, serving on a free port; what it says goes into a file beside it.
+
+    Raises AssertionError at its end when that holds what no log may hold.
+    """
     with redirect_stdout(io.StringIO()):
         builds.build("gcp", folder)
     if mutate:
@@ -148,9 +165,18 @@ def door(
         with log.open("wb") as said, _output_into(said.fileno()):
             process = stack.enter_context(hosts.serving("gcp", folder, told, "127.0.0.1", port))
         opened = Door(port, process, log)
+        deadline = time.monotonic() + LONGEST_START
         while len(opened.workers()) < workers:  # it listens before it has them
+            assert time.monotonic() < deadline, f"{workers} workers were to start: {log.read_text()[-2000:]}"
             time.sleep(0.02)
         yield opened
+    refuse_canaries(log)
+
+
+def refuse_canaries(log: Path) -> None:
+    """Raises AssertionError when a log holds what none may hold."""
+    found = sightings(log.name, log.read_text(errors="replace"))
+    assert not found, "\n".join(found[:20])
 
 
 @contextmanager

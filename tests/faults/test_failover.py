@@ -10,11 +10,12 @@ import pytest
 
 from local.database import apply_schema
 from tests.client import Client, over_http
-from tests.faults.ledger import RESTING, Ledger, Verdict
+from tests.faults.ledger import NO_ANSWER, RESTING, TIMED_OUT, Ledger, Verdict
 from tests.faults.load import Load, Market
 from tests.faults.proxy import Proxy
-from tests.faults.soak import LONGEST_RECOVERY, recovery
-from tests.faults.stage import Door, Shops, door, rows, url
+from tests.faults.report import LONGEST_RECOVERY
+from tests.faults.soak import recovery
+from tests.faults.stage import LONGEST_REQUEST, Door, Shops, door, rows, url
 from tests.servers import Server, private_server, standby_of
 
 pytestmark = pytest.mark.slow
@@ -85,9 +86,11 @@ def assert_kept(pair: Pair) -> None:
     assert ledger.verdict(rows(pair.standby, RESTING)) == Verdict(lost=0, doubled=0, crossed=0)
     assert ledger.unfinished() == 0
     assert ledger.unexpected == []
+    assert not {NO_ANSWER, TIMED_OUT} & set(ledger.answers)
+    assert ledger.slowest < LONGEST_REQUEST
 
 
-@pytest.mark.parametrize("pair", [in_a_url], indirect=True)
+@pytest.mark.parametrize("pair", [in_a_url, in_variables], indirect=True)
 def test_the_standby_has_every_order_that_a_killed_primary_acknowledged(pair: Pair) -> None:
     ledger = pair.market.ledger
     with Load(pair.market.customers()):

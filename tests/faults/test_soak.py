@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -16,14 +17,18 @@ import psutil
 import pytest
 
 from tests.faults.injections import KILLS
-from tests.faults.soak import Plan, Report, soak
+from tests.faults.report import Plan, Report
+from tests.faults.soak import soak
 
 pytestmark = pytest.mark.slow
 PROJECT = Path(__file__).parent.parent.parent
 
 
-def run(seconds: float, kills: int, sabotage: str | None = None) -> Report:
-    return soak(Plan(seconds, kills, random.randrange(10**6), sabotage))
+KINDS = 2 * len(KILLS)
+
+
+def run(seconds: float, kills: int, kinds: int, sabotage: str | None = None) -> Report:
+    return soak(Plan(seconds, kills, random.randrange(10**6), sabotage, kinds))
 
 
 def evidence(report: Report) -> str:
@@ -31,10 +36,10 @@ def evidence(report: Report) -> str:
 
 
 def test_faults_under_load_lose_double_and_cross_nothing() -> None:
-    report = run(seconds=15, kills=len(KILLS))
+    report = run(seconds=15, kills=len(KILLS), kinds=KINDS)
 
     assert report.problems() == [], evidence(report)
-    assert len(report.faults) >= 2 * len(KILLS)
+    assert len(report.faults) >= KINDS
     assert report.ledger.acknowledged() > 100
     assert report.ledger.answers[503] > 0
 
@@ -43,8 +48,9 @@ def test_faults_under_load_lose_double_and_cross_nothing() -> None:
     ("sabotage", "broken"), [("rls", "crossed"), ("idempotency", "doubled"), ("durability", "lost")]
 )
 def test_without_a_guard_the_same_run_is_not_clean(sabotage: str, broken: str) -> None:
-    report = run(seconds=4, kills=2, sabotage=sabotage)
+    report = run(seconds=4, kills=2, kinds=1, sabotage=sabotage)
 
+    assert report.verdict is not None
     columns = {name: getattr(report.verdict, name) for name in ("lost", "doubled", "crossed")}
     assert columns.pop(broken) > 0, evidence(report)
     assert set(columns.values()) == {0}
@@ -60,7 +66,19 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_soak_that_is_interrupted_leaves_nothing_behind(folder: Path) -> None:
+def is_starting(folder: Path) -> bool:
+    return bool(list(folder.glob("*/forgetful.log")))
+
+
+def is_under_load(folder: Path) -> bool:
+    """Something was broken already, and something acknowledged."""
+    return bool(re.search(r" [1-9]\d* faults, .* [1-9]\d* acknowledged", (folder / "said").read_text()))
+
+
+@pytest.mark.parametrize("it", [is_starting, is_under_load])
+def test_a_soak_that_is_interrupted_says_so_and_leaves_nothing_behind(
+    folder: Path, it: Callable[[Path], bool]
+) -> None:
     """Ctrl-C, which a terminal sends to all of its processes."""
     said = folder / "said"
     with said.open("wb") as file:
@@ -72,19 +90,23 @@ def test_a_soak_that_is_interrupted_leaves_nothing_behind(folder: Path) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    until(lambda: bool(list(folder.glob("*/forgetful.log"))), 60)
-    started = running_from(folder)
     try:
-        names = " ".join(each.name() for each in started)
+        until(lambda: it(folder), 180)
+        names = " ".join(each.name() for each in running_from(folder))
         assert "postgres" in names
         assert "functions-f" in names
     finally:
         os.killpg(process.pid, signal.SIGINT)
 
-    assert process.wait(30) == 1
+    status = process.wait(60)
+    text = said.read_text()
+    assert status == 130, text
+    assert "everything that was started has ended" in text
     until(lambda: not running_from(folder))
-    assert "everything that was started has ended" in said.read_text()
     assert [path.name for path in folder.iterdir()] == ["said"]
+    if it is is_under_load:
+        assert re.search(r"cut after commit +│ +[1-9]", text), text
+        assert re.search(r"(│ +[1-9]\d* +){3}(│ 0 +){3}│", text), text
 
 
 def running_from(folder: Path) -> list[psutil.Process]:
