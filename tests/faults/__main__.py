@@ -52,9 +52,9 @@ def _print(report: Report, console: Console) -> None:
     problems = report.problems()
     for problem in problems:
         console.print(problem, style="red", highlight=False, markup=False)
-    if problems and "Traceback" in report.said:
-        last = "".join(report.said.rpartition("Traceback")[1:])
-        console.print(last[:5000], highlight=False, markup=False)
+    errors = [line for line in report.said.splitlines() if '"stack":' in line]
+    for line in errors[-3:] if problems else ():
+        console.print(line[:2000], highlight=False, markup=False)
 
 
 def _plan() -> Plan:

@@ -47,7 +47,7 @@ class Report:
     connections: int = 0
     """Of the API, when its customers had gone."""
     said: str = ""
-    """By the product, until its end."""
+    """By both doors, until their end."""
     verdict: Verdict | None = None
     """None until the database was asked."""
 

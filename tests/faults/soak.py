@@ -45,7 +45,9 @@ def run(report: Report, tell: Tell = lambda *_: None) -> None:
             scene.server.start_again()
             database_is_back(scene)
         report.connections = scene.connections()
-        report.said = scene.product.log.read_text(errors="replace")
+        report.said = "".join(
+            each.log.read_text(errors="replace") for each in (scene.product, scene.forgetful)
+        )
         report.verdict = report.ledger.verdict(scene.rows(RESTING))
 
 
