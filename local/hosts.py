@@ -96,9 +96,14 @@ def _in_a_thread(server: front.Server) -> Iterator[None]:
 
 @contextmanager
 def _process(command: Command, folder: Path, variables: Variables) -> Iterator[Process]:
-    """A child in `folder` that gets SIGTERM, and SIGKILL after ten seconds."""
+    """A child in `folder` that gets SIGTERM, and SIGKILL after ten seconds.
+
+    And no other signal: a terminal's Ctrl-C, together with its arbiter's own word, would catch a worker of
+    gunicorn's (27.0.1) in the midst of its shutdown, and it would wait for itself for ever.
+    """
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ}
-    process = subprocess.Popen(command, cwd=folder, env={**inherited, **variables})  # noqa: S603
+    told = {**inherited, **variables}
+    process = subprocess.Popen(command, cwd=folder, env=told, start_new_session=True)  # noqa: S603
     try:
         yield process
     finally:

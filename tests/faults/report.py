@@ -76,7 +76,7 @@ class Report:
             self.hung_up.append((began, injected.whole))
 
     def interrupt(self) -> None:
-        """A terminal's Ctrl-C ends the doors as well, perhaps before it is heard here."""
+        """Perhaps just when a worker had been killed."""
         self.interrupted = time.monotonic()
         self.hung_up.append((self.interrupted - AROUND_A_KILL, float("inf")))
 

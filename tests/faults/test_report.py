@@ -120,7 +120,7 @@ def test_what_hit_nothing_was_not_injected() -> None:
 
 
 def test_an_interrupted_run_promises_less() -> None:
-    """Its customers would still be asking, and its doors are ended by the same Ctrl-C."""
+    """Its customers would still be asking, and a worker may have been killed in that moment."""
     report = clean()
     report.interrupt()
     for breaks in (no_commit_cut, connections_left, never_acknowledged):
