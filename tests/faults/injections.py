@@ -144,6 +144,17 @@ def database_is_back(stage: Stage) -> float:
     raise AssertionError(f"PostgreSQL is not back after {LONGEST_START} s")
 
 
+def bring_back(stage: Stage) -> None:
+    """Start PostgreSQL, wherever a fault was interrupted: one just killed counts as running for a moment."""
+    deadline = time.monotonic() + LONGEST_START
+    while time.monotonic() < deadline:
+        stage.server.start_again()
+        with suppress(psycopg2.Error), connected(stage.server.url("postgres")):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"PostgreSQL is not back after {LONGEST_START} s")
+
+
 def _until(hit: Callable[[], int]) -> int:
     """How much was hit, when something was; 0 when nothing was in time."""
     deadline = time.monotonic() + LONGEST_FAULT

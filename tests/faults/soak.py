@@ -4,7 +4,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 
-from tests.faults.injections import KILLS, NETWORK, Fault, cut_after_commit, database_is_back, said
+from tests.faults.injections import KILLS, NETWORK, Fault, bring_back, cut_after_commit, said
 from tests.faults.ledger import RESTING
 from tests.faults.load import Customer, Load, Market
 from tests.faults.report import Plan, Report
@@ -42,8 +42,7 @@ def run(report: Report, tell: Tell = lambda *_: None) -> None:
                     report.interrupt()
                     raise
         except KeyboardInterrupt:
-            scene.server.start_again()
-            database_is_back(scene)
+            bring_back(scene)
         report.connections = scene.connections()
         report.said = "".join(
             each.log.read_text(errors="replace") for each in (scene.product, scene.forgetful)
