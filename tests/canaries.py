@@ -2,8 +2,9 @@
 
 The whole suite sends the seed order and real tokens, so that each of its values is a canary. Looked at is
 what pytest captured of a test (both streams, down to the file descriptors, so that hosts in processes of
-their own are heard too), and the text of every record of the loggers. A test during which a canary shows is
-red, and says where. What PostgreSQL itself logs, conftest.py looks at when the session's server has stopped.
+their own are heard too), the text of every record of the loggers, and each file or pipe that a test gave to
+a host or a server for its log (`hear`). A test during which a canary shows is red, and says where. The log
+of the session's own PostgreSQL, conftest.py looks at when it has stopped.
 """
 
 import json
@@ -17,12 +18,14 @@ import pytest
 
 SEED = json.loads((Path(__file__).parent.parent / "test_order.json").read_text())
 PLANTED = (
-    *(SEED["customer_name"], SEED["customer_email"], SEED["customer_phone"], SEED["shipping_address"]),
-    "rehearsal@example.com",  # in SnapStart's rehearsal
+    *(SEED["customer_name"], SEED["customer_phone"], SEED["shipping_address"]),
+    *(SEED["items"][0]["product_name"], SEED["items"][0]["product_sku"]),
 )
+EMAIL = r"[\w.+-]+@(?:[\w-]+\.)*example(?:\.com)?\b"
+"""The order's, the tokens' (`alice@<tenant>.example`), and that of SnapStart's rehearsal."""
 TOKEN = r"eyJ[\w-]{8,}\.(?:eyJ)?[\w-]*"
 """A JSON Web Token begins with the base64 of `{"`."""
-_CANARY = re.compile("|".join([*map(re.escape, PLANTED), TOKEN]))
+_CANARY = re.compile("|".join([*map(re.escape, PLANTED), EMAIL, TOKEN]))
 _CONTEXT = 60
 _SEEN = pytest.StashKey[set[tuple[str, str]]]()
 Report = Generator[None, pytest.TestReport, pytest.TestReport]
@@ -53,6 +56,17 @@ def sightings(where: str, text: str) -> list[str]:
         around = text[max(0, canary.start() - _CONTEXT) : canary.end() + _CONTEXT]
         found.append(f"{where} holds {canary[0][:40]!r}: ...{around!r}...")
     return found
+
+
+def hear(log: Path) -> None:
+    """What a process wrote into a file of its own counts as said by the test that is running or ending."""
+    if log.exists():
+        hear_text(f"the file {log.name}", log.read_text("utf-8", "replace"))
+
+
+def hear_text(where: str, text: str) -> None:
+    """The same for what came through a pipe."""
+    _ear.heard += sightings(where, text)
 
 
 def pytest_configure() -> None:

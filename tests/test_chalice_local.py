@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from chalicelib.settings import SettingsError
+from tests.canaries import hear
 from tests.client import SEED_BYTES, Answer, Client, Transport, free_port, over_http
 from tests.cognito import UserPool
 from tests.issuer import SigningKey, decoded, encoded
@@ -46,6 +47,7 @@ def chalice_local(
         process.terminate()
         process.wait(10)
         log.close()
+        hear(Path(log.name))
 
 
 def wait_for(transport: Transport, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -21,6 +21,7 @@ from local import hosts
 from local.database import Urls
 from local.issuer import Issuer
 from tests.builds import AwsBuild
+from tests.canaries import hear_text
 from tests.client import SEED_BYTES, Answer, Client, free_port, over_http
 
 pytestmark = pytest.mark.slow
@@ -121,6 +122,8 @@ def serve(project: Path, database: Urls, tmp_path: Path) -> Iterator[Serve]:
         with suppress(ProcessLookupError):
             os.killpg(host.process.pid, signal.SIGKILL)
         host.process.wait(10)
+        # Before, there are tokens for its user.
+        hear_text("what was said while it served", host.text().rpartition(STARTED)[2])
 
 
 def ended(host: Host) -> str:

@@ -24,6 +24,7 @@ import pytest
 from deploy import hosts
 from local.environments import environment as environment_of
 from tests.builds import PROJECT
+from tests.canaries import hear_text
 from tests.client import SEED_BYTES, Client, free_port, over_http
 from tests.conftest import NewClient
 
@@ -110,7 +111,7 @@ def container(image: Path, environment: dict[str, str]) -> Iterator[Container]:
     yield Container(port, process)
     process.send_signal(signal.SIGTERM)
     try:
-        process.communicate(timeout=20)
+        hear_text("the container's output", process.communicate(timeout=20)[0])
     except subprocess.TimeoutExpired:
         process.kill()
         raise

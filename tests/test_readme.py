@@ -19,6 +19,7 @@ import pytest
 
 from chalicelib import errors
 from local.database import Urls
+from tests.canaries import hear_text
 from tests.client import free_port
 
 PROJECT = Path(__file__).parent.parent
@@ -105,6 +106,8 @@ def running_stack(folder: Path, port: int, command: str = "make run", **environm
         yield stack
     finally:
         stack.ctrl_c()
+        # Before, there are tokens for its user, and commands that place an order.
+        hear_text("what was said while it served", stack.output().rpartition("Ctrl-C")[2])
 
 
 @pytest.fixture(scope="module")

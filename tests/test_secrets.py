@@ -24,6 +24,7 @@ from chalicelib.settings import SettingsError
 from local.database import apply_schema
 from local.environments import environment
 from tests import cognito, secret_servers
+from tests.canaries import hear_text
 from tests.client import Answer, Client
 from tests.conftest import connected
 from tests.secret_servers import AZURE_SECRET, GOOGLE_SECRET, OCI_SECRET, Store
@@ -517,6 +518,7 @@ def cloud(
         for reader in readers:
             reader.process.kill()
             reader.process.wait()
+            hear_text("a reader's log", reader.log())
 
 
 @pytest.mark.slow

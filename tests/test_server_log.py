@@ -69,7 +69,7 @@ def test_replays_leave_no_value_in_the_servers_log(
 
 
 def test_by_default_the_log_has_the_order_and_as_documented_it_has_not(alice: Client) -> None:
-    with private_server() as server:
+    with private_server(tells_values=True) as server:
         apply_schema(server.urls.owner)
         log, found = server.folder / "log", {}
         for name, setting in (("by default", TALKATIVE), ("as documented", SILENT)):

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from local import hosts
+from tests.canaries import hear
 from tests.client import Answer, Transport, free_port, over_http
 from tests.issuer import COGNITO, ENTRA, KeyServer, Provider, SigningKey, encoded
 from tests.test_token_refresh import down, endless, garbled
@@ -89,6 +90,7 @@ def started(
     log = tmp_path_factory.mktemp("log") / "log"
     variables = {**environment, **request.param.variables(keys), "THREADS": "4"}
     with ExitStack() as stack:
+        stack.callback(hear, log)
         with written_to(log):
             process = stack.enter_context(hosts.serving("gcp", hurried, variables, "127.0.0.1", port))
         yield Door(request.param, keys, over_http("127.0.0.1", port), psutil.Process(process.pid), log)
