@@ -169,9 +169,23 @@ def api_behind(pooler: PgBouncer) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def paused(pooler: PgBouncer) -> Iterator[None]:
+    """Nobody gets a session; whoever asks meanwhile waits."""
+    asked(pooler.console, "pause orders")
+    try:
+        yield
+    finally:
+        asked(pooler.console, "resume orders")
+
+
+@pytest.mark.parametrize("filtered", [True, False], ids=["filtered", "by row-level security alone"])
 def test_500_clients_share_20_sessions_and_see_their_own_tenant_only(
-    server: Server, pooler: PgBouncer, buyer: Buy
+    server: Server, pooler: PgBouncer, buyer: Buy, forgetful: Callable[[], None], filtered: bool
 ) -> None:
+    """Where the statements name no tenant, an answer shows which tenant its session was bound to."""
+    if not filtered:
+        forgetful()
     tenants = [f"pooled-{uuid4().hex[:12]}" for _ in range(25)]
     done, counted = threading.Event(), []
 
@@ -198,10 +212,9 @@ def test_500_clients_share_20_sessions_and_see_their_own_tenant_only(
 
         looking = [threads.submit(looked, pooler.url, tenants, done) for _ in range(RAW)]
         wait_until(lambda: in_the_pool(pooler), clients_are_open)
-        asked(pooler.console, "pause orders")
-        buying = [threads.submit(buy, number) for number in range(OF_THE_API)]
-        wait_until(lambda: in_the_pool(pooler), lambda counts: counts["cl_waiting"] == CLIENTS)
-        asked(pooler.console, "resume orders")
+        with paused(pooler):
+            buying = [threads.submit(buy, number) for number in range(OF_THE_API)]
+            wait_until(lambda: in_the_pool(pooler), lambda counts: counts["cl_waiting"] == CLIENTS)
         threads.submit(count)
         wrong = [each for future in buying for each in future.result()]
         assert clients_are_open(in_the_pool(pooler))
@@ -213,34 +226,14 @@ def test_500_clients_share_20_sessions_and_see_their_own_tenant_only(
     assert set(map(tuple, rests.values())) == {()}
 
 
-def test_behind_the_pooler_row_level_security_alone_tells_tenants_apart(
-    pooler: PgBouncer, buyer: Buy, forgetful: Callable[[], None]
-) -> None:
-    """The statements name no tenant: an answer shows which tenant its session was bound to."""
-    forgetful()
-    tenants = [f"pooled-{uuid4().hex[:12]}" for _ in range(5)]
-
-    def buy(number: int) -> list[str]:
-        chance, tenant = random.Random(number), tenants[number % 5]
-        return bought(buyer(tenant, "alice"), tenant, "alice", str(uuid4()), chance)
-
-    limits = {"DB_POOL_SIZE": "60", "DB_POOL_MAX": "60"}
-    with (
-        api_on(pooler.url, DB_PREPARE="off", DB_READ_TIMEOUT="60", DB_POOL_TIMEOUT="60", **limits),
-        ThreadPoolExecutor(60) as threads,
-    ):
-        assert [each for wrong in threads.map(buy, range(120)) for each in wrong] == []
-
-
 def test_what_waits_too_long_for_a_session_is_given_up_and_never_done(
     server: Server, pooler: PgBouncer, buyer: Buy
 ) -> None:
     alice = buyer("waiting", "alice")
     with api_on(pooler.url, DB_PREPARE="off", DB_READ_TIMEOUT="1"):
         assert alice.get("/health/ready").status == 200
-        asked(pooler.console, "pause orders")
-        waiting = alice.place()
-        asked(pooler.console, "resume orders")
+        with paused(pooler):
+            waiting = alice.place()
         later = alice.place()
 
     assert (waiting.status, later.status) == (503, 201)
