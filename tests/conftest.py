@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import shutil
 import tempfile
 import threading
@@ -20,7 +19,7 @@ from local.database import Urls, embedded
 from tests import cognito
 from tests.builds import AwsBuild, build_aws
 from tests.client import Answer, Client, Transport, over_http
-from tests.mutants import without_tenant_filter
+from tests.mutants import MUTANTS, NO_ROW_LEVEL_SECURITY, forgetful_reads, without_tenant_filter
 from tests.refusals import STATUS, UNSAID, Refused
 
 pytest_plugins = ["tests.canaries"]
@@ -33,6 +32,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write what the local server answers into tests/conformance/expected.json",
     )
+    parser.addoption(
+        "--mutant",
+        action="append",
+        choices=MUTANTS,
+        default=[],
+        help="take a guard between tenants away from the API of this process, or from its database",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -44,9 +50,13 @@ def databases() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def database(databases: Path) -> Iterator[Urls]:
+def database(databases: Path, pytestconfig: pytest.Config) -> Iterator[Urls]:
     """PostgreSQL with schema.sql applied by its owner."""
     with embedded(databases / "main") as urls:
+        if "no-row-level-security" in pytestconfig.getoption("mutant"):
+            with connected(urls.owner) as connection:
+                connection.cursor().execute(NO_ROW_LEVEL_SECURITY)
+            os.environ["DB_ALLOW_UNSAFE_ROLE"] = "1"
         yield urls
     from tests import canaries  # pytest itself is to import it first
 
@@ -102,11 +112,16 @@ def aws_build(tmp_path_factory: pytest.TempPathFactory) -> AwsBuild:
 
 
 @pytest.fixture(scope="session")
-def app(environment: dict[str, str]) -> Iterator[Any]:  # noqa: ARG001 (it must be set first)
+def app(environment: dict[str, str], request: pytest.FixtureRequest) -> Iterator[Any]:  # noqa: ARG001 (it must be set first)
     """The one real app object."""
     from app import app
+    from chalicelib import orders, statements
     from chalicelib.database import close_pool
 
+    if "no-tenant-filter" in request.config.getoption("mutant"):
+        for name, statement in forgetful_reads(request.getfixturevalue("mutant")).items():
+            setattr(orders, name, statement)
+            setattr(statements, name, statement)
     yield app
     close_pool()
 
@@ -140,12 +155,10 @@ def forgetful(mutant: Path, app: Any, monkeypatch: pytest.MonkeyPatch) -> Callab
     """Puts the mutant's statements into the API of this process."""
     from chalicelib import orders
 
-    found = runpy.run_path(str(mutant / "chalicelib/statements.py"))
-
     def forget() -> None:
-        for name in ("ORDER_BY_ID", "ORDER_BY_KEY", "ORDERS_PAGES"):
-            assert repr(found[name]) != repr(getattr(orders, name))
-            monkeypatch.setattr(orders, name, found[name])
+        for name, statement in forgetful_reads(mutant).items():
+            assert repr(statement) != repr(getattr(orders, name))
+            monkeypatch.setattr(orders, name, statement)
 
     return forget
 

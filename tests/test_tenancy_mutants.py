@@ -14,14 +14,11 @@ from local.database import apply_schema
 from tests.client import Client, Transport, free_port, over_http
 from tests.cognito import UserPool
 from tests.conftest import connected
+from tests.mutants import NO_ROW_LEVEL_SECURITY
 from tests.servers import Server, api_on, private_server
 from tests.tenancy_rule import Operation, Rows, Scene
 from tests.trespass import WAYS_AT_ONCE, Way
 
-NO_SECURITY = "; ".join(
-    f"alter table {table} no force row level security; alter table {table} disable row level security"
-    for table in ("orders", "order_items", "idempotency_keys", "rate_limits")
-)
 THAT_REACH_THE_DATABASE = [
     way for way in WAYS_AT_ONCE if way.by not in ("token", "query", "body", "path", "no id")
 ]
@@ -35,7 +32,7 @@ def unsecured() -> Iterator[Server]:
     with private_server() as server:
         apply_schema(server.urls.owner)
         with connected(server.urls.owner) as connection:
-            connection.cursor().execute(NO_SECURITY)
+            connection.cursor().execute(NO_ROW_LEVEL_SECURITY)
             connection.cursor().execute("alter role orders_app set synchronous_commit = off")
         yield server
 
