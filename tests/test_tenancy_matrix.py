@@ -13,7 +13,7 @@ from tests.client import Answer, Client, Transport
 from tests.cognito import UserPool, signed
 from tests.conftest import connected
 from tests.shops import askers, claims, opened
-from tests.tenancy_rule import Operation, Rows, Scene, operations
+from tests.tenancy_rule import Rows, Scene, operations
 from tests.tenancy_rule import request as asked
 from tests.test_rates import limited
 from tests.trespass import MALFORMED_IDS, WAYS, WAYS_AT_ONCE, Way
@@ -26,19 +26,9 @@ def scene(app: Any, user_pool: UserPool, rows: Rows, in_process: Transport) -> S
     return Scene(app, json.loads(openapi.document()), user_pool, rows, plainly=in_process)
 
 
-def is_protected(operation: Operation) -> bool:
-    return operation.protected
-
-
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_naming_another_tenant_changes_nothing(way: Way, scene: Scene, in_process: Transport) -> None:
     assert scene.trespasses(way, in_process) == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS_AT_ONCE, ids=str)
-def test_naming_another_tenant_over_http_changes_nothing(way: Way, scene: Scene, http: Transport) -> None:
-    assert scene.trespasses(way, http, is_protected) == []
 
 
 def test_a_key_that_another_tenant_or_user_has_used_replays_the_own_order(

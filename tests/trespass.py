@@ -305,4 +305,4 @@ WAYS = [
     ),
 ]
 WAYS_AT_ONCE = [way for way in WAYS if way.by != "header" or way.name == "all of them at once"]
-"""The same with all the headers in one request, where a request costs more."""
+"""The same with all the headers in one request, where a request costs more: at the doors."""
