@@ -28,7 +28,7 @@ from tests.test_tokens import assert_unauthorized
 
 pytestmark = pytest.mark.slow
 
-SECONDS = {"REFRESH_EVERY": 0.3, "UNKNOWN_EVERY": 0.3, "RETRY_AFTER": 0.1, "LONGEST_FETCH": 2}
+SECONDS = {"REFRESH_EVERY": 0.3, "UNKNOWN_EVERY": 0.3, "RETRY_AFTER": 0.1, "LONGEST_FETCH": 3}
 FLOOD = 6
 """Clients at once; the door has four threads."""
 OLD, FIRST, SECOND = SigningKey("old"), SigningKey("first"), SigningKey("second")
@@ -84,16 +84,23 @@ def started(
     hurried: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Door]:
-    """One for each library that verifies; its key server is down."""
+    """One for each library that verifies."""
+    log = tmp_path_factory.mktemp("log") / "log"
+    with opened(request.param, hurried, environment, log) as door:
+        yield door
+
+
+@contextmanager
+def opened(provider: Provider, build: Path, environment: dict[str, str], log: Path) -> Iterator[Door]:
+    """Its key server is down from the start."""
     keys, port = KeyServer(OLD.jwk()), free_port()
     keys.stop()
-    log = tmp_path_factory.mktemp("log") / "log"
-    variables = {**environment, **request.param.variables(keys), "THREADS": "4"}
+    variables = {**environment, **provider.variables(keys), "THREADS": "4"}
     with ExitStack() as stack:
         stack.callback(hear, log)
         with written_to(log):
-            process = stack.enter_context(hosts.serving("gcp", hurried, variables, "127.0.0.1", port))
-        yield Door(request.param, keys, over_http("127.0.0.1", port), psutil.Process(process.pid), log)
+            process = stack.enter_context(hosts.serving("gcp", build, variables, "127.0.0.1", port))
+        yield Door(provider, keys, over_http("127.0.0.1", port), psutil.Process(process.pid), log)
 
 
 @pytest.fixture
@@ -143,16 +150,19 @@ def strange() -> str:
     return f"{header}.{encoded({'sub': 'canary-in-claims'})}.{'A' * 342}"
 
 
-def test_a_door_whose_key_server_is_down_from_the_start_refuses_and_recovers(started: Door) -> None:
-    good = started.token(OLD)
-    with ThreadPoolExecutor(8) as threads:
-        for answer in threads.map(started.get, [good] * 8):
+@pytest.mark.parametrize("provider", [COGNITO, ENTRA], ids=lambda provider: provider.name)
+def test_a_door_whose_key_server_is_down_from_the_start_refuses_and_recovers(
+    provider: Provider, hurried: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    with opened(provider, hurried, environment, tmp_path / "log") as door, ThreadPoolExecutor(8) as threads:
+        for answer in threads.map(door.get, [door.token(OLD)] * 8):
             assert_unauthorized(answer)
-    assert started.send("GET", "/health", {}, b"").status == 200
+        assert door.send("GET", "/health", {}, b"").status == 200
 
-    started.keys.start()
+        door.keys.start()
 
-    started.becomes(200, OLD)
+        door.becomes(200, OLD)
+        door.keys.stop()
 
 
 @pytest.mark.parametrize(
@@ -181,40 +191,47 @@ def test_good_tokens_do_not_notice_a_key_server_that_fails(door: Door, fault: Fa
 def test_keys_rotate_under_load_and_every_token_counts(door: Door) -> None:
     """A token of a new key may wait for as long as unknown keys are not asked for, and no longer."""
     current = [door.token(OLD)]
-    published = [0.0]
-    refused: list[float] = []
-    answered = []
+    answered: list[tuple[float, float, str, int]] = []
+    accepted: dict[str, float] = {current[0]: 0.0}
+    withdrawn: dict[str, float] = {}
     stop = threading.Event()
 
     def customer() -> None:
         while not stop.is_set():
-            asked = time.monotonic()
-            answer = door.get(current[0])
-            answered.append(answer.status)
-            if answer.status != 200:
-                refused.append(asked - published[0])
+            asked, token = time.monotonic(), current[0]
+            status = door.get(token).status
+            answered.append((asked, time.monotonic(), token, status))
 
     customers = [threading.Thread(target=customer) for _ in range(4)]
     for each in customers:
         each.start()
-    former = OLD
+    former, fetched, started = OLD, door.keys.fetches, time.monotonic()
     for following in (FIRST, SECOND):
-        token = door.token(following)
         door.keys.publish(following.jwk(), former.jwk())
-        published[0] = time.monotonic()
-        current[0] = token
-        time.sleep(0.6)
-        door.keys.publish(following.jwk())
+        published, before, current[0] = time.monotonic(), current[0], door.token(following)
+        door.becomes(200, following)
+        accepted[current[0]] = time.monotonic()
+        # A busy machine: ten times what the pause is.
+        assert accepted[current[0]] - published < 10 * SECONDS["UNKNOWN_EVERY"]
         time.sleep(0.3)
+        withdrawn[before] = time.monotonic()
+        door.keys.publish(following.jwk())
+        time.sleep(0.6)
         former = following
+    most = (time.monotonic() - started) / min(SECONDS["UNKNOWN_EVERY"], SECONDS["REFRESH_EVERY"]) + 2
     stop.set()
     for each in customers:
         each.join()
 
-    assert set(answered) <= {200, 401}
-    assert answered.count(200) > 50
-    # Noisy machines: three times what the pause is.
-    assert all(seconds < 3 * SECONDS["UNKNOWN_EVERY"] for seconds in refused), refused
+    assert {status for *_, status in answered} <= {200, 401}
+    assert {token for *_, token, status in answered if status == 200} == set(accepted)
+    counted = [
+        status
+        for asked, heard, token, status in answered
+        if asked > accepted[token] and heard < withdrawn.get(token, heard + 1)
+    ]
+    assert set(counted) == {200}
+    assert door.keys.fetches - fetched <= most
     door.becomes(401, OLD)
 
 
@@ -230,14 +247,15 @@ def test_thousands_of_unknown_keys_cause_no_stampede(door: Door) -> None:
     hanging(door.keys)
     assert_unauthorized(door.get(strange()))
     time.sleep(SECONDS["LONGEST_FETCH"] + 0.1)  # the first one that fails is waited for by all
-    before = door.keys.fetches
+    before, started = door.keys.fetches, time.monotonic()
     beside_hanging, _ = flooded(door, strange, 300)
 
-    assert door.keys.fetches - before <= 20
+    assert door.keys.fetches - before <= (time.monotonic() - started) / SECONDS["LONGEST_FETCH"] + 2
     # Were all threads to wait for it, one good token in each fetch would wait for as long.
-    assert sorted(beside_hanging)[-2] < SECONDS["LONGEST_FETCH"] / 2
-    assert statistics.median(beside_unknown) < 5 * statistics.median(beside_garbage)
-    assert statistics.median(beside_hanging) < 5 * statistics.median(beside_garbage)
+    assert sorted(beside_hanging)[-2] < 0.9 * SECONDS["LONGEST_FETCH"]
+    usual = max(5 * statistics.median(beside_garbage), SECONDS["LONGEST_FETCH"] / 4)  # a busy machine
+    assert statistics.median(beside_unknown) < usual
+    assert statistics.median(beside_hanging) < usual
 
 
 def flooded(door: Door, bad: Callable[[], str], count: int) -> tuple[list[float], int]:
