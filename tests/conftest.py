@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -39,6 +40,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[],
         help="take a guard between tenants away from the API of this process, or from its database",
     )
+
+
+def pytest_configure() -> None:
+    """A run that is told to end, or whose terminal closes, ends as by Ctrl-C: its servers go with it."""
+    for told in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(told) is signal.SIG_DFL:  # under nohup it stays ignored
+            signal.signal(told, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
