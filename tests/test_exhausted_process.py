@@ -10,8 +10,8 @@ from chalicelib import database as api_database
 from chalicelib.watch import Watch
 from local.database import Urls
 from tests.client import Client
+from tests.refusals import assert_unavailable
 from tests.servers import api_on
-from tests.test_recovery import assert_unavailable
 
 
 def test_without_a_thread_to_watch_over_it_nothing_is_sent(

@@ -12,8 +12,8 @@ from psycopg2.extensions import parse_dsn
 
 from local.database import Urls
 from tests.client import Client
+from tests.refusals import assert_unavailable
 from tests.servers import api_on
-from tests.test_recovery import assert_unavailable
 from tests.wire import Proxy, error
 
 Rows = Callable[..., list[tuple[Any, ...]]]

@@ -18,6 +18,7 @@ from tests.cognito import UserPool, signed
 from tests.conftest import connected
 from tests.servers import PgBouncer, Server, api_on, pgbouncer, private_server
 from tests.shops import claims
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -79,15 +80,9 @@ def in_the_pool(pooler: PgBouncer) -> dict[str, int]:
     return {name: count for name, count in zip(names, counts, strict=True) if name[:3] in ("cl_", "sv_")}
 
 
-def clients_are_open(counts: dict[str, int]) -> bool:
+def clients_are_open(pooler: PgBouncer) -> bool:
+    counts = in_the_pool(pooler)
     return counts["cl_active"] + counts["cl_waiting"] == CLIENTS
-
-
-def wait_until(found: Callable[[], Any], holds: Callable[[Any], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds(now := found()):
-        assert time.monotonic() < deadline, now
-        time.sleep(0.05)
 
 
 # What a buyer does, and what is wrong with the answers
@@ -211,13 +206,13 @@ def test_500_clients_share_20_sessions_and_see_their_own_tenant_only(
             return bought(clients[tenant, user], tenant, user, foreign[other], chance)
 
         looking = [threads.submit(looked, pooler.url, tenants, done) for _ in range(RAW)]
-        wait_until(lambda: in_the_pool(pooler), clients_are_open)
+        until(lambda: clients_are_open(pooler), 30)
         with paused(pooler):
             buying = [threads.submit(buy, number) for number in range(OF_THE_API)]
-            wait_until(lambda: in_the_pool(pooler), lambda counts: counts["cl_waiting"] == CLIENTS)
+            until(lambda: in_the_pool(pooler)["cl_waiting"] == CLIENTS, 30)
         threads.submit(count)
         wrong = [each for future in buying for each in future.result()]
-        assert clients_are_open(in_the_pool(pooler))
+        assert clients_are_open(pooler)
         done.set()
         assert wrong + [each for future in looking for each in future.result()] == []
     assert max(counted) == SESSIONS

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,26 +18,10 @@ from chalicelib import rates
 from local.database import Urls, apply_schema
 from tests.client import Client
 from tests.conftest import NewClient
-from tests.servers import api_on, private_server, standby_of
-from tests.test_recovery import READ_ONLY
+from tests.servers import READ_ONLY, api_on, limited, private_server, standby_of
 from tests.wire import Proxy
 
 Rows = Callable[..., list[tuple[Any, ...]]]
-
-
-@contextmanager
-def limited(url: str, limit: str) -> Iterator[None]:
-    """The API of this process with RATE_LIMIT; as another process would begin, remembering nobody."""
-    with api_on(url, RATE_LIMIT=limit):
-        rates.rate.cache_clear()
-        rates._next_turns.clear()
-        rates._uncounted_until = 0
-        try:
-            yield
-        finally:
-            rates._next_turns.clear()
-            rates._uncounted_until = 0
-    rates.rate.cache_clear()
 
 
 def test_without_a_limit_nothing_is_counted(alice: Client, rows: Rows, tenant: str) -> None:

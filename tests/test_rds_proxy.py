@@ -19,8 +19,7 @@ from chalicelib.database import TenantScope
 from chalicelib.statements import ORDER_BY_ID
 from local.database import Urls
 from tests.client import Client, item, seed
-from tests.servers import api_on
-from tests.test_rates import limited
+from tests.servers import api_on, limited
 from tests.wire import Proxy, Traffic
 
 LONGEST = 16 * 1024

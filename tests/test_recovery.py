@@ -14,12 +14,13 @@ import pytest
 from local.database import apply_schema
 from tests.client import Answer, Client, Transport
 from tests.conftest import NewClient, connected
-from tests.servers import Server, api_on, private_server
+from tests.refusals import assert_unavailable
+from tests.servers import READ_ONLY, Server, api_on, private_server
+from tests.waiting import until, within
 
 LONGEST_WAIT = 5.0
 """Seconds; a function's own timeout must never be what ends a request."""
 IMPATIENT = "-c%20lock_timeout%3D0%20-c%20statement_timeout%3D300ms"
-READ_ONLY = "-c%20default_transaction_read_only%3Don"
 
 
 @pytest.fixture(scope="module")
@@ -35,26 +36,6 @@ def api(own_server: Server, alice: Client) -> Iterator[Client]:
     own_server.start_again()
     with api_on(own_server.urls.app):
         yield alice
-
-
-def assert_unavailable(answer: Answer) -> None:
-    assert (answer.status, answer.slug) == (503, "unavailable")
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert int(answer.headers["retry-after"]) >= 1
-
-
-@contextmanager
-def within(seconds: float) -> Iterator[None]:
-    started = time.monotonic()
-    yield
-    assert time.monotonic() - started < seconds
-
-
-def until(what: Callable[[], bool], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.05)
 
 
 @dataclass

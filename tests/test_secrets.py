@@ -25,8 +25,9 @@ from local.database import apply_schema
 from local.environments import environment
 from tests import cognito, secret_servers
 from tests.canaries import hear_text
-from tests.client import Answer, Client
+from tests.client import Client
 from tests.conftest import connected
+from tests.refusals import assert_unavailable
 from tests.secret_servers import AZURE_SECRET, GOOGLE_SECRET, OCI_SECRET, Store
 from tests.servers import Server, private_server
 
@@ -146,11 +147,6 @@ def api_with(**variables: str) -> Iterator[None]:
             yield
     finally:
         api_database.close_pool()
-
-
-def assert_unavailable(answer: Answer) -> None:
-    assert (answer.status, answer.slug) == (503, "unavailable")
-    assert int(answer.headers["retry-after"]) >= 1
 
 
 def test_a_password_is_fetched_from_its_store(alice: Client, shop: Database, manager: Manager) -> None:

@@ -12,10 +12,10 @@ from local.database import Urls
 from tests.client import Answer, Client, Transport
 from tests.cognito import UserPool, signed
 from tests.conftest import connected
+from tests.servers import limited
 from tests.shops import askers, claims, opened
 from tests.tenancy_rule import Rows, Scene, operations
 from tests.tenancy_rule import request as asked
-from tests.test_rates import limited
 from tests.trespass import MALFORMED_IDS, WAYS, WAYS_AT_ONCE, Way
 
 

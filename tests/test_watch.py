@@ -32,8 +32,9 @@ from tests.builds import PROJECT
 from tests.client import Answer, Client
 from tests.cognito import UserPool
 from tests.conftest import NewClient, connected
+from tests.refusals import assert_unavailable
 from tests.servers import api_on
-from tests.test_recovery import assert_unavailable, within
+from tests.waiting import within
 from tests.wire import Proxy
 
 ONE_SECOND = {"DB_READ_TIMEOUT": "1", "DB_POOL_TIMEOUT": "1"}
