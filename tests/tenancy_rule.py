@@ -50,10 +50,17 @@ def operations(app: Any, document: Json) -> Iterator[Operation]:
                 template,
                 allowed=True,
                 protected=declared[method].authorizer is not None,
-                parameters=frozenset(each["name"] for each in described.get("parameters", [])),
+                parameters=frozenset(named(each, document) for each in described.get("parameters", [])),
                 takes_a_body="requestBody" in described,
                 success=min(int(status) for status in described["responses"]),
             )
+
+
+def named(parameter: Json, document: Json) -> str:
+    """Its name, also where it is described once for several operations."""
+    shared = parameter.get("$ref", "").rpartition("/")[2]
+    found = document["components"]["parameters"][shared] if shared else parameter
+    return str(found["name"])
 
 
 def expected(operation: Operation, asker: Asker, way: Way, victim: Shop) -> int | str:
