@@ -30,8 +30,8 @@ _LIKE_A_REFERENCE = re.compile(
 GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _KEY_SERVER = re.compile(r"https://\S+|http://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?(/\S*)?")
 """Through TLS, unless it is this machine: whoever stands between could hand out keys of their own."""
-_IN_THE_SECRET = "in-the-secret"
-_NAMED_LATER = dict.fromkeys(["DB_HOST", "DB_NAME", "DB_USER"], _IN_THE_SECRET)
+_LATER = "in-the-secret"
+_NAMED_LATER = dict.fromkeys(["DB_HOST", "DB_NAME", "DB_USER"], _LATER)
 _BASE_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 _RATE = re.compile(r"([1-9][0-9]{0,6})/([smh])")
 _ORIGIN = re.compile(r"\*|https?://[^\s/,*]+")
@@ -330,7 +330,7 @@ def _ports(variables: Mapping[str, str]) -> str:
     ports = variables.get("DB_PORT") or "5432"
     hosts = variables["DB_HOST"].split(",")
     numbers = ports.split(",")
-    fits = len(numbers) in (1, len(hosts)) or hosts == [_IN_THE_SECRET]
+    fits = len(numbers) in (1, len(hosts)) or hosts == [_LATER]
     if not fits or not all(each.isascii() and each.isdigit() and 1 <= int(each) <= 65535 for each in numbers):
         raise SettingsError(
             f"DB_PORT is {ports!r}: use a whole number from 1 to 65535"
