@@ -166,6 +166,18 @@ def test_a_silent_server_is_given_up_before_the_host_gives_us_up(
     assert 2 < time.monotonic() - before < BOUND
 
 
+def test_a_deadline_that_was_near_says_nothing_of_other_connections(database: Urls, admin_url: str) -> None:
+    """Not long enough to call the server silent: those at rest stay."""
+    with api_on(database.app):
+        pool = api_database._the_pool()
+        for connection in [pool.take() for _ in range(3)]:
+            pool.give_back(connection)
+        with frozen(admin_url), pytest.raises(NoAnswer):
+            TenantScope("acme", time.monotonic() + 1.5).read(Statement("select 1", None))
+
+        assert len(pool._resting) == 2
+
+
 def test_nothing_is_sent_when_no_time_is_left(database: Urls) -> None:
     scope = TenantScope("acme", time.monotonic() + 0.1)
     with api_on(database.app), pytest.raises(Unavailable):
