@@ -1,6 +1,7 @@
 """Each cloud's own Python runtime, serving the folder that was built for it, on this machine."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ Running = AbstractContextManager[Process]
 Command = Sequence[str | Path]
 Variables = Mapping[str, str]
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LONGEST_START = 60
 """Seconds in which a host must begin to listen."""
 
@@ -103,16 +105,44 @@ def _process(command: Command, folder: Path, variables: Variables) -> Iterator[P
     """
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ}
     told = {**inherited, **variables}
-    process = subprocess.Popen(command, cwd=folder, env=told, start_new_session=True)  # noqa: S603
+    process = None
     try:
+        with _signals_held():
+            process = subprocess.Popen(command, cwd=folder, env=told, start_new_session=True)  # noqa: S603
         yield process
     finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if process:
+            _end(process)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """A signal that would end us waits for the end of the block: what was begun there is known by then.
+
+    Between the fork of a child and Popen's return nobody could stop the child.
+    """
+    heard: list[int] = []
+    in_main = threading.current_thread() is threading.main_thread()  # where signals are answered
+    answers = {number: signal.getsignal(number) for number in ENDING if in_main}
+    ours = {number: answer for number, answer in answers.items() if callable(answer)}
+    for number in ours:
+        signal.signal(number, lambda number, _: heard.append(number))
+    try:
+        yield
+    finally:
+        for number, answer in ours.items():
+            signal.signal(number, answer)
+    for caught in heard[:1]:
+        signal.raise_signal(caught)
+
+
+def _end(process: Process) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _wait(process: Process, knock: Callable[[], None]) -> None:

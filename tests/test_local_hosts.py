@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -175,6 +176,7 @@ def test_ctrl_c_before_a_host_listens_stops_it_too(
     host = serve(cloud)
     deadline = time.monotonic() + 60
     while len(family := host.family()) == 1:
+        assert host.process.poll() is None, host.text()
         assert time.monotonic() < deadline, host.text()
         time.sleep(0.01)
 
@@ -184,6 +186,32 @@ def test_ctrl_c_before_a_host_listens_stops_it_too(
     assert not psutil.wait_procs(family, timeout=5)[1]
     assert STARTED not in host.text()
     assert host.text().endswith("\nStopped. The orders are kept.\n")
+
+
+@pytest.mark.parametrize("number", hosts.ENDING)
+def test_a_signal_while_the_child_is_being_made_leaves_no_child(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The moment between a child's fork and its parent's knowing of it, which the test above seldom meets."""
+    made: list[int] = []
+
+    class Interrupted(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            made.append(self.pid)
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), hosts.serving("aws", tmp_path, {}, "127.0.0.1", free_port()):
+            pytest.fail("it went on")
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
+
+    assert [pid for pid in made if psutil.pid_exists(pid)] == []
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize("cloud", BUILT)
