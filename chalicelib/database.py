@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import re
 import threading
 import time
@@ -27,8 +28,12 @@ _VALUE = re.compile(r"%\((\w+)\)s")
 _SET_TENANT = "select set_tenant(%(tenant_id)s);\n"
 _SET_TENANT_AND_TIMEOUT = "select set_tenant(%(tenant_id)s, %(milliseconds)s);\n"
 
-Words = Callable[[Connection, Cursor], bytes]
-"""What is said to the database on a connection."""
+Words = Callable[[Connection, Cursor], tuple[bytes, bytes]]
+"""What is said to the database on a connection: what comes before the check of a new one, and the rest."""
+
+# libpq says so while it connects. Else, where the server has another style, psycopg2 says it afterwards, in a
+# trip of its own that nobody ends when the server is silent.
+os.environ["PGDATESTYLE"] = "ISO"
 
 _pool: Pool | None = None
 _watch = Watch()
@@ -103,8 +108,9 @@ class TenantScope:
         return self._send_once(steps, repeatable)
 
     def _send_once(self, steps: Sequence[Step], repeatable: bool) -> list[Row]:
-        def words(connection: Connection, cursor: Cursor) -> bytes:
-            return self._string(connection, cursor, steps)
+        def words(connection: Connection, cursor: Cursor) -> tuple[bytes, bytes]:
+            first, set_tenant = self._set_tenant(connection, cursor)
+            return first, set_tenant + self._string(connection, cursor, steps)
 
         try:
             return _on_a_connection(words, self._ends_at)
@@ -118,7 +124,7 @@ class TenantScope:
         return _on_a_connection(words, self._ends_at)
 
     def _string(self, connection: Connection, cursor: Cursor, steps: Sequence[Step]) -> bytes:
-        """Everything that is sent. What it prepares counts as prepared from here on."""
+        """The statements. What is prepared here counts as prepared from here on."""
         if _statements_get_lost:
             connection.prepared = None
         prepared, first, then = connection.prepared, b"", []
@@ -133,21 +139,21 @@ class TenantScope:
                     prepared.add(statement.name)
                     first += statement.prepare
                 then.append(cursor.mogrify(statement.execute, bound[0]))
-        return first + self._set_tenant(connection, cursor) + b";\n".join(then)
+        return first + b";\n".join(then)
 
-    def _set_tenant(self, connection: Connection, cursor: Cursor) -> bytes:
-        """With the time that is left, where that is less than an answer may take anyway."""
+    def _set_tenant(self, connection: Connection, cursor: Cursor) -> tuple[bytes, bytes]:
+        """In the order of Words. With the time that is left, where an answer may usually take longer."""
         left = _time_left(self._ends_at)
         if left >= connection.patience:
-            return cursor.mogrify(_SET_TENANT, self._tenant)
-        # The server gives up first: what it says then is known, and nothing of it has happened.
+            return b"", cursor.mogrify(_SET_TENANT, self._tenant)
+        # The server gives up first, whatever it is at: what it says then is known, and nothing has happened.
         milliseconds = max(1, int(left * 800))
-        return cursor.mogrify(_SET_TENANT_AND_TIMEOUT, {**self._tenant, "milliseconds": milliseconds})
+        return cursor.mogrify(_SET_TENANT_AND_TIMEOUT, {**self._tenant, "milliseconds": milliseconds}), b""
 
 
 def ping(ends_at: float | None = None) -> None:
     """One trip to the database and back. Raises Unavailable."""
-    _on_a_connection(lambda _connection, _cursor: b"select 1", ends_at)
+    _on_a_connection(lambda _connection, _cursor: (b"", b"select 1"), ends_at)
 
 
 def prepare(statements: Iterable[Statement]) -> None:
@@ -155,14 +161,14 @@ def prepare(statements: Iterable[Statement]) -> None:
     a trip. Raises as TenantScope does, and StatementLost behind a pooler that hands out used sessions.
     """
 
-    def words(connection: Connection, _: Cursor) -> bytes:
+    def words(connection: Connection, _: Cursor) -> tuple[bytes, bytes]:
         known = connection.prepared
         new = (
             [] if known is None else [each for each in statements if each.prepared and each.name not in known]
         )
         if known is not None:
             known.update(each.name for each in new)
-        return b"".join(each.prepare for each in new) or b"select 1"
+        return b"", b"".join(each.prepare for each in new) or b"select 1"
 
     _on_a_connection(words)
 
@@ -185,9 +191,9 @@ def _on_a_connection(words: Words, ends_at: float | None = None) -> list[Row]:
     known = len(connection.prepared or ())
     try:
         with driver.cursor() as cursor:
-            string = words(connection, cursor) + telemetry.comment()
-            if not connection.role_is_safe:
-                string = ROLE_CHECK + string
+            first, rest = words(connection, cursor)
+            check = b"" if connection.role_is_safe else ROLE_CHECK
+            string = first + check + rest + telemetry.comment()
             patience = min(connection.patience, _time_left(ends_at))
             _watch_over(connection, patience)
             try:
@@ -199,8 +205,10 @@ def _on_a_connection(words: Words, ends_at: float | None = None) -> list[Row]:
             return cursor.fetchall() if cursor.description else []
     except psycopg2.Error as error:
         failure = failures.of(error, connection, prepared_more=len(connection.prepared or ()) > known)
-        if isinstance(failure, ReadOnly) or (connection.cut and patience == connection.patience):
-            # Those at rest lead to the same server that is the primary no more, or to the same silence.
+        turned_reader = isinstance(failure, ReadOnly) and not connection.is_new()
+        if turned_reader or (connection.cut and patience == connection.patience):
+            # All of them lead to the same server that is the primary no more, or to the same silence. (In the
+            # place of a new one another would find the same reader, and everybody would connect for nothing.)
             pool.empty()
         raise failure from None
     except BaseException:

@@ -80,15 +80,15 @@ def of(error: psycopg2.Error, connection: Connection, *, prepared_more: bool) ->
     """
     code = _code(error)
     if connection.cut or connection.driver.closed:
-        return unavailable(error, NoAnswer if connection.cut else ConnectionBroken)
+        return _no_answer() if connection.cut else unavailable(error, ConnectionBroken)
     if code.startswith(_SESSION_LOST):
         connection.driver.close()
         return unavailable(error, ConnectionBroken)
     is_lost = code in _NOT_AS_PREPARED and bool(connection.prepared)
     # Whether the session has what the string was to prepare is not known. (A constraint is
-    # violated only behind it, and what was prepared outlives the string's rollback.)
-    is_unsure = prepared_more and not code.startswith(_INTEGRITY)
-    if is_lost or is_unsure or code in (READ_ONLY, UNSAFE_ROLE):
+    # violated and a write refused only behind it, and what was prepared outlives the string's rollback.)
+    is_unsure = prepared_more and not code.startswith((_INTEGRITY, READ_ONLY))
+    if is_lost or is_unsure or code == UNSAFE_ROLE:
         connection.driver.close()
     if is_lost:
         return StatementLost()
@@ -97,6 +97,12 @@ def of(error: psycopg2.Error, connection: Connection, *, prepared_more: bool) ->
     if kind := {LOCK_NOT_AVAILABLE: Locked, READ_ONLY: ReadOnly}.get(code):
         return unavailable(error, kind)
     return unavailable(error) if _is_transient(error) else Refused(error)
+
+
+def _no_answer() -> Unavailable:
+    """libpq would say that the server has closed the connection. It was the watch (watch.py)."""
+    why = "no answer came in time (DB_READ_TIMEOUT, or the host's deadline where that is nearer)"
+    return unavailable(TimeoutError(why), NoAnswer)
 
 
 def _unsafe_role(error: psycopg2.Error) -> UnsafeRole:

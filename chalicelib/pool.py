@@ -12,6 +12,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+NEW = 3
+"""Seconds. As often, at most, a server that takes no writes has all its connections opened anew."""
+
 
 class PoolExhausted(Exception):
     """All connections were in use for as long as a request may wait."""
@@ -20,7 +23,9 @@ class PoolExhausted(Exception):
 class Connection:
     """psycopg2's connection, and what is known about the session behind it."""
 
-    __slots__ = ("_poll", "cut", "driver", "line", "opened", "patience", "prepared", "role_is_safe")
+    __slots__ = (
+        *("_poll", "cut", "driver", "generation", "line", "opened", "patience", "prepared", "role_is_safe"),
+    )
 
     def __init__(
         self, driver: Any, *, prepares: bool, patience: float = 8, role_is_safe: bool = False
@@ -29,6 +34,8 @@ class Connection:
         self.patience = patience
         """Seconds that an answer is waited for."""
         self.opened = time.time()  # a frozen function's monotonic clock stands still
+        self.generation = 0
+        """How often its pool had been emptied before it was opened."""
         self.prepared: set[str] | None = set() if prepares else None
         """Names of the statements that this session has prepared; None where it is not to prepare any."""
         self.role_is_safe = role_is_safe
@@ -47,6 +54,10 @@ class Connection:
         """
         return bool(self._poll.poll(0))
 
+    def is_new(self) -> bool:
+        """Whether another one, opened now, would in all likelihood lead to the same server."""
+        return 0 <= time.time() - self.opened < NEW
+
     def close(self) -> None:
         self.driver.close()
         self.line.close()
@@ -64,7 +75,7 @@ class Pool:
         """`recycle`: seconds after which a connection is replaced; `timeout`: how long one is waited for."""
         self._connect, self._recycle, self._timeout = connect, recycle, timeout
         self._room_to_rest = idle
-        self._emptied = 0.0
+        self._generation = 0
         self._resting: list[Connection] = []
         self._lock = threading.Lock()
         self._turns = threading.Semaphore(most)
@@ -82,7 +93,10 @@ class Pool:
                 if time.time() - resting.opened < self._recycle and not resting.is_dead():
                     return resting
                 resting.close()
-            return self._connect()
+            generation = self._generation
+            connection = self._connect()
+            connection.generation = generation
+            return connection
         except BaseException:
             self._turns.release()
             raise
@@ -90,7 +104,7 @@ class Pool:
     def give_back(self, connection: Connection) -> None:
         """For the next request; closed where enough are resting, or when it is closed already."""
         with self._lock:
-            is_good = not connection.driver.closed and connection.opened >= self._emptied
+            is_good = not connection.driver.closed and connection.generation == self._generation
             rests = is_good and len(self._resting) < self._room_to_rest
             if rests:
                 self._resting.append(connection)
@@ -100,7 +114,8 @@ class Pool:
 
     def empty(self) -> None:
         """Close those at rest now, and those in use when they come back; others are opened from now on."""
-        self._emptied = time.time()
+        with self._lock:
+            self._generation += 1
         while resting := self._rested():
             resting.close()
 

@@ -139,8 +139,39 @@ def test_one_in_use_while_the_pool_is_emptied_does_not_come_to_rest(database: Ur
     pool.close()
 
 
+def test_a_clock_that_is_set_back_keeps_no_connection_from_resting(
+    database: Urls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = new_pool(database)
+    pool.empty()
+    with monkeypatch.context() as clock:
+        clock.setattr(time, "time", lambda: 0.0)
+        first = process_of(pool)
+
+        assert process_of(pool) == first
+    pool.close()
+
+
+def test_one_that_was_being_opened_while_the_pool_was_emptied_does_not_come_to_rest(database: Urls) -> None:
+    """Where it leads was decided before."""
+    pool = new_pool(database)
+    connect = pool._connect
+
+    def meanwhile() -> Connection:
+        connection = connect()
+        pool.empty()
+        return connection
+
+    pool._connect = meanwhile
+    with taken(pool) as connection:
+        pass
+
+    assert connection.driver.closed
+    pool.close()
+
+
 def test_an_interrupted_request_leaves_no_half_read_connection(database: Urls) -> None:
-    def interrupted(connection: Connection, cursor: Any) -> bytes:
+    def interrupted(connection: Connection, cursor: Any) -> tuple[bytes, bytes]:
         used.append(connection)
         cursor.execute("select 1")
         raise KeyboardInterrupt

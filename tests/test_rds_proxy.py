@@ -75,7 +75,8 @@ def pins(traffic: Traffic) -> list[str]:
     """What of this traffic would pin a session."""
     found = [f"the message {kind}" for kind in set(traffic.messages) - {"startup", "Q", "X"}]
     for startup in traffic.startups:
-        unknown = set(startup) - {"user", "database", "application_name", "client_encoding"}
+        # Every session of pgjdbc's begins with these too.
+        unknown = set(startup) - {"user", "database", "application_name", "client_encoding", "datestyle"}
         found += [f"the parameter {name}" for name in unknown]
     for string in traffic.statements:
         found += [f"{len(string.encode())} bytes"] if len(string.encode()) > LONGEST else []

@@ -5,18 +5,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import pytest
 
+from chalicelib import database as api_database
+from chalicelib.pool import NEW
 from local.database import apply_schema
 from tests.client import Answer, Client, Transport
 from tests.conftest import NewClient, connected
 from tests.refusals import assert_unavailable
 from tests.servers import READ_ONLY, Server, api_on, private_server
 from tests.waiting import until, within
+from tests.wire import Proxy
 
 LONGEST_WAIT = 5.0
 """Seconds; a function's own timeout must never be what ends a request."""
@@ -281,6 +286,44 @@ def test_a_read_only_database_still_answers_reads(api: Client, own_server: Serve
         assert api.get("/orders").json["orders"][0]["order_id"] == order_id
         assert_unavailable(api.place())
         assert_unavailable(api.place(key=uuid4().hex))
+
+
+def test_refused_writes_of_one_tenant_do_not_make_everybody_connect_anew(
+    api: Client, client: NewClient, own_server: Server
+) -> None:
+    """As on a full disk: what another connection would find as well is asked on this one."""
+    globex = client(tenant="globex")
+    with (
+        TemporaryDirectory(prefix="order-api-wire-") as folder,
+        closing(Proxy(Path(folder), own_server.folder)) as proxy,
+        api_on(f"postgresql://orders_app@/orders?host={folder}&options={READ_ONLY}"),
+        proxy.watched() as traffic,
+    ):
+        started = time.monotonic()
+        for _ in range(40):
+            assert_unavailable(api.place())
+            assert globex.get("/orders").status == 200
+        lasted = time.monotonic() - started
+
+    assert traffic.messages.count("startup") <= 1 + lasted / NEW
+
+
+def test_a_server_that_turned_into_a_reader_is_left(api: Client, own_server: Server) -> None:
+    """Those at rest lead there too: the next request connects, where the settings lead to by now."""
+    with api_on(f"{own_server.urls.app}&options={READ_ONLY}"):
+        pool = api_database._the_pool()
+        older = [pool.take() for _ in range(3)]
+        for connection in older:
+            pool.give_back(connection)
+        assert_unavailable(api.place())
+        assert len(pool._resting) == 3
+        for connection in older:
+            connection.opened -= NEW
+
+        assert_unavailable(api.place())
+
+        assert pool._resting == []
+        assert all(connection.driver.closed for connection in older)
 
 
 def test_an_order_cut_off_half_way_leaves_nothing(api: Client, own_server: Server, tenant: str) -> None:

@@ -1,6 +1,7 @@
 """The API serves nothing with a role that row-level security does not bind, and says what to do about it."""
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -15,7 +16,7 @@ from chalicelib import database as api_database
 from local.database import apply_schema
 from tests.client import Answer, Client
 from tests.conftest import connected
-from tests.servers import Server, api_on, pgbouncer, private_server
+from tests.servers import INSTALLED, Server, api_on, pgbouncer, private_server
 from tests.wire import Proxy
 
 TABLES = ("orders", "order_items", "idempotency_keys", "rate_limits")
@@ -87,26 +88,45 @@ UNSAFE = {
     },
     "a policy that was rewritten": Unsafe(
         "orders_app",
-        "sees more than its tenant by the policy tenant_isolation on orders",
+        "may do more than its tenant by the policy tenant_isolation on orders",
         "alter policy tenant_isolation on orders using (true)",
         "alter policy tenant_isolation on orders using (tenant_id = current_setting('app.tenant_id', true))",
     ),
     "a policy with a way around": Unsafe(
         "orders_app",
-        "sees more than its tenant by the policy tenant_isolation on orders",
+        "may do more than its tenant by the policy tenant_isolation on orders",
         "alter policy tenant_isolation on orders"
         " using (tenant_id = current_setting('app.tenant_id', true) or tenant_id = 'acme')",
         "alter policy tenant_isolation on orders using (tenant_id = current_setting('app.tenant_id', true))",
     ),
+    "a policy that lets anything be written": Unsafe(
+        "orders_app",
+        "may do more than its tenant by the policy tenant_isolation on orders",
+        "alter policy tenant_isolation on orders with check (true)",
+        "alter policy tenant_isolation on orders"
+        " with check (tenant_id = current_setting('app.tenant_id', true))",
+    ),
+    "another policy that lets anything be written": Unsafe(
+        "orders_app",
+        "may do more than its tenant by the policy import on orders",
+        "create policy import on orders for insert with check (true)",
+        "drop policy import on orders",
+    ),
+    "no policy": Unsafe(
+        "orders_app",
+        "sees nothing at all: there is no policy for it on order_items",
+        "alter policy tenant_isolation on order_items to orders_owner",
+        "alter policy tenant_isolation on order_items to public",
+    ),
     "another policy for everybody": Unsafe(
         "orders_app",
-        "sees more than its tenant by the policy audit on order_items",
+        "may do more than its tenant by the policy audit on order_items",
         "create policy audit on order_items for select using (true)",
         "drop policy audit on order_items",
     ),
     "another policy for a role of its own": Unsafe(
         "orders_app",
-        "sees more than its tenant by the policy audit on orders",
+        "may do more than its tenant by the policy audit on orders",
         "create role auditors; grant auditors to orders_app;"
         "create policy audit on orders for select to auditors using (true)",
         "drop policy audit on orders; drop role auditors",
@@ -206,6 +226,47 @@ def test_a_policy_that_shows_the_api_no_more_is_no_harm(server: Server, alice: C
     )
     with changed(server, harmless), api_on(server.urls.app):
         assert alice.place().status == 201
+
+
+BEHIND_ANOTHER_NAME = "&options=-c%20role%3Dorders_app"
+
+
+@pytest.mark.parametrize(
+    ("login", "says"),
+    [
+        ("postgres", "may become postgres, which is a superuser"),
+        ("orders_owner", "owns the table idempotency_keys"),
+    ],
+)
+def test_a_login_that_only_plays_the_apis_role_is_refused(
+    login: str, says: str, server: Server, alice: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A single RESET ROLE undoes it."""
+    plays = Unsafe(login, "", "grant orders_app to orders_owner", "revoke orders_app from orders_owner")
+    with changed(server, plays), api_on(server.url(login) + BEHIND_ANOTHER_NAME):
+        assert_refused(protected(alice), "orders_app")
+
+    assert f"refuses to serve: the role orders_app {says}{WHAT_TO_DO}" in caplog.messages
+
+
+def test_who_makes_roles_is_refused_where_that_makes_it_any_role(
+    server: Server, alice: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """PostgreSQL 16 took that from CREATEROLE; before, it may grant itself the owner."""
+    if not INSTALLED:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("no PostgreSQL 15 here: make system-packages")
+    maker = Unsafe("orders_app", "", "alter role orders_app createrole", "alter role orders_app nocreaterole")
+    with changed(server, maker), api_on(server.urls.app):
+        assert alice.place().status == 201
+    with private_server(INSTALLED[0]) as older:
+        apply_schema(older.urls.owner)
+        with api_on(older.urls.app):
+            assert alice.place().status == 201
+        with changed(older, maker), api_on(older.urls.app):
+            assert_refused(protected(alice), "orders_app")
+
+    says = "has CREATEROLE, before PostgreSQL 16 a way into every other role"
+    assert f"refuses to serve: the role orders_app {says}{WHAT_TO_DO}" in caplog.messages
 
 
 def test_a_role_of_ones_own_that_is_bound_is_served(server: Server, alice: Client) -> None:

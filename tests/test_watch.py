@@ -26,6 +26,7 @@ from chalicelib.errors import Unavailable
 from chalicelib.failures import NoAnswer
 from chalicelib.orders import OrderRepository
 from chalicelib.pool import Connection
+from chalicelib.statements import ORDER_BY_ID
 from chalicelib.watch import Watch
 from local.database import Urls
 from tests.builds import PROJECT
@@ -151,6 +152,59 @@ def test_a_statement_ends_before_the_host_does(database: Urls) -> None:
 
     assert time.monotonic() - before < BOUND
     assert type(refused.value) is Unavailable, "the server said what happened: nothing"
+
+
+@pytest.mark.parametrize("prepare", ["on", "off"])
+def test_a_new_connection_knows_of_the_hosts_deadline_from_its_first_word(
+    database: Urls, admin_url: str, prepare: str
+) -> None:
+    """The check of its role and the planning of statements wait for a locked table too."""
+    scope = TenantScope("acme", time.monotonic() + 2)
+    with api_on(database.app, DB_PREPARE=prepare), psycopg2.connect(admin_url) as admin:
+        admin.cursor().execute("lock table orders in access exclusive mode")
+
+        with pytest.raises(Unavailable) as refused:
+            scope.write((ORDER_BY_ID, [{"order_id": str(uuid4())}]))
+
+        admin.rollback()
+    assert type(refused.value) is Unavailable, "the server said what happened: nothing"
+
+
+def test_the_log_says_that_it_was_the_answer_that_did_not_come(
+    database: Urls, admin_url: str, alice: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And not that the server has closed the connection, as libpq does."""
+    with api_on(database.app, **ONE_SECOND):
+        assert alice.get("/orders").status == 200
+        with frozen(admin_url):
+            assert_unavailable(alice.get("/orders"))
+
+    assert caplog.messages[0].startswith("database unavailable: no answer came in time (DB_READ_TIMEOUT")
+
+
+@pytest.mark.parametrize("asked", ["GET", "POST"])
+def test_another_datestyle_costs_no_trip_that_nobody_watches(
+    database: Urls, admin_url: str, alice: Client, asked: str
+) -> None:
+    """psycopg2 would set it on its own, inside connect()."""
+    with (
+        TemporaryDirectory(prefix="order-api-wire-") as folder,
+        closing(Proxy(Path(folder), Path(parse_dsn(database.app)["host"]))) as proxy,
+        connected(admin_url) as admin,
+        admin.cursor() as cursor,
+    ):
+        cursor.execute("alter role orders_app set datestyle = 'German, DMY'")
+        try:
+            with (
+                api_on(f"postgresql://orders_app@/orders?host={folder}"),
+                proxy.watched() as traffic,
+            ):
+                answer = alice.place() if asked == "POST" else alice.get("/orders")
+        finally:
+            cursor.execute("alter role orders_app reset datestyle")
+
+    assert answer.status == (201 if asked == "POST" else 200)
+    assert [kind for kind in traffic.messages if kind != "X"] == ["startup", "Q"]
 
 
 def test_a_silent_server_is_given_up_before_the_host_gives_us_up(

@@ -258,7 +258,7 @@ def test_a_database_that_takes_no_writes_still_answers_reads(site: Site) -> None
     finally:
         site.rows("alter role orders_app reset default_transaction_read_only")
 
-    # Sessions that were told so are given up at the first refusal.
+    # Sessions that were told so are given up at a refusal, but for those of the last moments.
     until(lambda: customer.place(key="refused").status == 201)
 
 
