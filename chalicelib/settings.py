@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chalicelib.currencies import DECIMALS
@@ -16,6 +17,8 @@ PROVIDERS = ("cognito", "entra", "firebase", "oidc")
 ANY_DIRECTORY = "{tenantid}"
 """Stands in AUTH_ISSUER for the directory that an Entra token names, as in Microsoft's own metadata."""
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+BUILT_AUTHORITY = Path(__file__).with_name("database-authority.pem")
+"""Where a build puts the file that DB_SSLROOTCERT named on the machine that built it."""
 _USER_POOL_ARN = re.compile(r"arn:aws[a-z-]*:cognito-idp:([a-z0-9-]+):\d{12}:userpool/([\w-]+_[0-9a-zA-Z]+)")
 _LOCAL_HOST = re.compile(r"|localhost|[/@].*|127\.\d+\.\d+\.\d+|::1")
 PGBOUNCERS_PORT = 6432
@@ -197,6 +200,26 @@ def connection(url: str, name: str = "DATABASE_URL") -> dict[str, Any]:
     return _with_tls(parameters)
 
 
+def authority() -> str:
+    """The file with the certificates of the database's authority: DB_SSLROOTCERT, else the build's; or none.
+
+    It is looked into, because libpq would complain of it to the log alone, at each connection.
+    """
+    path = os.environ.get("DB_SSLROOTCERT")
+    if not path:
+        return str(BUILT_AUTHORITY) if BUILT_AUTHORITY.exists() else ""
+    try:
+        fault = "" if b"-----BEGIN CERTIFICATE-----" in Path(path).read_bytes() else "it holds no certificate"
+    except OSError as error:
+        fault = error.strerror or "it cannot be read"
+    if fault:
+        raise SettingsError(
+            f"DB_SSLROOTCERT is {path!r}: {fault}. Use a PEM file (-----BEGIN CERTIFICATE-----) with the "
+            "certificates of the authority that vouches for the database, or leave it unset"
+        )
+    return path
+
+
 def tokens() -> Tokens:
     """Read AUTH_PROVIDER and the variables of that provider."""
     claim_names()
@@ -347,15 +370,19 @@ def _unsafe_role_is_allowed() -> bool:
 
 
 def _with_tls(parameters: dict[str, Any]) -> dict[str, Any]:
-    """DB_SSLMODE, else what the parameters say, else `require` for any host that is not this machine."""
+    """With the authority that is known, and DB_SSLMODE, else what the parameters say.
+
+    Else, for any host that is not this machine, `verify-full`, and `require` where no authority is known.
+    """
     mode = os.environ.get("DB_SSLMODE")
     if mode and mode not in SSL_MODES:
         raise SettingsError(f"DB_SSLMODE is {mode!r}: use one of {', '.join(SSL_MODES)}")
-    if mode:
-        return {**parameters, "sslmode": mode}
-    if _is_local(parameters.get("host", "")) and _is_local(parameters.get("hostaddr", "")):
+    mode = mode or parameters.get("sslmode")
+    if not mode and _is_local(parameters.get("host", "")) and _is_local(parameters.get("hostaddr", "")):
         return parameters
-    return {"sslmode": "require", **parameters}
+    known = parameters.get("sslrootcert") or authority()
+    mode = mode or ("verify-full" if known else "require")
+    return {**parameters, "sslmode": mode, **({"sslrootcert": known} if known else {})}
 
 
 def _is_local(hosts: str) -> bool:

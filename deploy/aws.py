@@ -48,7 +48,10 @@ VARIABLES = (
     "DOCS",
     "RATE_LIMIT",
 )
-"""What the function is told; each is taken from the environment of the build, where it is set."""
+"""What the function is told; each is taken from the environment of the build, where it is set.
+
+DB_SSLROOTCERT is not among them: it is a path of this machine, and the zip brings its file along.
+"""
 NO_USER_POOL = "arn:aws:cognito-idp:us-east-1:000000000000:userpool/us-east-1_none"
 """Stands in where none is set while a template is packaged: there it is a parameter."""
 UNCHECKED = py_compile.PycInvalidationMode.UNCHECKED_HASH
@@ -60,9 +63,10 @@ def build(into: Path, stage: str, architecture: str, *, snapstart: bool = False)
         refuse_without_snapstart(sys.version_info[:2])
     config = configuration(stage, architecture)
     configure_app(config["stages"][stage])
+    authority = sources.authority()
     print(f"Building {into}: stage {stage}, {architecture}, {archive.runtime()}", flush=True)
     _clear(into)
-    sources.copy(into)
+    sources.copy(into, authority)
     _vendor(into / "vendor", architecture)
     _compile(into)
     _configure(into / ".chalice", stage, config)
@@ -71,18 +75,19 @@ def build(into: Path, stage: str, architecture: str, *, snapstart: bool = False)
     if found := archive.faults(zipped, REQUIREMENTS, architecture):
         more = [f"and {len(found) - 20} more"] if len(found) > 20 else []
         raise SystemExit("\n  ".join(["The zip would not run on Lambda:", *found[:20], *more]))
-    _list_what_is_in(zipped, into / "vendor")
+    _list_what_is_in(zipped, into)
     print(f"Ready: {zipped}, {zipped.with_name('sam.json')}")
 
 
-def _list_what_is_in(zipped: Path, packages: Path) -> None:
+def _list_what_is_in(zipped: Path, folder: Path) -> None:
     """The SBOM beside the zip: what is vendored, and Chalice's runtime, which its packager puts in."""
     from deploy import pins, sbom
 
     pinned = pins.read(REQUIREMENTS)
     pinned += [pin for pin in pins.read(PROJECT / "requirements-dev.txt") if pin.name == "chalice"]
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    sbom.write(zipped.parent, "aws", pinned, [python], artifact=zipped, packages=packages)
+    where = {"artifact": zipped, "packages": folder / "vendor", "authority": folder / sources.AUTHORITY}
+    sbom.write(zipped.parent, "aws", pinned, [python], **where)
 
 
 def configuration(stage: str, architecture: str) -> Json:

@@ -44,22 +44,26 @@ SETTINGS = (
         for name in ("ENDPOINT", "HEADERS", "TIMEOUT", "COMPRESSION", "CERTIFICATE")
     ),
 )
-"""What a deployed function reads; each is handed on from the environment of the command."""
+"""What a deployed function reads; each is handed on from the environment of the command.
+
+DB_SSLROOTCERT is not among them: it is a path of this machine, and the build brings its file along.
+"""
 
 
 def build(cloud: str, into: Path) -> None:
     """Write the folder that the cloud's own command deploys, and its runtime runs, as it is."""
     if into.is_dir() and any(into.iterdir()) and not _is_build(cloud, into):
         raise SystemExit(f"{into} is not a build of ours: empty it, or choose another folder")
+    authority = sources.authority()
     shutil.rmtree(into, ignore_errors=True)
     (into / "shims").mkdir(parents=True)
     for name in OWN[cloud]:
         shutil.copy(PROJECT / "shims" / cloud / name, into)
     for module in ("__init__.py", "gateway.py"):
         shutil.copy(PROJECT / "shims" / module, into / "shims")
-    sources.copy(into)
+    sources.copy(into, authority)
     pinned = pins.read(into / "requirements.txt")
-    sbom.write(into, cloud, pinned, sbom.PYTHONS)
+    sbom.write(into, cloud, pinned, sbom.PYTHONS, authority=into / sources.AUTHORITY)
     unchecked = PycInvalidationMode.UNCHECKED_HASH
     # Without this machine's path, which would show in the function's tracebacks.
     if not compileall.compile_dir(into, quiet=1, invalidation_mode=unchecked, stripdir=into):

@@ -21,7 +21,7 @@ from packageurl import PackageURL
 from packaging.utils import canonicalize_name
 
 from chalicelib.openapi import VERSION
-from deploy import pins
+from deploy import pins, sources
 
 NAME = "sbom.cdx.json"
 PYTHONS = ("3.11", "3.12", "3.13")
@@ -32,13 +32,14 @@ LONGEST_NAME = 60
 def write(into: Path, target: str, pinned: Iterable[pins.Pin], pythons: Sequence[str], **where: Path) -> None:
     """sbom.cdx.json in `into`: what of `pinned` is installed on Linux with any of these Pythons.
 
-    `artifact` is the file that it is about, where there is one. Licences are those that the packages name
+    `artifact` is the file that it is about, where there is one, `authority` where the certificates of the
+    database's authority are, if there are any. Licences are those that the packages name
     which are installed here or in the folder `packages`; others stay open. The same build gives the same
     bytes: the time is there only when SOURCE_DATE_EPOCH says it.
     """
     chosen = [pin for pin in pinned if any(pin.applies(_linux(python)) for python in pythons)]
-    artifact = where.get("artifact")
-    digests = [hashlib.sha256(artifact.read_bytes()).hexdigest()] if artifact else []
+    artifact, authority = where.get("artifact"), where.get("authority")
+    digests = [_digest(artifact)] if artifact else []
     licences = dict(_licences(where.get("packages")))
     ours = Component(
         name=f"order-api-{target}",
@@ -49,6 +50,11 @@ def write(into: Path, target: str, pinned: Iterable[pins.Pin], pythons: Sequence
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=each) for each in digests],
     )
     components = [_component(pin, licences.get(str(pin))) for pin in chosen]
+    if authority and authority.is_file():
+        digests.append(_digest(authority))
+        hashed = HashType(alg=HashAlgorithm.SHA_256, content=digests[-1])
+        kind, name = ComponentType.FILE, sources.AUTHORITY
+        components.append(Component(name=name, type=kind, bom_ref=name, hashes=[hashed]))
     told = "\n".join([target, VERSION, *digests, *(pin.line for pin in chosen)])
     bom = Bom(components=components, serial_number=uuid5(NAMESPACE_OID, told))
     bom.metadata.component = ours
@@ -59,6 +65,10 @@ def write(into: Path, target: str, pinned: Iterable[pins.Pin], pythons: Sequence
     if epoch := os.environ.get("SOURCE_DATE_EPOCH"):
         document["metadata"]["timestamp"] = datetime.fromtimestamp(int(epoch), UTC).isoformat()
     (into / NAME).write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _linux(python: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import stat
 import struct
 import subprocess
@@ -14,8 +15,9 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import pytest
 
-from deploy import archive, aws
+from deploy import archive, aws, sbom, sources
 from tests.builds import ARCHITECTURE, PROJECT, AwsBuild, build_aws, copy_of_project, python_m_deploy
+from tests.certificates import certify
 
 pytestmark = pytest.mark.slow
 
@@ -28,8 +30,14 @@ Members = dict[str, bytes]
 
 
 @pytest.fixture(scope="module")
-def configured(tmp_path_factory: pytest.TempPathFactory) -> AwsBuild:
-    """Production on the other architecture, in a VPC, its password in Secrets Manager."""
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Who vouches for the database."""
+    return certify(tmp_path_factory.mktemp("elsewhere-on-this-machine"))
+
+
+@pytest.fixture(scope="module")
+def configured(tmp_path_factory: pytest.TempPathFactory, authority: Path) -> AwsBuild:
+    """Production on the other architecture, in a VPC, its password in Secrets Manager, its database known."""
     return build_aws(
         tmp_path_factory.mktemp("configured") / "build",
         other_architecture(),
@@ -38,6 +46,7 @@ def configured(tmp_path_factory: pytest.TempPathFactory) -> AwsBuild:
         CORS_ORIGIN="https://shop.example",
         DB_HOST="db.example",
         DB_PASSWORD=SECRET_ARN,
+        DB_SSLROOTCERT=str(authority),
         DATABASE_URL="postgresql://orders_app:hunter2@db.example/orders",
         SUBNET_IDS="subnet-1, subnet-2",
         SECURITY_GROUP_IDS="sg-1",
@@ -102,8 +111,26 @@ def test_what_is_deployed_is_remembered_outside_the_build(aws_build: AwsBuild) -
     assert deployed == PROJECT / ".chalice" / "deployed"
 
 
-def test_two_builds_are_the_same_bytes(aws_build: AwsBuild, tmp_path: Path) -> None:
-    again = build_aws(tmp_path / "again")
+def test_the_databases_authority_travels_in_the_zip_and_its_path_nowhere(
+    configured: AwsBuild, authority: Path, members: Members
+) -> None:
+    with ZipFile(configured.zip) as zipped:
+        assert zipped.read(sources.AUTHORITY) == authority.read_bytes()
+        told = [zipped.read(name) for name in zipped.namelist()]
+    assert sources.AUTHORITY not in members
+    told += [path.read_bytes() for path in configured.folder.rglob("*") if path.is_file()]
+    assert not any(str(authority.parent).encode() in content for content in told)
+    assert b"SSLROOTCERT" not in configured.template.read_bytes()
+    components = json.loads((configured.zip.parent / sbom.NAME).read_text())["components"]
+    assert sources.AUTHORITY in [each["name"] for each in components]
+
+
+def test_a_build_over_another_one_leaves_nothing_of_it(
+    aws_build: AwsBuild, configured: AwsBuild, tmp_path: Path
+) -> None:
+    older = shutil.copytree(configured.folder, tmp_path / "older", symlinks=True)
+
+    again = build_aws(older)
 
     assert again.zip.read_bytes() == aws_build.zip.read_bytes()
     assert again.template.read_bytes() == aws_build.template.read_bytes()

@@ -5,21 +5,18 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.x509.oid import NameOID
 
+from deploy import hosts as builds
+from local import hosts
 from local.database import apply_schema
-from tests.client import Client, free_port
+from tests.certificates import HOST, certify
+from tests.client import Client, free_port, over_http
 from tests.conftest import connected
 from tests.servers import INSTALLED, Server, api_on, private_server
 
-HOST = "db.example"
 ENCRYPTED = """\
 select ssl from pg_stat_ssl join pg_stat_activity using (pid) where application_name = 'order-api'
 """
@@ -66,9 +63,7 @@ def distant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
             pytest.fail(reason)
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("tls")
-    (folder / "other").mkdir()
-    certify(folder)
-    certify(folder / "other")
+    ca, other_ca = certify(folder), certify(folder / "other")
     with private_server(INSTALLED[-1]) as server:
         apply_schema(server.urls.owner)
         whose = server.data.stat()
@@ -76,29 +71,12 @@ def distant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
             there = shutil.copy(folder / name, server.data)
             os.chown(there, whose.st_uid, whose.st_gid)
             Path(there).chmod(0o600)
-        found = Database(server, free_port(), folder / "server.crt", folder / "other/server.crt")
+        found = Database(server, free_port(), ca, other_ca)
         server.stop()
         server.options = f"-F -h 127.0.0.1 -p {found.port}"
         server.start()
         found.speaks_tls("on")
         yield found
-
-
-def certify(folder: Path) -> None:
-    """A key for HOST, and a certificate that it signs itself."""
-    key = rsa.generate_private_key(65537, 2048)
-    name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, HOST)]), datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(HOST)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    (folder / "server.crt").write_bytes(certificate.public_bytes(pem))
-    (folder / "server.key").write_bytes(key.private_bytes(pem, pkcs8, serialization.NoEncryption()))
 
 
 @pytest.fixture
@@ -164,3 +142,60 @@ def test_public_authorities_are_those_of_the_file_that_openssls_variable_names(
 def test_require_alone_takes_any_certificate(distant: Database, ready: Callable[[str], int]) -> None:
     """The default keeps listeners out, and nobody who can stand in the database's place."""
     assert ready(distant.url(host="other.example")) == 200
+
+
+def test_our_own_variable_names_the_authority_and_verifies_all_that_it_vouches_for(
+    distant: Database, ready: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else is set: the mode is `verify-full` then."""
+    monkeypatch.setenv("DB_SSLROOTCERT", str(distant.ca))
+    assert ready(distant.url()) == 200
+    assert ready(distant.url(host="other.example")) == 503
+
+    monkeypatch.setenv("DB_SSLROOTCERT", str(distant.other_ca))
+    assert ready(distant.url()) == 503
+    assert ready(distant.url(f"&sslrootcert={distant.ca}")) == 200
+
+
+@pytest.mark.parametrize("mode", ["require", "verify-ca"])
+def test_with_an_authority_require_asks_for_its_certificate_for_whatever_host(
+    distant: Database, ready: Callable[[str], int], monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """libpq takes `require` for `verify-ca` where it has an authority's file."""
+    monkeypatch.setenv("DB_SSLMODE", mode)
+    monkeypatch.setenv("DB_SSLROOTCERT", str(distant.ca))
+    assert ready(distant.url(host="other.example")) == 200
+
+    monkeypatch.setenv("DB_SSLROOTCERT", str(distant.other_ca))
+    assert ready(distant.url(host="other.example")) == 503
+
+
+def test_each_of_several_hosts_is_verified(
+    distant: Database, ready: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DB_SSLROOTCERT", str(distant.ca))
+    addresses = f"?hostaddr=127.0.0.1,127.0.0.1&port={distant.port},{distant.port}"
+
+    def either(first: str, second: str) -> int:
+        return ready(f"postgresql://orders_app@{first},{second}/orders{addresses}")
+
+    assert either(HOST, HOST) == 200
+    assert either("other.example", "another.example") == 503
+
+
+@pytest.mark.slow
+def test_a_build_verifies_with_the_authority_that_it_brought_along(
+    distant: Database, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At Google's runtime, which is told neither a file nor a mode."""
+
+    def ready(authority: str, host: str = HOST) -> int:
+        monkeypatch.setenv("DB_SSLROOTCERT", authority)
+        builds.build("gcp", tmp_path / "build")
+        variables, port = {**environment, "DATABASE_URL": distant.url(host=host)}, free_port()
+        with hosts.serving("gcp", tmp_path / "build", variables, "127.0.0.1", port):
+            return Client(over_http("127.0.0.1", port), None).get("/health/ready").status
+
+    assert ready(str(distant.ca)) == 200
+    assert ready(str(distant.other_ca)) == 503
+    assert ready("", host="other.example") == 200

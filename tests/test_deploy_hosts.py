@@ -245,6 +245,21 @@ def test_every_variable_that_the_api_reads_is_handed_on_and_no_other(deploy: Dep
 
 
 @pytest.mark.parametrize("target", hosts.TARGETS)
+def test_the_path_of_the_databases_authority_stays_here(deploy: Deploy, tmp_path: Path, target: str) -> None:
+    """The build has the file itself."""
+    authority = tmp_path / "authority.pem"
+    authority.write_text("-----BEGIN CERTIFICATE-----")
+
+    done = deploy(target, DB_SSLROOTCERT=str(authority))
+
+    assert done.process.returncode == 0, done.process.stderr
+    told = json.dumps(done.calls)
+    assert "DB_HOST" in told
+    assert "DB_SSLROOTCERT" not in told
+    assert str(authority) not in told
+
+
+@pytest.mark.parametrize("target", hosts.TARGETS)
 @pytest.mark.parametrize("url", [f"postgresql://orders_app:{PASSWORD}@db.example/orders", ""])
 def test_no_password_stands_on_a_command_line_or_is_printed(deploy: Deploy, target: str, url: str) -> None:
     done = deploy(target, DATABASE_URL=url, DB_PASSWORD=PASSWORD)
@@ -314,6 +329,7 @@ def test_a_missing_variable_comes_with_its_meaning(deploy: Deploy, target: str, 
         ({"AUTH_AUDIENCE": ""}, "AUTH_AUDIENCE is not set"),
         ({"AUTH_PROVIDER": "okta"}, "AUTH_PROVIDER is 'okta'"),
         ({"DB_POOL_MAX": "many"}, "DB_POOL_MAX is 'many'"),
+        ({"DB_SSLROOTCERT": "/nowhere"}, "DB_SSLROOTCERT is '/nowhere': No such file"),
         ({"DB_PASSWORD": "ocid1.vaultsecret"}, "DB_PASSWORD"),
         ({"DEFAULT_CURRENCY": "XXL"}, "DEFAULT_CURRENCY is 'XXL'"),
         ({"CORS_ORIGIN": "shop.example"}, "CORS_ORIGIN is 'shop.example'"),

@@ -5,6 +5,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,6 +49,7 @@ VARIABLES = {
     "DB_READ_TIMEOUT",
     "DB_SECRET_LIFETIME",
     "DB_SSLMODE",
+    "DB_SSLROOTCERT",
     "DB_USER",
     "DEFAULT_CURRENCY",
     "DOCS",
@@ -473,11 +475,95 @@ def test_other_hosts_are_reached_through_tls(only: Set, where: str, mode: str | 
 
 
 @pytest.mark.parametrize("mode", settings.SSL_MODES)
-@pytest.mark.parametrize("given", [{"DATABASE_URL": URL}, PARTS])
+@pytest.mark.parametrize("given", [{"DATABASE_URL": URL}, {"DATABASE_URL": f"{URL}?sslmode=prefer"}, PARTS])
 def test_db_sslmode_decides(only: Set, mode: str, given: dict[str, str]) -> None:
     only(**given, DB_SSLMODE=mode)
 
     assert settings.database().connect["sslmode"] == mode
+
+
+@pytest.fixture
+def pem(tmp_path: Path) -> str:
+    """A file that looks like an authority's."""
+    path = tmp_path / "authority.pem"
+    path.write_text("Root\n-----BEGIN CERTIFICATE-----\n")
+    return str(path)
+
+
+@pytest.mark.parametrize("asked", [None, *settings.SSL_MODES])
+@pytest.mark.parametrize("given", [{"DATABASE_URL": URL}, PARTS, {**PARTS, "DB_HOST": "a.example,b.example"}])
+def test_with_an_authority_the_database_is_verified_unless_a_mode_is_asked_for(
+    only: Set, pem: str, given: dict[str, str], asked: str | None
+) -> None:
+    only(**given, DB_SSLROOTCERT=pem, **({"DB_SSLMODE": asked} if asked else {}))
+
+    connect = settings.database().connect
+
+    assert (connect["sslmode"], connect["sslrootcert"]) == (asked or "verify-full", pem)
+
+
+@pytest.mark.parametrize("secret", [{"DB_HOST": "a.example", "DB_NAME": "orders", "DB_USER": "orders_app"}])
+def test_a_database_that_a_secret_names_is_verified_too(only: Set, pem: str, secret: dict[str, str]) -> None:
+    only(DB_PASSWORD=SECRET, DB_SSLROOTCERT=pem)
+
+    connect = settings.login(secret)
+
+    assert (connect["host"], connect["sslmode"]) == ("a.example", "verify-full")
+    assert connect["sslrootcert"] == pem
+
+
+@pytest.mark.parametrize(
+    ("query", "mode", "own"),
+    [
+        ("?sslmode=require", "require", None),
+        ("?sslmode=disable", "disable", None),
+        ("?sslrootcert=/own.pem", "verify-full", "/own.pem"),
+        ("?sslrootcert=system", "verify-full", "system"),
+        ("?sslmode=verify-ca&sslrootcert=/own.pem", "verify-ca", "/own.pem"),
+    ],
+)
+def test_what_a_url_says_of_mode_and_authority_holds(
+    only: Set, pem: str, query: str, mode: str, own: str | None
+) -> None:
+    only(DATABASE_URL=URL + query, DB_SSLROOTCERT=pem)
+
+    connect = settings.database().connect
+
+    assert (connect["sslmode"], connect["sslrootcert"]) == (mode, own or pem)
+
+
+@pytest.mark.parametrize("where", ["@localhost/orders", "@/orders?host=/run/postgresql"])
+def test_this_machine_is_not_verified_unless_a_mode_is_asked_for(only: Set, pem: str, where: str) -> None:
+    url = f"postgresql://orders_app{where}"
+    only(DATABASE_URL=url, DB_SSLROOTCERT=pem)
+    assert settings.database().connect.keys().isdisjoint({"sslmode", "sslrootcert"})
+
+    only(DATABASE_URL=url, DB_SSLROOTCERT=pem, DB_SSLMODE="verify-full")
+    assert settings.database().connect["sslrootcert"] == pem
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (None, "No such file or directory"),
+        ("folder", "Is a directory"),
+        ("", "it holds no certificate"),
+        ("<html>404</html>", "it holds no certificate"),
+        ("-----BEGIN PRIVATE KEY-----", "it holds no certificate"),
+    ],
+)
+@pytest.mark.parametrize("given", [{"DATABASE_URL": URL}, PARTS, {"DB_PASSWORD": SECRET}])
+def test_a_file_without_an_authority_is_named_and_explained(
+    only: Set, tmp_path: Path, given: dict[str, str], content: str | None, fault: str
+) -> None:
+    path = tmp_path if content == "folder" else tmp_path / "authority.pem"
+    if content not in (None, "folder"):
+        path.write_text(content)
+    only(**given, DB_SSLROOTCERT=str(path))
+
+    text = complaint(settings.database)
+
+    assert f"DB_SSLROOTCERT is {str(path)!r}: {fault}. Use a PEM file" in text
 
 
 def test_parts_name_a_host_that_is_reached_through_tls(only: Set) -> None:
@@ -533,8 +619,12 @@ def test_no_url_changes_the_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.database().connect["client_encoding"] == "UTF8"
 
 
-def test_the_owner_too_is_reached_through_tls() -> None:
+def test_the_owner_too_is_reached_through_tls(only: Set, pem: str) -> None:
     url = "postgresql://owner@db.example/orders"
+    only()
 
     assert settings.connection(url, "OWNER_DATABASE_URL")["sslmode"] == "require"
     assert settings.connection(f"{url}?sslmode=verify-full", "OWNER_DATABASE_URL")["sslmode"] == "verify-full"
+
+    only(DB_SSLROOTCERT=pem)
+    assert settings.connection(url, "OWNER_DATABASE_URL")["sslmode"] == "verify-full"
