@@ -31,7 +31,9 @@ _LIKE_A_REFERENCE = re.compile(
     re.IGNORECASE,
 )
 GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_KEY_SERVER = re.compile(r"https://\S+|http://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?(/\S*)?")
+_KEY_SERVER = re.compile(
+    r"https://[^\s/?#@]+([/?]\S*)?|http://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?(/\S*)?"
+)
 """Through TLS, unless it is this machine: whoever stands between could hand out keys of their own."""
 _LATER = "in-the-secret"
 _NAMED_LATER = dict.fromkeys(["DB_HOST", "DB_NAME", "DB_USER"], _LATER)
@@ -153,7 +155,7 @@ def login(secret: Mapping[str, str]) -> dict[str, Any]:
     else:
         hint = "or set DATABASE_URL=postgresql://user:password@host:5432/name"
         parameters = {
-            "host": _required("DB_HOST", f"the database's host name, or several; {hint}", variables),
+            "host": _hosts(_required("DB_HOST", f"the database's host name, or several; {hint}", variables)),
             "port": _ports(variables),
             "dbname": _required("DB_NAME", f"the database's name; {hint}", variables),
             "user": _required("DB_USER", f"the API's role, orders_app; {hint}", variables),
@@ -226,8 +228,10 @@ def tokens() -> Tokens:
     read = {"cognito": _cognito, "entra": _entra, "firebase": _firebase, "oidc": _oidc}[_provider()]
     found = read()
     if not _KEY_SERVER.fullmatch(found.jwks_url):
-        url = re.sub(r"//[^/]*@", "//...@", found.jwks_url)  # a name and its password
-        raise SettingsError(f"AUTH_JWKS_URL is {url!r}: use the https address of the key set")
+        url = re.sub(r"//[^/]*@", "//...@", found.jwks_url).partition("?")[0]  # no password, no signature
+        raise SettingsError(
+            f"AUTH_JWKS_URL is {url!r}: use the https address of the key set, without a login"
+        )
     return found
 
 
@@ -346,6 +350,16 @@ def _reference() -> "Reference | None":
     from chalicelib import stores
 
     return stores.reference(str(like.lastgroup), password)
+
+
+def _hosts(names: str) -> str:
+    """Names alone, for libpq's messages quote them."""
+    if "://" in names or any("@" in each[1:] for each in names.split(",")):
+        raise SettingsError(
+            "DB_HOST is more than a host name such as db.example, or several with commas: set DB_USER and "
+            "DB_PASSWORD by themselves, or a whole URL as DATABASE_URL"
+        )
+    return names
 
 
 def _ports(variables: Mapping[str, str]) -> str:

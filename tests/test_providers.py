@@ -462,6 +462,13 @@ COMPLETE: Json = {
         ({"AUTH_JWKS_URL": "http://id.example/keys"}, "use the https address of the key set"),
         ({"AUTH_JWKS_URL": "http://127.0.0.1.id.example/keys"}, "use the https address of the key set"),
         ({"AUTH_JWKS_URL": "http://localhost@id.example/keys"}, "use the https address of the key set"),
+        *(
+            (
+                {"AUTH_JWKS_URL": f"https://me:s3cret@id.example{path}"},
+                "AUTH_JWKS_URL is 'https://...@id.example/keys': use the https address of the key set",
+            )
+            for path in ("/keys", "/keys?sig=s3cret")
+        ),
         (
             {"AUTH_JWKS_URL": "http://me:s3cret@id.example/keys"},
             "AUTH_JWKS_URL is 'http://...@id.example/keys': use the https",

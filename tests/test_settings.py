@@ -428,6 +428,25 @@ def test_a_malformed_url_is_explained_without_its_password(only: Set, url: str) 
     assert "s3cret" not in text
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        "orders_app:s3cret@db.example",
+        "db-1.example,orders_app:s3cret@db-2.example",
+        "postgresql://orders_app:s3cret@db.example/orders",
+        "postgresql://db.example",
+    ],
+)
+def test_a_host_with_more_than_its_name_is_explained_without_its_password(only: Set, host: str) -> None:
+    """libpq would put all of it into its messages."""
+    only(**{**PARTS, "DB_HOST": host})
+
+    text = complaint(settings.database)
+
+    assert "DB_HOST is more than a host name" in text
+    assert "s3cret" not in text
+
+
 @pytest.mark.parametrize("name", sorted(VARIABLES - {"DATABASE_URL"}))
 def test_no_complaint_tells_the_password(only: Set, name: str) -> None:
     only(**{"DATABASE_URL": URL, "DB_PASSWORD": "s3cret", name: "?"})
