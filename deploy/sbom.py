@@ -40,7 +40,7 @@ def write(into: Path, target: str, pinned: Iterable[pins.Pin], pythons: Sequence
     chosen = [pin for pin in pinned if any(pin.applies(_linux(python)) for python in pythons)]
     artifact, authority = where.get("artifact"), where.get("authority")
     digests = [_digest(artifact)] if artifact else []
-    licences = dict(_licences(where.get("packages")))
+    licences = dict(_licences({pin.name for pin in chosen}, where.get("packages")))
     ours = Component(
         name=f"order-api-{target}",
         version=VERSION,
@@ -96,15 +96,17 @@ def _component(pin: pins.Pin, licence: License | None) -> Component:
     )
 
 
-def _licences(packages: Path | None) -> Iterator[tuple[str, License]]:
-    """What each package that is installed says of itself, by name and version."""
-    for each in metadata.distributions(path=[*sys.path, *([str(packages)] if packages else [])]):
-        if said := _licence(each):
-            yield f"{canonicalize_name(each.name)}=={each.version}", said
+def _licences(names: Iterable[str], packages: Path | None) -> Iterator[tuple[str, License]]:
+    """What each of these packages says of itself where it is installed, by name and version."""
+    path = [*sys.path, *([str(packages)] if packages else [])]
+    for name in names:
+        for each in metadata.distributions(name=name, path=path):
+            told = each.metadata  # read anew at each look
+            if said := _licence(told):
+                yield f"{canonicalize_name(name)}=={told['Version']}", said
 
 
-def _licence(package: metadata.Distribution) -> License | None:
-    told = package.metadata
+def _licence(told: metadata.PackageMetadata) -> License | None:
     make = LicenseFactory()
     if "License-Expression" in told:
         return make.make_from_string(told["License-Expression"])

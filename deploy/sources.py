@@ -8,7 +8,7 @@ import shutil
 import ssl
 from pathlib import Path
 
-from chalicelib import settings, statements
+from chalicelib import settings
 from chalicelib.database import Statement
 
 PROJECT = Path(__file__).parent.parent
@@ -51,6 +51,8 @@ def copy(into: Path, authority: bytes) -> None:
 
 def compiled_statements() -> str:
     """A module with the same names as chalicelib/statements.py, made of text."""
+    from chalicelib import statements  # with SQLAlchemy: only a build needs them
+
     lines = [
         '"""The SQL of the repository, compiled from its expressions over the tables."""',
         "from chalicelib.database import Statement",
