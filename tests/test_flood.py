@@ -24,7 +24,9 @@ from tests.wire import Proxy
 
 pytestmark = pytest.mark.slow
 
-ROUNDS, SECONDS, PACE = 2, 4.0, 0.25
+HARM = 2
+"""So many times longer may nobody wait."""
+ROUNDS, SECONDS, PACE = 3, 4.0, 0.25
 """As usual and flooded by turns, each so long; a steady customer asks every PACE seconds."""
 FLOODERS, LIMIT = 32, "5/s"
 """One steady customer stays below the limit; the flooders ask hundreds of times as much."""
@@ -82,7 +84,7 @@ def slowed_down(
 ) -> tuple[float, list[int]]:
     """How many times longer the quiet tenant waits in the flood, in the best round; what the others heard.
 
-    The best: whatever else the machine does can only make it longer.
+    The best: whatever else the machine does can only make it longer. A round that is good enough is the last.
     """
     port = free_port()
     with hosts.serving("gcp", folder, {**variables, "RATE_LIMIT": limit}, "127.0.0.1", port):
@@ -102,6 +104,8 @@ def slowed_down(
             with asking(port, loud, FLOODERS) as statuses:
                 ratios.append(p95(ask) / usual)
             heard += statuses
+            if ratios[-1] < HARM:
+                break
     return min(ratios), heard
 
 
@@ -131,5 +135,5 @@ def test_a_flood_of_one_tenant_leaves_another_alone(
     assert set(refused) == {200, 429}
     assert set(served) == {200}
     assert refused.count(429) > refused.count(200)
-    assert limited < 2
-    assert unlimited > 2, "without a limit the same flood does harm"
+    assert limited < HARM
+    assert unlimited > HARM, "without a limit the same flood does harm"
