@@ -30,6 +30,8 @@ _lock = threading.Lock()
 _uncounted_until = 0.0
 UNCOUNTED = 10
 """Seconds in which nothing is counted after a server has refused to write."""
+SLACK = 10
+"""Seconds. A next turn further away than these and an interval was set by another clock: see TAKE_TURN."""
 rate = cache(settings.rate_limit)
 """Read once, at the first request."""
 
@@ -40,7 +42,7 @@ def take_turn(caller: Caller, ends_at: float | None = None) -> Mapping[str, str]
     Raises RateLimited, with the same headers, where the tenant has no turn left.
     """
     limit = rate()
-    if limit is None or time.time() < _uncounted_until:
+    if limit is None or 0 < _uncounted_until - time.time() <= UNCOUNTED:
         return {}
     if wait := _wait(caller.tenant_id, limit):
         raise _refused(limit, wait)
@@ -83,12 +85,12 @@ def _wait(tenant_id: str, limit: Rate) -> float:
         turn = _next_turns.get(tenant_id)
         if turn is None:
             return 0
-        if turn > now:
+        if now < turn <= now + limit.interval + SLACK:
             return turn - now
-        if turn <= now - limit.seconds:
-            del _next_turns[tenant_id]  # it may have all of its turns by now
-        else:
+        if now - limit.seconds < turn <= now:
             _next_turns[tenant_id] = turn + limit.interval
+        else:
+            del _next_turns[tenant_id]  # it may have all of its turns by now, or the clock was set back
         return 0
 
 

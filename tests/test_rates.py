@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -201,6 +202,30 @@ def test_a_turn_that_the_database_never_gave_is_not_counted(
 
         assert rates._next_turns[tenant] == due
     rates.rate.cache_clear()
+
+
+def test_a_clock_that_is_set_back_keeps_nobody_out(
+    alice: Client, database: Urls, rows: Rows, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with limited(database.app, "2/m"):
+        assert [alice.get("/orders").status for _ in range(3)] == [200, 200, 429]
+        monkeypatch.setattr(rates, "time", SimpleNamespace(time=lambda: time.time() - 3600))
+        refused = alice.get("/orders")
+        assert (refused.status, int(refused.headers["retry-after"]) <= 30) == (429, True)
+        forgiven = rows("delete from rate_limits where tenant_id = %s returning true", tenant)
+
+        monkeypatch.setattr(rates, "time", SimpleNamespace(time=lambda: time.time() - 7200))
+        assert (forgiven, alice.get("/orders").status) == ([(True,)], 200)
+
+
+def test_after_a_clock_was_set_back_turns_are_counted_again(
+    alice: Client, database: Urls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with limited(f"{database.app}&options={READ_ONLY}", "1/h"):
+        assert [alice.get("/orders").status for _ in range(2)] == [200] * 2
+        monkeypatch.setattr(rates, "time", SimpleNamespace(time=lambda: time.time() - 3600))
+        with api_on(database.app, RATE_LIMIT="1/h"):
+            assert [alice.get("/orders").status for _ in range(2)] == [200, 429]
 
 
 def test_those_who_may_ask_again_are_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
