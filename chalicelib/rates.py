@@ -53,7 +53,7 @@ def take_turn(caller: Caller, ends_at: float | None = None) -> Mapping[str, str]
     if not taken:
         wait = ahead + limit.interval - limit.seconds
         _remember(caller.tenant_id, wait)
-        raise _refused(limit, wait)
+        raise _refused(limit, wait if wait > 0 else limit.interval)  # another took the turn that was there
     left = int((limit.seconds - ahead) / limit.interval + 1e-6)
     return _headers(limit, left, ahead)
 
@@ -61,8 +61,12 @@ def take_turn(caller: Caller, ends_at: float | None = None) -> Mapping[str, str]
 def _asked(caller: Caller, limit: Rate, ends_at: float | None) -> tuple[float, bool]:
     """What the database says: seconds ahead of the even pace, and whether there was a turn."""
     scope = TenantScope(caller.tenant_id, ends_at)
+    spaced = {"interval": limit.interval, "period": limit.seconds}
     try:
-        ((ahead, taken),) = scope.read(TAKE_TURN, interval=limit.interval, period=limit.seconds)
+        ((ahead, taken),) = scope.read(TAKE_TURN, **spaced)
+        if not taken and ahead + limit.interval - limit.seconds < 1 < limit.interval:
+            # It may have waited while another took the turn, and not see that: a new snapshot does.
+            ((ahead, taken),) = scope.read(TAKE_TURN, **spaced)
     except BaseException:
         with _lock:  # it gave none
             if caller.tenant_id in _next_turns:

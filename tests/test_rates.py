@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
+import psycopg2
 import pytest
 from psycopg2.extensions import parse_dsn
 
@@ -105,6 +106,30 @@ def test_as_many_turns_as_the_limit_whoever_asks_at_once(alice: Client, database
         statuses = list(pool.map(lambda _: alice.get("/orders?limit=1").status, range(60)))
 
     assert sorted(statuses) == [200] * 20 + [429] * 40
+
+
+@pytest.mark.parametrize("taken_until", ["0", "extract(epoch from now()) + 1800.5"], ids=["free", "soon"])
+def test_who_waited_while_another_took_the_last_turn_hears_when_the_next_one_comes(
+    alice: Client, database: Urls, admin_url: str, rows: Rows, tenant: str, taken_until: str
+) -> None:
+    """Its statement began before that, and still sees turns, or one in half a second."""
+    in_15_minutes = "extract(epoch from now()) + 3600 - 900"
+    waiting = "select count(*) from pg_locks where locktype = 'transactionid' and not granted"
+    rows(f"insert into rate_limits values (%s, {taken_until}) returning true", tenant)
+    with (
+        limited(database.app, "2/h"),
+        ThreadPoolExecutor(1) as pool,
+        closing(psycopg2.connect(admin_url)) as other,
+        other.cursor() as cursor,
+    ):
+        cursor.execute(f"update rate_limits set taken_until = {in_15_minutes} where tenant_id = %s", [tenant])
+        refused = pool.submit(alice.get, "/orders")
+        while rows(waiting) == [(0,)]:
+            assert not refused.done()
+        other.commit()
+
+        assert refused.result().status == 429
+        assert 880 < int(refused.result().headers["retry-after"]) <= 900
 
 
 def test_the_first_turns_of_a_tenant_taken_at_once_are_counted(client: NewClient, database: Urls) -> None:
