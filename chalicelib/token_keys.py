@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import re
 import threading
 import time
 import urllib.request
@@ -9,6 +11,7 @@ from base64 import urlsafe_b64decode
 from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import copy_context
+from http.client import InvalidURL
 from typing import Any
 
 from chalicelib import telemetry
@@ -79,10 +82,10 @@ class KeySet:
         Raises NoSuchKey when there is none.
         """
         if kid not in self._keys:
-            begun = self._begin()
+            begun, fetches = self._begin(), self._fetches
             # A server that failed the last time is worth the time of one request, while there are keys.
-            if begun or (self._fetches and not (self._keys and self._failures)):
-                (begun or self._fetches[-1]).wait()
+            if begun or (fetches and not (self._keys and self._failures)):
+                (begun or fetches[-1]).wait()
         try:
             return self._keys[kid]
         except KeyError:
@@ -93,7 +96,7 @@ class KeySet:
         if self._is_early():
             return None
         with self._lock:
-            self._fetches = [each for each in self._fetches if each.is_alive()]
+            self._fetches = [each for each in self._fetches if not each.is_over()]
             if self._is_early() or len(self._fetches) == MOST_FETCHES:
                 return None
             fetch = _Fetch(self)
@@ -118,7 +121,8 @@ class KeySet:
             keys = _usable(json.loads(_read(self._url)))
         except Exception as error:
             outlook = "; the known ones go on serving" if self._keys else ""
-            _log.error("cannot fetch the token keys from %s: %s%s", self._url, error, outlook)
+            reason = "it is no URL" if isinstance(error, InvalidURL) else error  # which repeats parts of it
+            _log.error("cannot fetch the token keys from %s: %s%s", _public(self._url), reason, outlook)
         with self._lock:
             if fetch is not self._fetches[-1]:
                 return
@@ -136,14 +140,36 @@ class KeySet:
 
 
 class _Fetch(threading.Thread):
-    """A socket's timeout bounds neither the look-up of a name nor an answer that trickles: this does."""
+    """A socket's timeout bounds neither the look-up of a name nor an answer that trickles: this does.
+
+    Several requests wait for one, which join() and is_alive() do not bear before Python 3.13: two threads in
+    them at once raise AssertionError or RuntimeError now and then.
+    """
 
     def __init__(self, keys: KeySet) -> None:
         super().__init__(target=copy_context().run, args=[keys.run, self], daemon=True)
         self.begun = _now()
+        self._process = os.getpid()
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        try:
+            super().run()
+        finally:
+            self._ended.set()
+
+    def is_over(self) -> bool:
+        """Ended, or left behind in the process that this one was forked from."""
+        return self._ended.is_set() or self._process != os.getpid()
 
     def wait(self) -> None:
-        self.join(max(0.0, FETCH_TIMEOUT - _since(self.begun)))
+        if not self.is_over():
+            self._ended.wait(max(0.0, FETCH_TIMEOUT - _since(self.begun)))
+
+
+def _public(url: str) -> str:
+    """Without what may be secret: a name with its password, and the query."""
+    return re.split("[?#]", re.sub(r"//[^/]*@", "//", url))[0]
 
 
 def _now() -> Moment:

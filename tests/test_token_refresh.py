@@ -1,14 +1,18 @@
 """Known keys age: they are fetched anew beside the requests, and what was withdrawn falls."""
 
 import gzip
+import linecache
 import logging
+import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -321,6 +325,7 @@ def test_a_process_that_forks_while_it_fetches_can_fetch_in_both() -> None:
 import os, sys, time
 from chalicelib import token_keys
 token_keys.LONGEST_FETCH, token_keys.RETRY_AFTER, token_keys.FETCH_TIMEOUT = 2, 0, 0.1
+token_keys.MOST_FETCHES = 1
 keys = token_keys.KeySet(sys.argv[1])
 def knows():
     try:
@@ -355,7 +360,65 @@ if child:
     keys.stop()
 
 
+def test_whoever_waits_for_one_fetch_gets_its_keys_however_the_threads_take_turns() -> None:
+    """Before Python 3.13 two threads that join a third can meet between two lines of threading.py."""
+    from chalicelib.token_keys import KeySet
+
+    keys = KeyServer(OLD.jwk())
+    keys.released.clear()
+    waited_for = KeySet(keys.url)
+    pauses = {"first": ("self._stop()", 0.1), "second": ("lock.release()", 0.3)}
+
+    def get(who: str) -> object:
+        line, seconds = pauses[who]
+
+        def trace(frame: FrameType, event: str, _: object) -> Any:
+            code = frame.f_code
+            at = linecache.getline(code.co_filename, frame.f_lineno).strip()
+            if code.co_name == "_wait_for_tstate_lock" and (event, at) == ("line", line):
+                time.sleep(seconds)
+            return trace if code.co_filename == threading.__file__ else None
+
+        sys.settrace(trace)
+        try:
+            return waited_for.get("old")["kid"]
+        finally:
+            sys.settrace(None)
+
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(get, "first")
+        eventually(lambda: keys.held == 1)
+        time.sleep(0.1)
+        second = threads.submit(get, "second")
+        time.sleep(0.1)
+        keys.released.set()
+
+        assert (first.result(), second.result()) == ("old", "old")
+    keys.stop()
+
+
 # What the log says
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:1/keys@2?sig=s3cret",
+        "http://127.0.0.1:1/keys@2?sig=s3 cret#s3cret",
+        "http://keys:s3cret@127.0.0.1/keys@2?sig=s3cret",
+    ],
+)
+def test_a_key_server_that_cannot_be_asked_is_named_without_what_may_be_secret(
+    caplog: pytest.LogCaptureFixture, url: str
+) -> None:
+    from chalicelib.token_keys import KeySet, NoSuchKey
+
+    with pytest.raises(NoSuchKey):
+        KeySet(url).get("old")
+
+    (line,) = said(caplog)
+    assert re.match(r"cannot fetch the token keys from http://127\.0\.0\.1(:1)?/keys@2: ", line)
+    assert "s3" not in caplog.text
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
