@@ -1,5 +1,6 @@
 """Metrics by OpenTelemetry: the GCP door under gunicorn sends them to a collector that decodes them."""
 
+import socket
 import subprocess
 import threading
 import time
@@ -205,17 +206,32 @@ def test_without_its_variables_nothing_of_it_is_imported(
         assert done.stdout.splitlines()[-1:] == [expected], done.stderr
 
 
-def test_a_collector_that_is_down_costs_no_answer(
-    built: Callable[[str], Path], environment: dict[str, str], capfd: pytest.CaptureFixture[str]
+@pytest.fixture(params=["down", "silent"])
+def deaf(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The port of a collector that is not there, or takes what comes and never answers."""
+    if request.param == "down":
+        yield 1
+        return
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        yield listener.getsockname()[1]
+
+
+def test_a_collector_that_does_not_answer_costs_no_answer_and_little_of_the_end(
+    deaf: int, built: Callable[[str], Path], environment: dict[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     port = free_port()
-    told = exporting(environment, free_port(), OTEL_EXPORTER_OTLP_TIMEOUT="1")
-    with hosts.serving("gcp", built("gcp"), told, "127.0.0.1", port):
+    told = exporting(environment, deaf)
+    with hosts.serving("gcp", built("gcp"), told, "127.0.0.1", port) as door:
         anybody = Client(over_http("127.0.0.1", port), None)
         began = time.monotonic()
         statuses = [anybody.get("/health").status for _ in range(20)]
         took = time.monotonic() - began
+        ending = time.monotonic()
+        door.terminate()
+        assert door.wait(20) == 0
+        ended = time.monotonic() - ending
 
     assert statuses == [200] * 20
     assert took < 10, "requests do not wait for it"
+    assert ended < 5, "two seconds, on a busy machine; a platform kills after ten"
     assert "s3cret" not in str(capfd.readouterr())
