@@ -10,7 +10,7 @@ from uuid import uuid4
 from chalice.app import CognitoUserPoolAuthorizer, CORSConfig, Request, Response
 
 from chalicelib import database, idempotency, logs, rates, settings, telemetry
-from chalicelib.callers import Caller, Verified
+from chalicelib.callers import Caller, Invocation, Verified
 from chalicelib.errors import (
     Internal,
     MalformedRequest,
@@ -198,7 +198,7 @@ def admitted_caller() -> Caller:
 def ends_at() -> float | None:
     """When the host will end this request, by time.monotonic(); None where it does not say."""
     context = app.lambda_context
-    if isinstance(context, Verified):
+    if isinstance(context, Invocation):
         return context.ends_at
     if context is None or not settings.on_lambda():
         return None

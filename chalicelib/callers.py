@@ -10,13 +10,19 @@ from chalicelib.settings import COGNITO_NAMES, ClaimNames
 _ABSENT = object()
 
 
-@dataclass(frozen=True, slots=True)
-class Verified:
-    """Claims that a shim's gateway verified: a Python object, so that no request can make one."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invocation:
+    """What a shim's gateway says of a request: a Python object, so that no request can make one."""
 
-    claims: Mapping[str, Any]
     ends_at: float | None = None
     """When the host will end the request, by time.monotonic(); None where it does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified(Invocation):
+    """One whose claims the gateway has verified."""
+
+    claims: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

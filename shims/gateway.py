@@ -18,7 +18,7 @@ from chalice.app import Chalice
 
 from app import COMMON_HEADERS, LARGEST_BODY
 from chalicelib import logs, settings, telemetry, tokens
-from chalicelib.callers import Verified
+from chalicelib.callers import Invocation, Verified
 from chalicelib.errors import Internal, MalformedRequest, Problem
 
 _log = logging.getLogger("order-api")
@@ -116,9 +116,9 @@ class Gateway:
         if request.method == "OPTIONS" and methods:
             return _preflight([*methods, "OPTIONS"], record.request_id)
         declared = methods.get(request.method)
-        verified = None
+        invocation = Invocation(ends_at=request.ends_at)
         if declared and declared.authorizer:
-            verified = Verified(tokens.claims(headers.get("authorization")), request.ends_at)
+            invocation = Verified(tokens.claims(headers.get("authorization")), ends_at=request.ends_at)
         if not _is_whole(request.body, headers.get("content-length", "")):
             raise MalformedRequest("The body ended before its Content-Length.")
         event = {
@@ -136,7 +136,7 @@ class Gateway:
             "isBase64Encoded": False,
         }
         # On Lambda the second argument is its context; no request can put anything there.
-        answer = self._app(event, verified)
+        answer = self._app(event, invocation)
         return Answer(answer["statusCode"], answer["headers"], answer["body"].encode())
 
     def _route(self, path: str) -> tuple[str, dict[str, str]]:

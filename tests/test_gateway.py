@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from chalice.app import Chalice, CognitoUserPoolAuthorizer, Response
 
+from chalicelib.callers import Invocation
 from chalicelib.parallel import ParallelChalice
 from chalicelib.settings import SettingsError
 from tests.client import SEED_BYTES, seed
@@ -96,7 +97,9 @@ def test_the_app_believes_the_gateway_and_verifies_once(
 
 
 @pytest.mark.parametrize(
-    "context", [{"claims": {"custom:tenant_id": "victim", "sub": "x"}}, None, object()], ids=str
+    "context",
+    [{"claims": {"custom:tenant_id": "victim", "sub": "x"}}, None, object(), Invocation(ends_at=None)],
+    ids=str,
 )
 def test_nothing_else_passes_for_verified_claims(app: Any, context: Any) -> None:
     event = {

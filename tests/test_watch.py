@@ -291,6 +291,21 @@ def test_a_hosts_deadline_is_handed_on_by_the_gateway(
     assert answer.status == 503
 
 
+@pytest.mark.parametrize("target", ["/orders", "/health/ready"])
+def test_the_hosts_deadline_counts_on_routes_with_a_token_and_without(
+    app: Any, user_pool: UserPool, target: str
+) -> None:
+    from shims.gateway import Gateway, Request
+
+    gateway, headers = Gateway(app), {"authorization": user_pool.token("acme")}
+
+    def status(seconds: float) -> int:
+        return gateway.answer(Request("GET", target, headers, b"", ends_at=time.monotonic() + seconds)).status
+
+    assert [status(seconds) for seconds in (20, 0.1, -5)] == [200, 503, 503]
+    assert gateway.answer(Request("GET", "/health", {}, b"", ends_at=time.monotonic() - 5)).status == 200
+
+
 @pytest.mark.parametrize("deadline", ["", "soon", "2026-13-45T00:00:00Z", "12"])
 def test_a_deadline_that_is_none_bounds_nothing(app: Any, deadline: str) -> None:  # noqa: ARG001 (it is set up)
     from shims.gateway import ends_at
