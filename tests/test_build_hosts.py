@@ -256,6 +256,14 @@ def test_azures_host_adds_no_prefix_and_keeps_no_secret() -> None:
     assert example["FUNCTIONS_WORKER_RUNTIME"] == "python"
 
 
+def test_azures_host_keeps_every_line_of_the_log() -> None:
+    """A line is a trace there; of types that are not excluded a part is thrown away under load."""
+    host = json.loads((PROJECT / "shims/azure/host.json").read_text())
+    sampling = host["logging"]["applicationInsights"]["samplingSettings"]
+
+    assert {"Request", "Trace"} <= set(sampling["excludedTypes"].split(";"))
+
+
 def test_oracles_function_file_names_what_the_build_holds() -> None:
     lines = (PROJECT / "shims/oci/func.yaml").read_text().splitlines()
     members = dict(line.split(": ", 1) for line in lines)
