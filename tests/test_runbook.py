@@ -70,10 +70,11 @@ def test_the_runbook_names_who_holds_a_lock_and_how_to_end_it(server: Server) ->
     (who,) = [each for each in statements() if "pg_blocking_pids" in each]
     (end,) = [each for each in statements() if "pg_terminate_backend" in each]
     with (
-        ThreadPoolExecutor(1) as pool,  # left last: what waits is free by then
-        connected(f"{server.urls.owner}&application_name=migration") as holder,
+        ThreadPoolExecutor(1) as pool,
         connected(server.urls.owner) as waiting,
         connected(server.url("postgres")) as superuser,
+        # Left first, so that what waits goes on before anybody waits for it.
+        connected(f"{server.urls.owner}&application_name=migration") as holder,
     ):
         holder.cursor().execute("begin")
         holder.cursor().execute("delete from schema_version where version = 1")
