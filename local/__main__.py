@@ -20,6 +20,7 @@ import psycopg2
 from chalicelib import settings
 from chalicelib.callers import Caller
 from chalicelib.errors import Problem
+from deploy.hosts import SETTINGS
 from local import database, docs, front, hosts, issuer, postgres
 
 PROJECT = Path(__file__).parent.parent
@@ -115,8 +116,11 @@ def _serve_built(cloud: str, host: str, port: int, urls: database.Urls) -> None:
     jwks = json.dumps(tokens.jwks()).encode()
     keys = front.serve(lambda *_: (200, [("Content-Type", "application/json")], jwks), "127.0.0.1", 0)
     threading.Thread(target=keys.serve_forever, daemon=True).start()
-    environment = _environment(urls, f"http://127.0.0.1:{keys.server_address[1]}/jwks.json", host)
-    os.environ.update(environment, no_proxy=environment["NO_PROXY"])
+    own = _environment(urls, f"http://127.0.0.1:{keys.server_address[1]}/jwks.json", host)
+    os.environ.update(own, no_proxy=own["NO_PROXY"])
+    settings.check()
+    settings.cors_origin()
+    environment = {**_handed_on(), **own}
     with hosts.serving(cloud, built, environment, host, port) as process:
         print(_block(_url(host, port), urls.app, tokens, page=False), flush=True)
         process.wait()
@@ -143,6 +147,12 @@ def _environment(urls: database.Urls, jwks_url: str, host: str) -> dict[str, str
         # The keys are on this machine: no proxy is asked for them.
         "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1,localhost", host])),
     }
+
+
+def _handed_on() -> dict[str, str]:
+    """What a deployed function would read of your shell's, less what says where the database is."""
+    elsewhere = ("DB_HOST", "DB_PORT", "DB_NAME", "DB_USER", "DB_PASSWORD")
+    return {name: os.environ[name] for name in SETTINGS if os.environ.get(name) and name not in elsewhere}
 
 
 def _cannot_listen(target: str, host: str, port: int, error: OSError) -> SystemExit:

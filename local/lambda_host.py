@@ -269,7 +269,10 @@ def main(python: Path, built: Path, host: str, port: int) -> None:
 
 
 def _variables() -> dict[str, str]:
-    """Ours without those of Python and of what verifies tokens, which the function does not."""
+    """Ours without those of Python, of what verifies tokens, which the function does not, and CORS_ORIGIN.
+
+    That one the build has fixed, for API Gateway's own answers too.
+    """
     if (provider := os.environ.get("AUTH_PROVIDER") or "cognito") != "cognito":
         raise SystemExit(
             f"AUTH_PROVIDER is {provider!r}: API Gateway verifies Cognito's tokens only. Unset it"
@@ -277,7 +280,7 @@ def _variables() -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name == "AUTH_AUDIENCE" or not name.startswith(("AUTH_", "PYTHON"))
+        if name == "AUTH_AUDIENCE" or not name.startswith(("AUTH_", "CORS_ORIGIN", "PYTHON"))
     }
     return {"AWS_REGION": settings.tokens().region, **kept}
 

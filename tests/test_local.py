@@ -3,6 +3,7 @@
 import os
 import pwd
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -24,10 +25,10 @@ from tests.conftest import connected
 PROJECT = Path(__file__).parent.parent
 
 
-def run(**environment: str) -> subprocess.CompletedProcess[str]:
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`make run`'s command, which is expected to end by itself."""
     return subprocess.run(
-        [sys.executable, "-m", "local", "run"],
+        [sys.executable, "-m", "local", *(command or ("run",))],
         cwd=PROJECT,
         env={**os.environ, **environment},
         capture_output=True,
@@ -95,6 +96,23 @@ def test_a_database_without_the_schema_is_refused(database: database.Urls) -> No
 
     assert ended.returncode == 1
     assert "set OWNER_DATABASE_URL too" in ended.stderr
+
+
+@pytest.mark.parametrize("command", [["run"], ["serve", "aws"]], ids=" ".join)
+def test_a_role_that_is_not_bound_is_refused_but_for_an_experiment(
+    admin_url: str, command: list[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = {"PORT": str(taken.getsockname()[1])}
+
+        refused = run(*command, DATABASE_URL=admin_url, OWNER_DATABASE_URL="", **port)
+        tried = run(*command, DATABASE_URL=admin_url, OWNER_DATABASE_URL="", DB_ALLOW_UNSAFE_ROLE="1", **port)
+
+    assert refused.stderr.startswith(
+        "DATABASE_URL cannot be used: the role postgres is a superuser: log in as"
+    )
+    assert "DB_ALLOW_UNSAFE_ROLE=1" in refused.stderr
+    assert tried.stderr.startswith("Cannot listen on 127.0.0.1:")  # what comes after the check
 
 
 def test_a_password_is_kept_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from local.database import Urls
 from local.issuer import Issuer
 from tests.builds import AwsBuild
 from tests.canaries import hear_text
-from tests.client import SEED_BYTES, Answer, Client, free_port, over_http
+from tests.client import SEED_BYTES, Answer, Client, free_port, item, over_http, seed
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +67,7 @@ def project(tmp_path: Path) -> Path:
     """A project of its own, with nothing built; the virtual environments are those of this one."""
     folder = tmp_path / "project"
     nothing_compiled = shutil.ignore_patterns("__pycache__", "deployments", "deployed")
-    for name in ("chalicelib", "local", "shims", ".chalice"):
+    for name in ("chalicelib", "deploy", "local", "shims", ".chalice"):
         shutil.copytree(PROJECT / name, folder / name, ignore=nothing_compiled)
     for name in ("app.py", "pyproject.toml", "requirements.txt", "schema.sql", "test_order.json"):
         shutil.copy(PROJECT / name, folder)
@@ -293,6 +293,52 @@ def test_a_malformed_setting_is_explained(serve: Serve, made: Callable[[str], No
     said = ended(host)
     assert said.startswith("DATABASE_URL is not a connection URL: ")
     assert "s3cret" not in said
+
+
+@pytest.mark.parametrize("cloud", hosts.RUNTIMES)
+def test_a_host_is_told_what_a_deployed_function_reads(
+    serve: Serve, made: Callable[[str], None], cloud: str
+) -> None:
+    made(cloud)
+    host = serve(cloud, RATE_LIMIT="5/h", DEFAULT_CURRENCY="JPY", AUTH_PROVIDER="oidc", BASE_PATH="/shop")
+    host.wait_until_started()
+
+    order = seed(total_amount=5, items=[item(unit_price=5)])
+    del order["currency"]
+    placed = host.client(f"told-{cloud}").place(order)
+
+    assert placed.status == 201
+    assert placed.headers["ratelimit-policy"] == '"tenant";q=5;w=3600'
+    assert placed.json["order"]["currency"] == "JPY"
+
+
+def test_every_variable_is_handed_on_but_for_those_that_this_machine_decides(
+    serve: Serve, made: Callable[[str], None]
+) -> None:
+    own = {"DB_ALLOW_UNSAFE_ROLE": "0", "DB_PREPARE": "off", "DB_SSLMODE": "prefer", "RATE_LIMIT": "5/s"}
+    otel = {name: "http://127.0.0.1:1" for name in builds.SETTINGS if name.endswith("_ENDPOINT")}
+    headers = {"OTEL_EXPORTER_OTLP_HEADERS": "authorization=a", "OTEL_METRICS_EXPORTER": "none"}
+    given = {**own, **otel, **headers, "DB_POOL_SIZE": "2", "CORS_ORIGIN": "https://shop.example"}
+    made("oci")
+    host = serve("oci", **given, DB_HOST="elsewhere", DB_PASSWORD="s3cret", AUTH_TENANT_CLAIM="company")
+    host.wait_until_started()
+
+    (runtime,) = [each for each in host.family() if "fdk" in " ".join(each.cmdline())]
+
+    told = runtime.environ()
+    assert {name: told.get(name) for name in given} == given
+    assert told["AUTH_TENANT_CLAIM"] == ""
+    assert not {"DB_HOST", "DB_PASSWORD"} & told.keys()
+
+
+@pytest.mark.parametrize("cloud", hosts.RUNTIMES)
+def test_a_malformed_setting_is_named_before_a_host_serves(
+    serve: Serve, made: Callable[[str], None], cloud: str
+) -> None:
+    made(cloud)
+
+    assert ended(serve(cloud, RATE_LIMIT="fast")).startswith("RATE_LIMIT is 'fast': use requests per second")
+    assert ended(serve(cloud, CORS_ORIGIN="shop")).startswith("CORS_ORIGIN is 'shop': use * or one origin")
 
 
 def test_orders_of_one_host_are_there_on_the_next(serve: Serve, made: Callable[[str], None]) -> None:
