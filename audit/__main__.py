@@ -1,20 +1,25 @@
-"""`python -m audit`, for `make audit`. Ends with 1 on a finding, with 2 where advisories were not asked."""
+"""`python -m audit`, for `make audit`. 1: there are findings; 2: none, but the advisories were not asked."""
 
 import os
 import sys
 
 from audit import findings
 
+SERVICES = ("pypi", "osv")
+
 
 def main() -> int:
+    chosen = os.environ.get("SERVICE") or "pypi"
+    if chosen not in SERVICES:
+        print(f"SERVICE is {chosen!r}: use {' or '.join(SERVICES)}", file=sys.stderr)
+        return 2
     in_code = findings.of_the_code()
     _tell("code (bandit)", in_code)
-    service = ["--vulnerability-service", os.environ.get("SERVICE") or "pypi"]
     try:
-        in_dependencies = findings.of_the_dependencies(service)
+        in_dependencies = findings.of_the_dependencies(["--vulnerability-service", chosen])
     except findings.Unasked as error:
         print(f"dependencies (pip-audit): NOT AUDITED\n  {error}", file=sys.stderr)
-        return 2
+        return 1 if in_code else 2
     _tell("dependencies (pip-audit)", in_dependencies)
     return 1 if in_code or in_dependencies else 0
 

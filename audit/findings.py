@@ -21,6 +21,10 @@ LOCKED = (
 )
 LONG_KNOWN = "django==1.2"
 """Asked with the others: a service that knows nothing against this one knows nothing."""
+CONTROL = (
+    f"{LONG_KNOWN} is no dependency here. It is asked about because it has been known to be weak for years, "
+    "and so must be found"
+)
 UNREACHABLE = (
     "The advisories could not be asked, so nothing is known about the dependencies. Is the service "
     "reachable? A proxy: HTTPS_PROXY; OSV instead of the package index: make audit SERVICE=osv"
@@ -44,7 +48,7 @@ def of_the_code(folder: Path = PROJECT, known: Sequence[Json] | None = None) -> 
     """What bandit finds there and nobody accepts, and what is accepted and not found."""
     command = ["bandit", "--quiet", "--recursive", "--format", "json", "--exit-zero"]
     places = [name for name in CODE if (folder / name).exists()]
-    report = json.loads(_run([*command, *places], folder))
+    report = json.loads(_run([*command, *places], folder).stdout)
     if report["errors"]:
         raise SystemExit(f"bandit could not read everything: {report['errors']}")
     found = Counter(map(_place, report["results"]))
@@ -111,21 +115,21 @@ def _asked(lines: Sequence[str], service: Sequence[str]) -> list[Mapping[str, An
         file.write("\n".join([*lines, LONG_KNOWN]))
         file.flush()
         command = ["pip-audit", "--no-deps", "--disable-pip", "--progress-spinner", "off", "--format", "json"]
-        said = _run([*command, *service, "--requirement", file.name], PROJECT)
+        done = _run([*command, *service, "--requirement", file.name], PROJECT)
     try:
-        packages: list[Mapping[str, Any]] = json.loads(said)["dependencies"]
+        packages: list[Mapping[str, Any]] = json.loads(done.stdout)["dependencies"]
     except ValueError:
-        raise Unasked(UNREACHABLE) from None
-    if skipped := [each["name"] for each in packages if "skip_reason" in each]:
-        raise Unasked(f"{UNREACHABLE}. Not judged: {len(skipped)} packages, such as {skipped[0]}")
+        last = (done.stderr.strip().splitlines() or ["none"])[-1].strip()
+        raise Unasked(f"{UNREACHABLE}\n  pip-audit's last words: {last}") from None
+    if skipped := [f"{each['name']} ({each['skip_reason']})" for each in packages if "skip_reason" in each]:
+        raise Unasked(f"{UNREACHABLE}. Not judged: {len(skipped)} packages, such as {skipped[0]}. {CONTROL}")
     if not any(each["vulns"] for each in packages if each["name"] == "django"):
-        raise Unasked(f"{UNREACHABLE}. It answers, but knows nothing against {LONG_KNOWN}")
+        raise Unasked(f"{UNREACHABLE}. It answers, but knows nothing against {LONG_KNOWN}. {CONTROL}")
     return [each for each in packages if each["name"] != "django"]
 
 
-def _run(command: Sequence[str], folder: Path) -> str:
+def _run(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
     tool = environment("audit").with_name(command[0])
-    done = subprocess.run(  # noqa: S603
+    return subprocess.run(  # noqa: S603
         [tool, *command[1:]], cwd=folder, capture_output=True, text=True, check=False
     )
-    return done.stdout

@@ -113,27 +113,63 @@ def test_an_accepted_advisory_that_is_gone_is_said(small: list[str]) -> None:
 def test_a_service_that_knows_nothing_is_no_clean_record(small: list[str]) -> None:
     with (
         advisories(MINERVA) as service,
-        pytest.raises(findings.Unasked, match=r"nothing against django==1\.2"),
+        pytest.raises(findings.Unasked, match=r"nothing against django==1\.2\. .* is no dependency"),
     ):
         findings.of_the_dependencies(service, small)
 
 
-def test_make_audit_says_that_nobody_could_be_asked_and_fails() -> None:
-    """Behind a proxy that is not there; bandit's part still runs."""
-    done = subprocess.run(
+def audit(service: str, folder: Path = PROJECT) -> subprocess.CompletedProcess[str]:
+    """`python -m audit` behind a proxy that is not there."""
+    return subprocess.run(
         [sys.executable, "-m", "audit"],
-        cwd=PROJECT,
-        env={"HTTPS_PROXY": "http://127.0.0.1:9", "PATH": "/usr/bin:/bin", "SERVICE": "osv"},
+        cwd=folder,
+        env={"HTTPS_PROXY": "http://127.0.0.1:9", "PATH": "/usr/bin:/bin", "SERVICE": service},
         capture_output=True,
         text=True,
         check=False,
     )
 
+
+def test_make_audit_says_that_nobody_could_be_asked_and_fails() -> None:
+    """bandit's part still runs."""
+    done = audit("osv")
+
     assert done.returncode == 2, done.stdout + done.stderr
+    assert "pip-audit's last words: " in done.stderr
+    assert "Proxy" in done.stderr.partition("pip-audit's last words: ")[2]
     assert "code (bandit): no findings" in done.stdout
     assert "NOT AUDITED" in done.stderr
     assert "HTTPS_PROXY" in done.stderr
     assert "dependencies (pip-audit): no" not in done.stdout
+
+
+def test_a_finding_in_the_code_counts_also_where_nobody_could_be_asked(tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for name in ("audit", "bench", "chalicelib", "deploy", "local", "shims"):
+        shutil.copytree(
+            PROJECT / name, folder / name, ignore=shutil.ignore_patterns("results", "__pycache__")
+        )
+    for name in ("app.py", "requirements.txt", "requirements-dev.txt"):
+        shutil.copy(PROJECT / name, folder)
+    (folder / "build").mkdir()
+    (folder / "build/venvs").symlink_to(environment("audit").parents[2])
+    with (folder / "app.py").open("a") as file:
+        file.write("\nimport subprocess\nsubprocess.call('ls ' + input(), shell=True)\n")
+
+    done = audit("osv", folder)
+
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "B602 subprocess call with shell=True" in done.stdout
+    assert "NOT AUDITED" in done.stderr
+
+
+@pytest.mark.parametrize("service", ["pipy", "esms"])
+def test_a_service_that_nobody_knows_is_refused_by_name(service: str) -> None:
+    done = audit(service)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"SERVICE is {service!r}: use pypi or osv\n"
 
 
 def test_every_dependency_is_without_a_weakness_that_is_known_today() -> None:
