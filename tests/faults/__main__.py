@@ -1,6 +1,7 @@
 """`make soak`: break things under load for minutes, and count what was lost, doubled and crossed."""
 
 import argparse
+import math
 import os
 import secrets
 import signal
@@ -59,19 +60,37 @@ def _print(report: Report, console: Console) -> None:
 
 def _plan() -> Plan:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=os.environ.get("MINUTES") or "10")
+    parser.add_argument("--minutes", type=_minutes, default=os.environ.get("MINUTES") or "10")
     parser.add_argument(
         "--sabotage",
         choices=SABOTAGES,
         default=os.environ.get("SABOTAGE") or None,
         help="take a guard away first: the same run must then not print zeros",
     )
-    parser.add_argument("--seed", type=int, default=os.environ.get("SEED") or str(secrets.randbelow(10**6)))
+    parser.add_argument("--seed", type=_seed, default=os.environ.get("SEED") or str(secrets.randbelow(10**6)))
     chosen = parser.parse_args()
     if chosen.sabotage not in (None, *SABOTAGES):
         raise SystemExit(f"SABOTAGE is {chosen.sabotage!r}: use one of {', '.join(SABOTAGES)}")
     kills = max(1, round(chosen.minutes * KILLS_A_MINUTE))
     return Plan(chosen.minutes * 60, kills, chosen.seed, chosen.sabotage)
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 0 < minutes < math.inf:
+        raise SystemExit(f"MINUTES is {text!r}: use a number above 0, such as 10 or 0.5")
+    return minutes
+
+
+def _seed(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise SystemExit(
+            f"SEED is {text!r}: use a whole number, such as the one that an earlier run has printed"
+        )
+    return int(text)
 
 
 def _run(report: Report, console: Console) -> None:
