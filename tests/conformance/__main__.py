@@ -6,6 +6,7 @@ import os
 import re
 import ssl
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -39,6 +40,9 @@ TOKENS = {"alice": "TOKEN", "stranger": "OTHER_TOKEN", "tenantless": "TENANTLESS
 """The variable that holds the token of each of the list's callers."""
 PATIENCE = 30
 """Seconds to wait for an answer."""
+TURNED_AWAY = 429
+LONGEST_TURN = 10
+"""Seconds that a turn under RATE_LIMIT is waited for."""
 SHORT = 160
 DOCUMENT = "the OpenAPI document"
 SAME_TENANT = ("another tenant's order", "another tenant's cursor")
@@ -70,7 +74,20 @@ class Stage:
         return cls(_url(given["URL"]), tokens, given.get("ORIGIN") or "*", given.get("CURRENCY") or "USD")
 
     def send(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """The target goes out as it is, behind the URL's path; one connection a request."""
+        """The target goes out as it is, behind the URL's path. What RATE_LIMIT turns away, of which nothing
+        has happened, is sent again as soon as it may be. Raises Unusable where that is late.
+        """
+        while (answer := self._send_once(method, target, headers, body)).status == TURNED_AWAY:
+            seconds = answer.headers.get("retry-after", "")
+            if not seconds.isdecimal():
+                break
+            if int(seconds) > LONGEST_TURN:
+                raise Unusable("The stage's RATE_LIMIT is too low for this list: raise it or unset it")
+            time.sleep(int(seconds))
+        return answer
+
+    def _send_once(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """One connection a request."""
         secure = self.url.scheme == "https"
         connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         connection = connect(self.url.hostname or "", self.url.port, timeout=PATIENCE)

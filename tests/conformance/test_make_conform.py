@@ -22,9 +22,11 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from deploy import hosts as builds
 from local import front, hosts
+from local.database import Urls
 from tests.client import Answer, Transport, free_port
 from tests.cognito import UserPool
 from tests.conformance.cases import CASES, MIB
+from tests.servers import limited
 
 pytestmark = pytest.mark.slow
 PROJECT = Path(__file__).parent.parent.parent
@@ -119,6 +121,25 @@ def test_a_stage_that_keeps_the_contract_is_alike_as_often_as_it_is_asked(
             assert done.stdout == f"{len(CASES)} alike, 0 differ, 0 left out\n", (asked, done)
             assert "places up to 16 orders in the tenant of TOKEN" in done.stderr
             assert done.returncode == 0
+
+
+def test_a_stage_with_a_rate_limit_is_asked_again_when_it_may_be(
+    in_process: Transport, tokens: dict[str, str], database: Urls
+) -> None:
+    with limited(database.app, "10/s"), stage(in_process) as url:
+        done = conform(URL=url, **tokens)
+
+    assert done.stdout == f"{len(CASES)} alike, 0 differ, 0 left out\n"
+
+
+def test_a_rate_limit_under_which_the_list_would_take_hours_is_named(
+    in_process: Transport, tokens: dict[str, str], database: Urls
+) -> None:
+    with limited(database.app, "5/h"), stage(in_process) as url:
+        done = conform(URL=url, **tokens)
+
+    assert (done.stdout, done.returncode) == ("", 2)
+    assert "The stage's RATE_LIMIT is too low for this list: raise it or unset it" in done.stderr
 
 
 def test_make_conform_hands_its_variables_on(
