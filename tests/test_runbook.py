@@ -25,7 +25,7 @@ def meaning(line: str) -> str:
     """What it is, says the first row of which a quotation stands in this line of the log."""
     for symptom, means in ROWS:
         for quoted in re.findall(r"`(.+?)`", symptom):
-            if re.search(".*".join(map(re.escape, quoted.split("..."))), line):
+            if re.search(".*".join(map(re.escape, re.split(r"\.{3}|NAME|TABLE", quoted))), line):
                 return str(means)
     pytest.fail(f"no row of the runbook fits {line!r}")
 
@@ -48,10 +48,17 @@ def server() -> Iterator[Server]:
         yield server
 
 
-def said(server: Server, client: Client, caplog: pytest.LogCaptureFixture) -> str:
+def said(
+    server: Server,
+    client: Client,
+    caplog: pytest.LogCaptureFixture,
+    method: str = "GET",
+    **variables: str,
+) -> str:
     """What a request to this server has the log say before its own line."""
-    with api_on(server.urls.app):
-        assert client.get("/orders").status in (500, 503)
+    with api_on(server.urls.app, **variables):
+        answer = client.get("/orders") if method == "GET" else client.place()
+    assert answer.status in (500, 503)
     record = [record for record in caplog.records if record.name == "order-api"][-1]
     error = record.exc_info[1] if record.exc_info else None
     return f"{type(error).__name__}: {error}" if error else record.getMessage()
@@ -127,6 +134,48 @@ def test_a_database_that_cannot_be_reached_has_the_general_row(
             assert alice.get("/orders").status == 503
         line = [record.getMessage() for record in caplog.records if record.name == "order-api"][-1]
         assert "no way to the database" in meaning(line)
+
+
+def test_what_is_silent_locked_or_read_only_has_its_row(
+    server: Server, alice: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    with connected(server.url("postgres")) as superuser:
+        cursor = superuser.cursor()
+        cursor.execute("alter role orders_app set default_transaction_read_only = on")
+        read_only = said(server, alice, caplog, method="POST")
+        cursor.execute("alter role orders_app set default_transaction_read_only = off")
+        cursor.execute("begin; lock table orders")
+        locked = said(server, alice, caplog)
+        silent = said(server, alice, caplog, DB_READ_TIMEOUT="1")
+        cursor.execute("rollback")
+
+    assert "default_transaction_read_only" in meaning(read_only)
+    assert "lock" in meaning(locked)
+    assert "silent" in meaning(silent)
+
+
+@pytest.mark.parametrize(
+    ("harm", "helps"),
+    [
+        ("alter role orders_app superuser", "alter role orders_app nosuperuser"),
+        ("create policy everybody on orders using (true)", "drop policy everybody on orders"),
+        ("drop policy tenant_isolation on orders", ""),
+        ("alter table orders no force row level security", ""),
+    ],
+)
+def test_a_role_that_is_refused_has_a_row_and_what_it_says_helps(
+    server: Server, alice: Client, caplog: pytest.LogCaptureFixture, harm: str, helps: str
+) -> None:
+    with connected(server.url("postgres")) as superuser:
+        superuser.cursor().execute(harm)
+        line = said(server, alice, caplog)
+        superuser.cursor().execute(helps or "select")
+    apply_schema(server.urls.owner)
+
+    assert line.startswith("refuses to serve: the role orders_app ")
+    assert meaning(line) != "row-level security would not bind this role" or "superuser" in harm
+    with api_on(server.urls.app):
+        assert alice.get("/orders").status == 200
 
 
 def test_a_language_that_was_revoked_has_a_row_and_its_statement_helps(
