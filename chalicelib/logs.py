@@ -39,12 +39,15 @@ class Handler(logging.Handler):
             line = {
                 **_opening(record.created, record.levelname),
                 **context(),
-                "message": record.getMessage(),
+                "message": self.words(record),
                 **({"errors": _chain(error), "stack": _frames(error.__traceback__)} if error else {}),
             }
             write(json.dumps(line, separators=(",", ":")), record.levelname)
         except Exception:
             self.handleError(record)
+
+    def words(self, record: logging.LogRecord) -> str:
+        return record.getMessage()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002 (logging's name)
         """Says that a record is lost; logging's own would print what it was to say."""
@@ -53,6 +56,23 @@ class Handler(logging.Handler):
             "message": "a record of the log could not be written",
         }
         write(json.dumps(line, separators=(",", ":")), "ERROR")
+
+
+class LibrarysHandler(Handler):
+    """For records that are not ours: numbers stay, of every other value only the type is said."""
+
+    def words(self, record: logging.LogRecord) -> str:
+        values = record.args if isinstance(record.args, tuple) else ()
+        told = tuple(v if isinstance(v, int | float) else f"({type(v).__name__})" for v in values)
+        return str(record.msg) % told if told else str(record.msg)
+
+
+def adopt(library: str) -> None:
+    """Have a library's logger write lines too, without what it quotes: that may be a credential."""
+    its = logging.getLogger(library)
+    its.handlers[:] = [LibrarysHandler()]
+    its.setLevel(logging.WARNING)
+    its.propagate = False
 
 
 def start() -> None:

@@ -5,6 +5,8 @@ with them (where to, how often, with which headers) its own variables say, OTEL_
 """
 
 import atexit
+import logging
+import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 
+from chalicelib import logs
 from chalicelib.metrics import RATE_LIMITED, SERVER_ERROR
 
 if TYPE_CHECKING:
@@ -23,12 +26,14 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5
 QUERIES = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
 """And for durations of a database client."""
 POSTGRESQL = {"db.system.name": "postgresql"}
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
 POOL = {"db.client.connection.pool.name": "order-api"}
 
 LONGEST_END = 2
 """Seconds that the end of a process waits for its last figures to leave. Left to itself the exporter tries
 for ten and more; Cloud Run kills after ten, and a worker that ends answers nobody."""
 
+_log = logging.getLogger("order-api")
 _lock = threading.Lock()
 _instruments: "Instruments | None" = None
 
@@ -37,6 +42,10 @@ class Instruments:
     """By the semantic conventions' names, where there are any."""
 
     def __init__(self) -> None:
+        logs.adopt("opentelemetry")
+        for name in ENDPOINTS:
+            if not (os.environ.get(name) or "http://").startswith(("http://", "https://")):
+                _log.error("%s does not begin with http:// or https://: no metrics can be sent there", name)
         reader = PeriodicExportingMetricReader(OTLPMetricExporter())
         provider = MeterProvider([reader], resource=_resource(), shutdown_on_exit=False)
         atexit.register(provider.shutdown, LONGEST_END * 1000)

@@ -31,7 +31,9 @@ def environment(cloud: str) -> Path:
     """
     pins = _pins(cloud)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    folder = PROJECT / f"build/venvs/{cloud}-{version}-{hashlib.sha256(pins.encode()).hexdigest()[:12]}"
+    # Resolved: the scripts of an environment name its path.
+    venvs = (PROJECT / "build/venvs").resolve()
+    folder = venvs / f"{cloud}-{version}-{hashlib.sha256(pins.encode()).hexdigest()[:12]}"
     python = folder / "bin/python"
     installed = folder / ".installed"
     folder.parent.mkdir(parents=True, exist_ok=True)
