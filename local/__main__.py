@@ -120,7 +120,7 @@ def _serve_built(cloud: str, host: str, port: int, urls: database.Urls) -> None:
     os.environ.update(own, no_proxy=own["NO_PROXY"])
     settings.check()
     settings.cors_origin()
-    environment = {**_handed_on(), **own}
+    environment = {**_handed_on(cloud), **own}
     with hosts.serving(cloud, built, environment, host, port) as process:
         print(_block(_url(host, port), urls.app, tokens, page=False), flush=True)
         process.wait()
@@ -149,10 +149,14 @@ def _environment(urls: database.Urls, jwks_url: str, host: str) -> dict[str, str
     }
 
 
-def _handed_on() -> dict[str, str]:
-    """What a deployed function would read of your shell's, less what says where the database is."""
-    elsewhere = ("DB_HOST", "DB_PORT", "DB_NAME", "DB_USER", "DB_PASSWORD")
-    return {name: os.environ[name] for name in SETTINGS if os.environ.get(name) and name not in elsewhere}
+def _handed_on(cloud: str) -> dict[str, str]:
+    """What a deployed function would read of your shell's, less what says where the database is.
+
+    The database's authority travels with the build, and `aws` here has none.
+    """
+    elsewhere = {"DB_HOST", "DB_PORT", "DB_NAME", "DB_USER", "DB_PASSWORD"}
+    names = {*SETTINGS, "DB_SSLROOTCERT"} if cloud == "aws" else {*SETTINGS}
+    return {name: os.environ[name] for name in names - elsewhere if os.environ.get(name)}
 
 
 def _cannot_listen(target: str, host: str, port: int, error: OSError) -> SystemExit:

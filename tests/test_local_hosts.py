@@ -331,6 +331,21 @@ def test_every_variable_is_handed_on_but_for_those_that_this_machine_decides(
     assert not {"DB_HOST", "DB_PASSWORD"} & told.keys()
 
 
+@pytest.mark.parametrize(("cloud", "told"), [("aws", True), ("gcp", False)])
+def test_the_databases_authority_is_the_builds_where_there_is_a_build(
+    serve: Serve, made: Callable[[str], None], tmp_path: Path, cloud: str, told: bool
+) -> None:
+    made(cloud)
+    authority = tmp_path / "authority.pem"
+    authority.write_text("-----BEGIN CERTIFICATE-----\n")
+    host = serve(cloud, DB_SSLROOTCERT=str(authority))
+    host.wait_until_started()
+
+    runtime = psutil.Process(host.process.pid).children()[0]
+
+    assert runtime.environ().get("DB_SSLROOTCERT") == (str(authority) if told else None)
+
+
 @pytest.mark.parametrize("cloud", hosts.RUNTIMES)
 def test_a_malformed_setting_is_named_before_a_host_serves(
     serve: Serve, made: Callable[[str], None], cloud: str
