@@ -32,8 +32,9 @@ Words = Callable[[Connection, Cursor], tuple[bytes, bytes]]
 """What is said to the database on a connection: what comes before the check of a new one, and the rest."""
 
 # libpq says so while it connects. Else, where the server has another style, psycopg2 says it afterwards, in a
-# trip of its own that nobody ends when the server is silent.
-os.environ["PGDATESTYLE"] = "ISO"
+# trip of its own that nobody ends when the server is silent. (Spelt as PostgreSQL's default: for "ISO" alone
+# PgBouncer sends a SET before each transaction.)
+os.environ["PGDATESTYLE"] = "ISO, MDY"
 
 _pool: Pool | None = None
 _watch = Watch()

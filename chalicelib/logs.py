@@ -62,9 +62,14 @@ class LibrarysHandler(Handler):
     """For records that are not ours: numbers stay, of every other value only the type is said."""
 
     def words(self, record: logging.LogRecord) -> str:
+        if not isinstance(record.msg, str):
+            return f"({type(record.msg).__name__})"
         values = record.args if isinstance(record.args, tuple) else ()
         told = tuple(v if isinstance(v, int | float) else f"({type(v).__name__})" for v in values)
-        return str(record.msg) % told if told else str(record.msg)
+        try:
+            return record.msg % told if told else record.msg
+        except (TypeError, ValueError):  # a word where a number was to stand
+            return record.msg
 
 
 def adopt(library: str) -> None:

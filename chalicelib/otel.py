@@ -26,7 +26,8 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5
 QUERIES = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
 """And for durations of a database client."""
 POSTGRESQL = {"db.system.name": "postgresql"}
-ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+"""Of which the first that is set counts."""
 POOL = {"db.client.connection.pool.name": "order-api"}
 
 LONGEST_END = 2
@@ -43,8 +44,8 @@ class Instruments:
 
     def __init__(self) -> None:
         logs.adopt("opentelemetry")
-        for name in ENDPOINTS:
-            if not (os.environ.get(name) or "http://").startswith(("http://", "https://")):
+        for name in [each for each in ENDPOINTS if os.environ.get(each)][:1]:
+            if not os.environ[name].startswith(("http://", "https://")):
                 _log.error("%s does not begin with http:// or https://: no metrics can be sent there", name)
         reader = PeriodicExportingMetricReader(OTLPMetricExporter())
         provider = MeterProvider([reader], resource=_resource(), shutdown_on_exit=False)

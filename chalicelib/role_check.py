@@ -28,7 +28,8 @@ begin
             into found from pg_class left join pg_policy
                 on polrelid = pg_class.oid and polpermissive
                    and exists (select from unnest(polroles) as of_role
-                               where of_role = 0 or pg_has_role(of_role, 'MEMBER')),
+                               where of_role = 0 or pg_has_role(of_role, 'MEMBER')
+                                     or pg_has_role(session_user, of_role, 'MEMBER')),
                 lateral (select
                     pg_has_role(relowner, 'MEMBER') or pg_has_role(session_user, relowner, 'MEMBER'),
                     pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid))

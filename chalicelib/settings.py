@@ -32,7 +32,7 @@ _LIKE_A_REFERENCE = re.compile(
 )
 GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _KEY_SERVER = re.compile(
-    r"https://[^\s/?#@]+([/?]\S*)?|http://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?(/\S*)?"
+    r"https://([^\s/?#@:]+|\[[0-9a-fA-F:.]+\])(:\d+)?([/?]\S*)?|http://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?(/\S*)?"
 )
 """Through TLS, unless it is this machine: whoever stands between could hand out keys of their own."""
 _LATER = "in-the-secret"
@@ -228,7 +228,7 @@ def tokens() -> Tokens:
     read = {"cognito": _cognito, "entra": _entra, "firebase": _firebase, "oidc": _oidc}[_provider()]
     found = read()
     if not _KEY_SERVER.fullmatch(found.jwks_url):
-        url = re.sub(r"//[^/]*@", "//...@", found.jwks_url).partition("?")[0]  # no password, no signature
+        url = re.sub(r"//.*@", "//...@", found.jwks_url).partition("?")[0]  # no password, no signature
         raise SettingsError(
             f"AUTH_JWKS_URL is {url!r}: use the https address of the key set, without a login"
         )

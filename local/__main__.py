@@ -20,7 +20,6 @@ import psycopg2
 from chalicelib import settings
 from chalicelib.callers import Caller
 from chalicelib.errors import Problem
-from deploy.hosts import SETTINGS
 from local import database, docs, front, hosts, issuer, postgres
 
 PROJECT = Path(__file__).parent.parent
@@ -154,6 +153,8 @@ def _handed_on(cloud: str) -> dict[str, str]:
 
     The database's authority travels with the build, and `aws` here has none.
     """
+    from deploy.hosts import SETTINGS  # with what writes an SBOM
+
     elsewhere = {"DB_HOST", "DB_PORT", "DB_NAME", "DB_USER", "DB_PASSWORD"}
     names = {*SETTINGS, "DB_SSLROOTCERT"} if cloud == "aws" else {*SETTINGS}
     return {name: os.environ[name] for name in names - elsewhere if os.environ.get(name)}

@@ -130,10 +130,12 @@ def _signals_held() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, answer in ours.items():
-            signal.signal(number, answer)
-    for caught in heard[:1]:
-        signal.raise_signal(caught)
+        try:
+            for number, answer in reversed(ours.items()):  # SIGINT last: it comes most
+                signal.signal(number, answer)
+        finally:
+            for caught in heard[:1]:
+                signal.raise_signal(caught)
 
 
 def _end(process: Process) -> None:

@@ -120,8 +120,10 @@ def serve(project: Path, database: Urls, tmp_path: Path) -> Iterator[Serve]:
 
     yield start
     for host in started:
-        with suppress(ProcessLookupError):
-            os.killpg(host.process.pid, signal.SIGKILL)
+        with suppress(psutil.NoSuchProcess):
+            for each in host.family():  # hosts have sessions of their own
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
         host.process.wait(10)
         # Before, there are tokens for its user.
         hear_text("what was said while it served", host.text().rpartition(STARTED)[2])
@@ -207,10 +209,14 @@ def test_a_signal_while_the_child_is_being_made_leaves_no_child(
         with pytest.raises(KeyboardInterrupt), hosts.serving("aws", tmp_path, {}, "127.0.0.1", free_port()):
             pytest.fail("it went on")
         assert signal.getsignal(number) is signal.default_int_handler
+        lives = [pid for pid in made if psutil.pid_exists(pid)]
     finally:
         signal.signal(number, before)
+        for pid in made:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
-    assert [pid for pid in made if psutil.pid_exists(pid)] == []
+    assert lives == []
     assert len(made) == 1
 
 
@@ -346,7 +352,7 @@ def test_the_databases_authority_is_the_builds_where_there_is_a_build(
     assert runtime.environ().get("DB_SSLROOTCERT") == (str(authority) if told else None)
 
 
-@pytest.mark.parametrize("cloud", hosts.RUNTIMES)
+@pytest.mark.parametrize("cloud", ["aws", "gcp"])
 def test_a_malformed_setting_is_named_before_a_host_serves(
     serve: Serve, made: Callable[[str], None], cloud: str
 ) -> None:

@@ -5,7 +5,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
@@ -19,6 +21,7 @@ from tests.conftest import connected
 from tests.servers import PgBouncer, Server, api_on, pgbouncer, private_server
 from tests.shops import claims
 from tests.waiting import until
+from tests.wire import Proxy
 
 pytestmark = pytest.mark.slow
 
@@ -219,6 +222,27 @@ def test_500_clients_share_20_sessions_and_see_their_own_tenant_only(
     rests = left(pooler.url)
     assert len(rests) == SESSIONS
     assert set(map(tuple, rests.values())) == {()}
+
+
+def test_the_pooler_has_nothing_to_set_on_its_sessions_for_us(server: Server, buyer: Buy) -> None:
+    """What we say at the start is what its sessions begin with, to the letter."""
+    with (
+        TemporaryDirectory(prefix="order-api-wire-") as folder,
+        closing(Proxy(Path(folder), server.folder)) as proxy,
+    ):
+        for each in (Path(folder), *Path(folder).iterdir()):
+            each.chmod(0o777)  # PgBouncer is another user
+        with (
+            pgbouncer(f"postgresql://orders_app@/orders?host={folder}") as pooler,
+            api_on(pooler.url, DB_PREPARE="off"),
+        ):
+            customer = buyer("acme", "alice")
+            assert customer.get("/orders").status == 200
+            with proxy.watched() as traffic:
+                assert [customer.get("/orders").status for _ in range(5)] == [200] * 5
+
+    assert len(traffic.statements) == 5
+    assert [each for each in traffic.statements if each.upper().startswith("SET ")] == []
 
 
 def test_what_waits_too_long_for_a_session_is_given_up_and_never_done(

@@ -470,6 +470,10 @@ COMPLETE: Json = {
             for path in ("/keys", "/keys?sig=s3cret")
         ),
         (
+            {"AUTH_JWKS_URL": "https://me:s3cret/x@id.example/keys"},
+            "AUTH_JWKS_URL is 'https://...@id.example/keys': use the https",
+        ),
+        (
             {"AUTH_JWKS_URL": "http://me:s3cret@id.example/keys"},
             "AUTH_JWKS_URL is 'http://...@id.example/keys': use the https",
         ),

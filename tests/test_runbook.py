@@ -1,6 +1,7 @@
 """docs/operations.md: its statements run, and the log's own words lead to the row that is meant."""
 
 import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 from psycopg2.extras import RealDictCursor
 
+from chalicelib.database import Statement, TenantScope
+from chalicelib.failures import Refused
 from local.database import apply_schema
 from tests.client import Client
 from tests.conftest import connected
@@ -35,14 +38,24 @@ def statements() -> list[str]:
     return [each.strip() for each in re.sub("--.*", "", text).split(";") if each.strip()]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
+    with private_server() as server:
+        apply_schema(server.urls.owner)
+        server.stop()
+        server.options = "-c shared_preload_libraries=pg_stat_statements"
+        server.start()
+        yield server
+
+
+@pytest.fixture
+def small_server() -> Iterator[Server]:
     with private_server() as server:
         apply_schema(server.urls.owner)
         server.stop()
         server.options = (
             f"-c max_connections={CONNECTIONS} -c superuser_reserved_connections={RESERVED} "
-            "-c max_wal_senders=0 -c shared_preload_libraries=pg_stat_statements"
+            "-c max_wal_senders=0"
         )
         server.start()
         yield server
@@ -103,21 +116,21 @@ def test_the_runbook_names_who_holds_a_lock_and_how_to_end_it(server: Server) ->
 
 
 def test_connections_that_are_used_up_have_a_row_before_the_general_one(
-    server: Server, alice: Client, caplog: pytest.LogCaptureFixture
+    small_server: Server, alice: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     lines = []
     with ExitStack() as taken:
-        with connected(server.url("postgres")) as superuser:
+        with connected(small_server.url("postgres")) as superuser:
             superuser.cursor().execute("alter role orders_app connection limit 0")
-        lines.append(said(server, alice, caplog))
-        with connected(server.url("postgres")) as superuser:
+        lines.append(said(small_server, alice, caplog))
+        with connected(small_server.url("postgres")) as superuser:
             superuser.cursor().execute("alter role orders_app connection limit -1")
         for _ in range(CONNECTIONS - RESERVED):
-            taken.enter_context(connected(server.urls.owner))
-        lines.append(said(server, alice, caplog))
+            taken.enter_context(connected(small_server.urls.owner))
+        lines.append(said(small_server, alice, caplog))
         for _ in range(RESERVED):
-            taken.enter_context(connected(server.url("postgres")))
-        lines.append(said(server, alice, caplog))
+            taken.enter_context(connected(small_server.url("postgres")))
+        lines.append(said(small_server, alice, caplog))
 
     assert "too many connections for role" in lines[0]
     assert "slots are reserved" in lines[1]
@@ -176,6 +189,19 @@ def test_a_role_that_is_refused_has_a_row_and_what_it_says_helps(
     assert meaning(line) != "row-level security would not bind this role" or "superuser" in harm
     with api_on(server.urls.app):
         assert alice.get("/orders").status == 200
+
+
+def test_a_schema_that_is_older_than_the_release_has_a_row(server: Server) -> None:
+    """What needs the new function says so; see docs/database.md, Applying it."""
+    with connected(server.urls.owner) as owner:
+        owner.cursor().execute("drop function set_tenant(text, integer)")
+        try:
+            with api_on(server.urls.app), pytest.raises(Refused) as refused:
+                TenantScope("acme", time.monotonic() + 3).read(Statement("select 1", None))
+        finally:
+            apply_schema(server.urls.owner)
+
+    assert "older than the release" in meaning(f"Refused: {refused.value}")
 
 
 def test_a_language_that_was_revoked_has_a_row_and_its_statement_helps(

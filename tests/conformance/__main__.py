@@ -77,13 +77,15 @@ class Stage:
         """The target goes out as it is, behind the URL's path. What RATE_LIMIT turns away, of which nothing
         has happened, is sent again as soon as it may be. Raises Unusable where that is late.
         """
+        began = time.monotonic()
         while (answer := self._send_once(method, target, headers, body)).status == TURNED_AWAY:
             seconds = answer.headers.get("retry-after", "")
             if not seconds.isdecimal():
                 break
-            if int(seconds) > LONGEST_TURN:
+            pause = max(1, int(seconds))
+            if time.monotonic() - began + pause > LONGEST_TURN:
                 raise Unusable("The stage's RATE_LIMIT is too low for this list: raise it or unset it")
-            time.sleep(int(seconds))
+            time.sleep(pause)
         return answer
 
     def _send_once(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:

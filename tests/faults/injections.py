@@ -121,7 +121,11 @@ def cut_after_commit(stage: Stage, chance: random.Random) -> Injected:
 
 
 def swallow(stage: Stage, chance: random.Random) -> Injected:
-    """The database falls silent on a few connections, for good, and nobody hangs up."""
+    """The database falls silent on a few connections, for good, and nobody hangs up.
+
+    On three at once at most: each holds a thread until DB_READ_TIMEOUT, and a worker has four.
+    """
+    _until(lambda: not stage.proxy.silent())
     return _shoot(stage, Shot.SWALLOW, chance.randint(1, 3))
 
 

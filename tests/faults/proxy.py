@@ -68,6 +68,11 @@ class Proxy:
         finally:
             self._flowing.set()
 
+    def silent(self) -> int:
+        """Connections on which an answer was swallowed, and which nobody has given up yet."""
+        with self._lock:
+            return sum(conversation.silent for conversation in self._conversations)
+
     def reset_all(self) -> int:
         """Every connection ends at once, without a farewell; how many there were."""
         with self._lock:
@@ -125,7 +130,7 @@ class Conversation:
     def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
         self._proxy, self._client, self._server = proxy, client, server
         self._client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._silent = False
+        self.silent = False
 
     def begin(self) -> None:
         threading.Thread(target=self._pass_questions, daemon=True).start()
@@ -150,9 +155,9 @@ class Conversation:
             while answer := self._answer():
                 self._proxy.wait()
                 time.sleep(self._proxy.delay)
-                if not self._silent:
+                if not self.silent:
                     self._deliver(answer, self._proxy.shot_at(answer))
-        if not self._silent:
+        if not self.silent:
             self._hang_up()
 
     def _answer(self) -> bytes:
@@ -169,7 +174,7 @@ class Conversation:
         if shot is None:
             self._client.sendall(answer)
         elif shot is Shot.SWALLOW:
-            self._silent = True
+            self.silent = True
         elif shot is Shot.RESET:
             self.reset()
         else:
