@@ -173,12 +173,7 @@ def _uvicorn(contender: Contender, variables: Mapping[str, str], port: int) -> I
         _wait(process, port)
         yield
     finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        hosts.end(process)
 
 
 def _wait(process: subprocess.Popen[bytes], port: int) -> None:

@@ -98,9 +98,9 @@ def _in_a_thread(server: front.Server) -> Iterator[None]:
 
 @contextmanager
 def _process(command: Command, folder: Path, variables: Variables) -> Iterator[Process]:
-    """A child in `folder` that gets SIGTERM, and SIGKILL after ten seconds.
+    """A child in `folder` that is ended by `end` and hears no other signal.
 
-    And no other signal: a terminal's Ctrl-C, together with its arbiter's own word, would catch a worker of
+    A terminal's Ctrl-C, together with its arbiter's own word, would catch a worker of
     gunicorn's (27.0.1) in the midst of its shutdown, and it would wait for itself for ever.
     """
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ}
@@ -112,7 +112,7 @@ def _process(command: Command, folder: Path, variables: Variables) -> Iterator[P
         yield process
     finally:
         if process:
-            _end(process)
+            end(process)
 
 
 @contextmanager
@@ -138,7 +138,8 @@ def _signals_held() -> Iterator[None]:
                 signal.raise_signal(caught)
 
 
-def _end(process: Process) -> None:
+def end(process: Process) -> None:
+    """SIGTERM, and SIGKILL after ten seconds."""
     process.terminate()
     try:
         process.wait(10)
