@@ -56,7 +56,7 @@ deploy-azure deploy-gcp deploy-run deploy-oci: deploy-%: $(READY) ## build, and 
 	@$(BIN)/python -m deploy deploy $*
 
 conform: $(READY) ## the contract, asked of any deployed stage: make conform URL=... TOKEN=... [OTHER_TOKEN=...]
-	@$(BIN)/python -m tests.conformance
+	@$(BIN)/python -m tools.conform
 
 bench: export QUICK := $(QUICK)
 bench: export ONLY := $(ONLY)
@@ -77,7 +77,7 @@ soak: export MINUTES := $(MINUTES)
 soak: export SABOTAGE := $(SABOTAGE)
 soak: export SEED := $(SEED)
 soak: $(READY) ## processes killed and connections cut under load, what was lost, doubled, crossed; MINUTES=10 SEED=, SABOTAGE=rls, idempotency or durability to see it fail
-	@$(BIN)/python -m tests.faults
+	@$(BIN)/python -m tools.soak
 
 deploy-azure: build-azure
 deploy-gcp deploy-run: build-gcp

@@ -9,8 +9,10 @@ from uuid import uuid4
 
 from chalice.app import CognitoUserPoolAuthorizer, CORSConfig, Request, Response
 
-from chalicelib import database, idempotency, logs, rates, settings, telemetry
-from chalicelib.callers import Caller, Invocation, Verified
+from chalicelib import rate_limit as rates
+from chalicelib import settings
+from chalicelib.caller import Caller, Invocation, Verified
+from chalicelib.database import tenant_scope as database
 from chalicelib.errors import (
     Internal,
     MalformedRequest,
@@ -21,10 +23,13 @@ from chalicelib.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
-from chalicelib.messages import NewOrder
-from chalicelib.orders import OrderRepository
-from chalicelib.pages import Page, single_values
-from chalicelib.parallel import ParallelChalice
+from chalicelib.http.parallel_chalice import ParallelChalice
+from chalicelib.observability import logs
+from chalicelib.observability import record as telemetry
+from chalicelib.orders import idempotency_key as idempotency
+from chalicelib.orders.new_order import NewOrder
+from chalicelib.orders.pages import Page, single_values
+from chalicelib.orders.repository import OrderRepository
 
 LARGEST_BODY = 1024 * 1024
 RATE_HEADERS = "rate_headers"
@@ -108,7 +113,7 @@ def ready() -> Response:
 def get_openapi() -> Response:
     if not settings.docs_are_on():
         raise NotFound
-    from chalicelib import openapi
+    from chalicelib.openapi import document as openapi
 
     return Response(openapi.document())
 
@@ -221,7 +226,7 @@ def verified_claims() -> Mapping[str, Any]:
         if not claims or not settings.is_accepted_client(claims.get("aud")):
             raise Unauthorized
         return claims  # type: ignore[no-any-return]
-    from chalicelib import tokens
+    from chalicelib.identity import tokens
 
     return tokens.claims(request().headers.get("authorization"))
 

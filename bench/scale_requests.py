@@ -8,8 +8,8 @@ from uuid import UUID
 
 from bench import load, operations
 from bench.load import HUGE, Placed
-from chalicelib.callers import Caller
-from chalicelib.pages import cursor_after
+from chalicelib.caller import Caller
+from chalicelib.orders.pages import cursor_after
 
 Json = dict[str, Any]
 Asked = Mapping[str, Sequence[Json]]

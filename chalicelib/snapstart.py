@@ -19,8 +19,10 @@ from uuid import UUID, uuid4
 from psycopg2 import _psycopg
 from uuid_utils import reseed_rng
 
-from chalicelib import database, rates, telemetry
-from chalicelib.statements import (
+from chalicelib import rate_limit as rates
+from chalicelib.database import tenant_scope as database
+from chalicelib.observability import record as telemetry
+from chalicelib.orders.statements import (
     INSERT_ITEMS,
     INSERT_KEY,
     INSERT_ORDER,

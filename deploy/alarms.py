@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from chalicelib.metrics import DIMENSION, NAMESPACE
+from chalicelib.observability.metrics import DIMENSION, NAMESPACE
 
 Json = dict[str, Any]
 

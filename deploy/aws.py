@@ -141,7 +141,9 @@ def _clear(into: Path) -> None:
     """An empty folder but for our mark, an empty requirements.txt; never somebody else's folder."""
     mark = into / "requirements.txt"
     is_marked = mark.is_file() and mark.stat().st_size == 0
-    is_ours = is_marked and (list(into.iterdir()) == [mark] or (into / "chalicelib/stores.py").is_file())
+    is_ours = is_marked and (
+        list(into.iterdir()) == [mark] or (into / "chalicelib/settings/secret_stores.py").is_file()
+    )
     if into.is_dir() and any(into.iterdir()) and not is_ours:
         raise SystemExit(f"{into} is not a build of ours: empty it, or choose another folder")
     shutil.rmtree(into, ignore_errors=True)

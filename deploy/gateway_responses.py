@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app import COMMON_HEADERS
+from chalicelib.database.errors import OutcomeUnknown
 from chalicelib.errors import (
     Internal,
     MalformedRequest,
@@ -15,7 +16,6 @@ from chalicelib.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
-from chalicelib.failures import OutcomeUnknown
 
 PROBLEMS: Mapping[str, Problem] = {
     "ACCESS_DENIED": Unauthorized(),

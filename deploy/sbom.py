@@ -20,7 +20,7 @@ from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 from packaging.utils import canonicalize_name
 
-from chalicelib.openapi import VERSION
+from chalicelib.openapi.document import VERSION
 from deploy import pins, sources
 
 NAME = "sbom.cdx.json"

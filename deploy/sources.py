@@ -9,7 +9,7 @@ import ssl
 from pathlib import Path
 
 from chalicelib import settings
-from chalicelib.database import Statement
+from chalicelib.database.tenant_scope import Statement
 
 PROJECT = Path(__file__).parent.parent
 AUTHORITY = f"chalicelib/{settings.BUILT_AUTHORITY.name}"
@@ -44,18 +44,18 @@ def copy(into: Path, authority: bytes) -> None:
     shutil.copy(PROJECT / "app.py", into)
     left_out = shutil.ignore_patterns("__pycache__", "tables.py", "statements.py", Path(AUTHORITY).name)
     shutil.copytree(PROJECT / "chalicelib", into / "chalicelib", ignore=left_out)
-    (into / "chalicelib" / "statements.py").write_text(compiled_statements())
+    (into / "chalicelib" / "orders" / "statements.py").write_text(compiled_statements())
     if authority:
         (into / AUTHORITY).write_bytes(authority)
 
 
 def compiled_statements() -> str:
-    """A module with the same names as chalicelib/statements.py, made of text."""
-    from chalicelib import statements  # with SQLAlchemy: only a build needs them
+    """A module with the same names as chalicelib/orders/statements.py, made of text."""
+    from chalicelib.orders import statements  # with SQLAlchemy: only a build needs them
 
     lines = [
         '"""The SQL of the repository, compiled from its expressions over the tables."""',
-        "from chalicelib.database import Statement",
+        "from chalicelib.database.tenant_scope import Statement",
         *(f"{name} = {found!r}" for name, found in vars(statements).items() if _is_one_or_more(found)),
     ]
     return "\n".join(lines) + "\n"

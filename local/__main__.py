@@ -18,7 +18,7 @@ from pathlib import Path
 import psycopg2
 
 from chalicelib import settings
-from chalicelib.callers import Caller
+from chalicelib.caller import Caller
 from chalicelib.errors import Problem
 from local import database, docs, front, hosts, issuer, postgres
 

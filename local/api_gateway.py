@@ -15,8 +15,8 @@ from typing import Any
 from urllib.parse import parse_qs
 from uuid import uuid4
 
-from chalicelib import tokens
 from chalicelib.errors import Unauthorized
+from chalicelib.identity import tokens
 from local import front
 
 Json = dict[str, Any]

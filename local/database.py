@@ -11,7 +11,7 @@ from typing import Any
 import psycopg2
 
 from chalicelib import settings
-from chalicelib.role_check import ROLE_CHECK, UNSAFE_ROLE
+from chalicelib.database.role_check import ROLE_CHECK, UNSAFE_ROLE
 from local.postgres import Server
 
 SCHEMA = Path(__file__).parent.parent / "schema.sql"

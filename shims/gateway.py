@@ -17,9 +17,12 @@ from uuid import uuid4
 from chalice.app import Chalice
 
 from app import COMMON_HEADERS, LARGEST_BODY
-from chalicelib import logs, settings, telemetry, tokens
-from chalicelib.callers import Invocation, Verified
+from chalicelib import settings
+from chalicelib.caller import Invocation, Verified
 from chalicelib.errors import Internal, MalformedRequest, Problem
+from chalicelib.identity import tokens
+from chalicelib.observability import logs
+from chalicelib.observability import record as telemetry
 
 _log = logging.getLogger("order-api")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9-]{1,128}")

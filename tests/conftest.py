@@ -17,13 +17,13 @@ import pytest
 
 from deploy import hosts as builds
 from local.database import Urls, embedded
-from tests import cognito
-from tests.builds import AwsBuild, build_aws
-from tests.client import Answer, Client, Transport, over_http
-from tests.mutants import MUTANTS, NO_ROW_LEVEL_SECURITY, forgetful_reads, without_tenant_filter
-from tests.refusals import STATUS, UNSAID, Refused
+from tests.support import cognito
+from tests.support.builds import AwsBuild, build_aws
+from tests.support.client import Answer, Client, Transport, over_http
+from tests.support.mutants import MUTANTS, NO_ROW_LEVEL_SECURITY, forgetful_reads, without_tenant_filter
+from tests.support.refusals import STATUS, UNSAID, Refused
 
-pytest_plugins = ["tests.canaries"]
+pytest_plugins = ["tests.support.log_leak_plugin"]
 NewClient = Callable[..., Client]
 
 
@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--record-conformance",
         action="store_true",
-        help="write what the local server answers into tests/conformance/expected.json",
+        help="write what the local server answers into tools/conform/expected.json",
     )
     parser.addoption(
         "--mutant",
@@ -66,7 +66,7 @@ def database(databases: Path, pytestconfig: pytest.Config) -> Iterator[Urls]:
                 connection.cursor().execute(NO_ROW_LEVEL_SECURITY)
             os.environ["DB_ALLOW_UNSAFE_ROLE"] = "1"
         yield urls
-    from tests import canaries  # pytest itself is to import it first
+    from tests.support import log_leak_plugin as canaries  # pytest itself is to import it first
 
     written = (databases / "main" / "postgres" / "log").read_text()
     assert not canaries.sightings("PostgreSQL's log", written)
@@ -123,8 +123,9 @@ def aws_build(tmp_path_factory: pytest.TempPathFactory) -> AwsBuild:
 def app(environment: dict[str, str], request: pytest.FixtureRequest) -> Iterator[Any]:  # noqa: ARG001 (it must be set first)
     """The one real app object."""
     from app import app
-    from chalicelib import orders, statements
-    from chalicelib.database import close_pool
+    from chalicelib.database.tenant_scope import close_pool
+    from chalicelib.orders import repository as orders
+    from chalicelib.orders import statements
 
     if "no-tenant-filter" in request.config.getoption("mutant"):
         for name, statement in forgetful_reads(request.getfixturevalue("mutant")).items():
@@ -161,7 +162,7 @@ def mutant(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def forgetful(mutant: Path, app: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:  # noqa: ARG001
     """Puts the mutant's statements into the API of this process."""
-    from chalicelib import orders
+    from chalicelib.orders import repository as orders
 
     def forget() -> None:
         for name, statement in forgetful_reads(mutant).items():

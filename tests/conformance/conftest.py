@@ -7,11 +7,11 @@ import pytest
 
 from deploy import hosts as builds
 from local import hosts
-from tests.builds import AwsBuild
-from tests.client import Answer, Transport, free_port, over_http
-from tests.cognito import UserPool
-from tests.conformance import suite
-from tests.conformance.cases import Case
+from tests.support.builds import AwsBuild
+from tests.support.client import Answer, Transport, free_port, over_http
+from tests.support.cognito import UserPool
+from tools.conform import suite
+from tools.conform.cases import Case
 
 DOORS = ("local", "lambda", "azure", "gcp", "oci")
 

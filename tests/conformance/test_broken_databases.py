@@ -8,11 +8,11 @@ import pytest
 
 from local import hosts
 from local.database import Urls
-from tests.client import SEED_BYTES, Transport, free_port, over_http
-from tests.cognito import UserPool
-from tests.conformance import suite
 from tests.conformance.conftest import DOORS
-from tests.servers import api_on
+from tests.support.client import SEED_BYTES, Transport, free_port, over_http
+from tests.support.cognito import UserPool
+from tests.support.servers import api_on
+from tools.conform import suite
 
 pytestmark = pytest.mark.slow
 

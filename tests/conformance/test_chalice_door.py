@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from local import hosts
-from tests.client import Answer, free_port, over_http
-from tests.cognito import UserPool
-from tests.conformance import suite
+from tests.support.client import Answer, free_port, over_http
+from tests.support.cognito import UserPool
+from tools.conform import suite
 
 pytestmark = pytest.mark.slow
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.client import Answer
-from tests.conformance import suite
-from tests.conformance.cases import CASES, Case
+from tests.support.client import Answer
+from tools.conform import suite
+from tools.conform.cases import CASES, Case
 
 pytestmark = pytest.mark.slow
 NAMES = [case.name for case in CASES]

@@ -10,9 +10,9 @@ import jsonschema_rs
 import pytest
 
 from local import hosts
-from tests.client import SEED_BYTES, Answer, Client, free_port, over_http
-from tests.cognito import UserPool
-from tests.log_lines import OF_A_REQUEST, TIME, Line, lines, of_requests
+from tests.support.client import SEED_BYTES, Answer, Client, free_port, over_http
+from tests.support.cognito import UserPool
+from tests.support.log_lines import OF_A_REQUEST, TIME, Line, lines, of_requests
 
 pytestmark = pytest.mark.slow
 

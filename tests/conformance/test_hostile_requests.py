@@ -12,10 +12,10 @@ from uuid import uuid4
 import pytest
 
 from local import hosts
-from tests.client import SEED_BYTES, Answer, free_port
-from tests.cognito import UserPool
 from tests.conformance.conftest import DOORS
-from tests.issuer import encoded
+from tests.support.client import SEED_BYTES, Answer, free_port
+from tests.support.cognito import UserPool
+from tests.support.issuer import encoded
 
 pytestmark = pytest.mark.slow
 

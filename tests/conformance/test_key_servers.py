@@ -20,11 +20,11 @@ import psutil
 import pytest
 
 from local import hosts
-from tests.canaries import hear
-from tests.client import Answer, Transport, free_port, over_http
-from tests.issuer import COGNITO, ENTRA, KeyServer, Provider, SigningKey, encoded
-from tests.test_token_refresh import down, endless, garbled
-from tests.test_tokens import assert_unauthorized
+from tests.chalicelib.identity.test_key_set_refresh import down, endless, garbled
+from tests.chalicelib.identity.test_tokens import assert_unauthorized
+from tests.support.client import Answer, Transport, free_port, over_http
+from tests.support.issuer import COGNITO, ENTRA, KeyServer, Provider, SigningKey, encoded
+from tests.support.log_leak_plugin import hear
 
 pytestmark = pytest.mark.slow
 
@@ -66,13 +66,13 @@ class Door:
 @pytest.fixture(scope="module")
 def hurried(built: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = shutil.copytree(built("gcp"), tmp_path_factory.mktemp("hurried") / "gcp")
-    source = folder / "chalicelib" / "token_keys.py"
+    source = folder / "chalicelib" / "identity" / "key_set.py"
     text = source.read_text()
     for name, seconds in SECONDS.items():
         text, found = re.subn(rf"^{name} = .+$", f"{name} = {seconds}", text, flags=re.MULTILINE)
         assert found == 1
     source.write_text(text)
-    for compiled in source.parent.glob("__pycache__/token_keys.*"):
+    for compiled in source.parent.glob("__pycache__/key_set.*"):
         compiled.unlink()
     return folder
 

@@ -16,9 +16,9 @@ from psycopg2.extensions import parse_dsn
 
 from local import hosts
 from local.database import Urls
-from tests.client import Answer, Client, Transport, free_port, over_http, seed
-from tests.cognito import UserPool
-from tests.wire import Proxy
+from tests.support.client import Answer, Client, Transport, free_port, over_http, seed
+from tests.support.cognito import UserPool
+from tests.support.postgres_proxy import Proxy
 
 pytestmark = pytest.mark.slow
 

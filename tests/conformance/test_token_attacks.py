@@ -11,23 +11,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 
 from local import hosts
-from tests.client import SEED_BYTES, Answer, Client, Transport, free_port, over_http
-from tests.cognito import UserPool
-from tests.conformance.conftest import DOORS
-from tests.forgeries import oddly_written
-from tests.issuer import (
-    COGNITO,
-    ENTRA,
-    FIREBASE,
-    PROVIDERS,
-    KeyServer,
-    Provider,
-    SigningKey,
-    accepted,
-    decoded,
-    encoded,
-)
-from tests.test_tokens import (
+from tests.chalicelib.identity.test_tokens import (
     ATTACKERS_KEY,
     GARBAGE,
     JSON,
@@ -44,6 +28,22 @@ from tests.test_tokens import (
     pointing_at_itself,
     signed_with_the_public_key,
     stored,
+)
+from tests.conformance.conftest import DOORS
+from tests.support.client import SEED_BYTES, Answer, Client, Transport, free_port, over_http
+from tests.support.cognito import UserPool
+from tests.support.forgeries import oddly_written
+from tests.support.issuer import (
+    COGNITO,
+    ENTRA,
+    FIREBASE,
+    PROVIDERS,
+    KeyServer,
+    Provider,
+    SigningKey,
+    accepted,
+    decoded,
+    encoded,
 )
 
 pytestmark = pytest.mark.slow

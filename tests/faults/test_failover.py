@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from local.database import apply_schema
-from tests.client import Client, over_http
-from tests.faults.ledger import NO_ANSWER, RESTING, TIMED_OUT, Ledger, Verdict
-from tests.faults.load import Load, Market
-from tests.faults.proxy import Proxy
-from tests.faults.report import LONGEST_RECOVERY
-from tests.faults.soak import recovery
-from tests.faults.stage import LONGEST_REQUEST, Door, Shops, door, rows, url
-from tests.servers import Server, private_server, standby_of
+from tests.support.client import Client, over_http
+from tests.support.servers import Server, private_server, standby_of
+from tools.soak.ledger import NO_ANSWER, RESTING, TIMED_OUT, Ledger, Verdict
+from tools.soak.load import Load, Market
+from tools.soak.postgres_proxy import Proxy
+from tools.soak.report import LONGEST_RECOVERY
+from tools.soak.soak import recovery
+from tools.soak.soak_environment import LONGEST_REQUEST, Door, Shops, door, rows, url
 
 pytestmark = pytest.mark.slow
 READ_TIMEOUT = 2

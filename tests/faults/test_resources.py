@@ -18,12 +18,12 @@ import pytest
 
 from local.database import apply_schema
 from local.postgres import SERVER_USER
-from tests.client import SEED_BYTES, Answer, Client, over_http, seed
 from tests.conftest import connected
-from tests.faults.proxy import Proxy, Shot
-from tests.faults.stage import Door, Shops, door, rows, url
 from tests.faults.test_failover import until
-from tests.servers import Server, private_server
+from tests.support.client import SEED_BYTES, Answer, Client, over_http, seed
+from tests.support.servers import Server, private_server
+from tools.soak.postgres_proxy import Proxy, Shot
+from tools.soak.soak_environment import Door, Shops, door, rows, url
 
 pytestmark = pytest.mark.slow
 THREADS, CONNECTIONS, IDLE = 6, 4, 2

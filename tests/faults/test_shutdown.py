@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from local.database import apply_schema
-from tests.client import Answer, Client, over_http
 from tests.conftest import connected
-from tests.faults.stage import Door, Shops, door, rows
 from tests.faults.test_failover import until
-from tests.servers import Server, private_server
+from tests.support.client import Answer, Client, over_http
+from tests.support.servers import Server, private_server
+from tools.soak.soak_environment import Door, Shops, door, rows
 
 pytestmark = pytest.mark.slow
 REQUESTS = 4

@@ -1,0 +1,46 @@
+"""A process that runs out of threads or descriptors: 503 while it lasts, and nothing is left behind."""
+
+import os
+import threading
+from typing import Any
+
+import pytest
+
+from chalicelib.database import tenant_scope as api_database
+from chalicelib.database.read_timeout import Watch
+from local.database import Urls
+from tests.support.client import Client
+from tests.support.refusals import assert_unavailable
+from tests.support.servers import api_on
+
+
+def test_without_a_thread_to_watch_over_it_nothing_is_sent(
+    alice: Client, database: Urls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    assert alice.get("/orders").status == 200  # the token keys are there
+    watch = Watch()
+    monkeypatch.setattr(api_database, "_watch", watch)
+    with api_on(database.app):
+        with pytest.MonkeyPatch.context() as exhausted:
+            exhausted.setattr(threading.Thread, "start", refuse)
+            for _ in range(3):
+                assert_unavailable(alice.place())
+        assert not watch._due
+
+        assert alice.place().status == 201
+
+
+def test_without_a_descriptor_no_connection_is_opened(alice: Client, database: Urls) -> None:
+    def refuse(_: int) -> Any:
+        raise OSError(24, "Too many open files")
+
+    with api_on(database.app, DB_POOL_MAX="2", DB_POOL_SIZE="2"):
+        with pytest.MonkeyPatch.context() as exhausted:
+            exhausted.setattr(os, "dup", refuse)
+            for _ in range(4):
+                assert_unavailable(alice.get("/orders"))
+
+        assert alice.get("/orders").status == 200

@@ -1,0 +1,72 @@
+"""A pooler loses its session with the server and keeps ours: nobody knows whether an order was committed."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from psycopg2.extensions import parse_dsn
+
+from local.database import Urls
+from tests.support.client import Client
+from tests.support.postgres_proxy import Proxy, error
+from tests.support.refusals import assert_unavailable
+from tests.support.servers import api_on
+
+Rows = Callable[..., list[tuple[Any, ...]]]
+LOST = ["08006", "08007", "08P01", "40003", "57P01", "57P02"]
+
+
+@pytest.fixture
+def pooler(database: Urls) -> Iterator[Proxy]:
+    sockets = Path(parse_dsn(database.app)["host"])
+    with (
+        TemporaryDirectory(prefix="order-api-wire-") as folder,
+        closing(Proxy(Path(folder), sockets)) as proxy,
+        api_on(f"postgresql://orders_app@/orders?host={folder}", DB_PREPARE="off"),
+    ):
+        yield proxy
+
+
+@pytest.mark.parametrize("code", LOST)
+def test_an_order_without_a_key_is_not_said_to_have_failed(
+    alice: Client, pooler: Proxy, rows: Rows, tenant: str, code: str
+) -> None:
+    assert alice.get("/orders").status == 200
+    pooler.says_instead = error(code)
+    answer = alice.place()
+    pooler.says_instead = b""
+
+    assert_unavailable(answer)
+    assert "it is not known whether" in answer.json["detail"]
+    assert rows("select count(*) from orders where tenant_id = %s", tenant) == [(1,)], "and it is there"
+    assert alice.get("/orders").status == 200
+
+
+@pytest.mark.parametrize("code", LOST)
+def test_an_order_with_a_key_is_placed_once(
+    alice: Client, pooler: Proxy, rows: Rows, tenant: str, code: str
+) -> None:
+    key = uuid4().hex
+    assert alice.get("/orders").status == 200
+    pooler.says_instead = error(code)
+    assert_unavailable(alice.place(key=key))
+    pooler.says_instead = b""
+
+    assert alice.place(key=key).headers["idempotent-replayed"] == "true"
+    assert rows("select count(*) from orders where tenant_id = %s", tenant) == [(1,)]
+
+
+@pytest.mark.parametrize("code", ["40001", "53300", "57014", "58030"])
+def test_what_the_server_refused_is_known(alice: Client, pooler: Proxy, code: str) -> None:
+    """These end a transaction before its commit: the answer says so, and the order can be sent again."""
+    assert alice.get("/orders").status == 200
+    pooler.says_instead = error(code)
+    answer = alice.place()
+    pooler.says_instead = b""
+
+    assert_unavailable(answer)
+    assert "it is not known whether" not in answer.json["detail"]

@@ -1,0 +1,325 @@
+"""Prepared statements: used where a connection is ours alone, and no request fails where they get lost."""
+
+import logging
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from uuid import uuid4
+
+import psycopg2
+import pytest
+from psycopg2.extensions import parse_dsn
+
+from chalicelib.database import tenant_scope as api_database
+from chalicelib.database.errors import Refused
+from chalicelib.database.tenant_scope import Statement, TenantScope
+from local.database import Urls
+from tests.conftest import NewClient, connected
+from tests.support.client import Client, item, seed
+from tests.support.postgres_proxy import Proxy
+from tests.support.servers import PgBouncer, Server, api_on, pgbouncer, private_server
+
+PREPARE = re.compile(r"^prepare (order_api_\w+) as ", re.MULTILINE)
+EXECUTE = re.compile(r"^execute (order_api_\w+) ", re.MULTILINE)
+Execute = Callable[[str], None]
+
+
+@pytest.fixture
+def proxy(app: object, database: Urls) -> Iterator[Proxy]:  # noqa: ARG001 (its environment)
+    sockets = Path(parse_dsn(database.app)["host"])
+    with (
+        TemporaryDirectory(prefix="order-api-wire-") as folder,
+        closing(Proxy(Path(folder), sockets)) as proxy,
+        api_on(f"postgresql://orders_app@/orders?host={folder}"),
+    ):
+        yield proxy
+
+
+@pytest.fixture
+def own_server() -> Iterator[Server]:
+    with private_server() as server:
+        from local.database import apply_schema
+
+        apply_schema(server.urls.owner)
+        yield server
+
+
+@pytest.fixture
+def in_the_session(app: object, database: Urls) -> Iterator[Execute]:  # noqa: ARG001 (its environment)
+    """Does something to the API's one pooled session, as a reset in front of it would."""
+
+    def execute(command: str) -> None:
+        pool = api_database._the_pool()
+        connection = pool.take()
+        with connection.driver.cursor() as cursor:
+            cursor.execute(command)
+        pool.give_back(connection)
+
+    with api_on(database.app, DB_POOL_SIZE="1", DB_POOL_MAX="1"):
+        yield execute
+
+
+def every_request(client: Client) -> list[int]:
+    """The status of each kind of request."""
+    key = uuid4().hex
+    placed = client.place(key=key)
+    cursor = client.get("/orders?limit=1").json["next_cursor"] if client.place().status == 201 else ""
+    return [
+        placed.status,
+        client.place(key=key).status,
+        client.place(seed(items=[item()] * 3)).status,
+        client.get(f"/orders/{placed.json['order']['order_id']}").status,
+        client.get("/orders").status,
+        client.get("/orders?offset=1").status,
+        client.get("/orders?my_orders=true").status,
+        client.get(f"/orders?limit=1&cursor={cursor}").status,
+    ]
+
+
+ALL_WELL = [201, 201, 201, 200, 200, 200, 200, 200]
+
+
+def test_a_statement_is_prepared_once_a_connection_in_the_string_that_needs_it(
+    alice: Client, proxy: Proxy
+) -> None:
+    with proxy.watched() as first:
+        alice.place()
+    with proxy.watched() as second:
+        alice.place()
+
+    (string,) = first.statements
+    assert PREPARE.findall(string) == EXECUTE.findall(string)
+    assert len(EXECUTE.findall(string)) == 2
+    assert [EXECUTE.findall(each) for each in second.statements] == [EXECUTE.findall(string)]
+    assert "prepare" not in second.statements[0]
+    assert "insert" not in second.statements[0].lower()
+
+
+def test_a_far_offset_is_planned_each_time(alice: Client, proxy: Proxy) -> None:
+    with proxy.watched() as traffic:
+        alice.get("/orders?offset=1")
+
+    assert "execute" not in traffic.statements[0]
+
+
+def test_switched_off_nothing_is_prepared(alice: Client, proxy: Proxy) -> None:
+    url = f"postgresql://orders_app@/orders?host={proxy.folder}"
+
+    with api_on(url, DB_PREPARE="off"), proxy.watched() as traffic:
+        assert every_request(alice) == ALL_WELL
+
+    assert len(traffic.statements) > 8
+    assert not re.search("prepare|execute", "\n".join(traffic.statements))
+
+
+def test_another_text_has_another_name() -> None:
+    """So that behind a pooler no release executes what another one has prepared."""
+    one, other = (Statement("", f"select {n}, %(tenant_id)s") for n in (1, 2))
+
+    assert one.name != other.name
+    assert one.name == Statement("", one.prepared).name
+
+
+@pytest.mark.parametrize("command", ["discard all", "deallocate all"])
+def test_a_session_that_was_reset_costs_nobody_an_error(
+    alice: Client, in_the_session: Execute, command: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert every_request(alice) == ALL_WELL
+
+    for _ in range(3):
+        in_the_session(command)
+        assert every_request(alice) == ALL_WELL
+
+    assert "DB_PREPARE" not in caplog.text, "they are prepared anew, not given up"
+
+
+def test_an_order_is_placed_once_when_its_statement_was_lost(
+    alice: Client, in_the_session: Execute, tenant: str, rows: Callable[..., list[tuple[int]]]
+) -> None:
+    alice.place()
+    in_the_session("deallocate all")
+
+    assert alice.place().status == 201
+
+    assert rows("select count(*) from orders where tenant_id = %s", tenant) == [(2,)]
+
+
+def test_a_name_that_is_taken_costs_nobody_an_error(
+    alice: Client, in_the_session: Execute, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As behind a pooler, whose server session another client has prepared it in."""
+    from chalicelib.orders.statements import ORDER_BY_ID
+
+    in_the_session(f"prepare {ORDER_BY_ID.name} as select 1")
+
+    assert every_request(alice) == ALL_WELL
+    assert "DB_PREPARE" not in caplog.text
+
+
+def test_a_reset_of_all_sessions_at_once_is_no_poolers_doing(
+    alice: Client, database: Urls, caplog: pytest.LogCaptureFixture
+) -> None:
+    with api_on(database.app, DB_POOL_SIZE="3", DB_POOL_MAX="3"):
+        pool = api_database._the_pool()
+        connections = [pool.take() for _ in range(3)]
+        for connection in connections:
+            pool.give_back(connection)
+            assert every_request(alice) == ALL_WELL  # the one given back last
+        for connection in connections:
+            connection.driver.cursor().execute("deallocate all")
+
+        assert every_request(alice) == ALL_WELL
+
+    assert "DB_PREPARE" not in caplog.text
+
+
+def test_a_page_that_is_never_prepared_blames_no_pooler(
+    alice: Client, own_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    unsupported = Statement("do $$ begin raise feature_not_supported; end $$", None)
+    with api_on(own_server.urls.app):
+        assert every_request(alice) == ALL_WELL
+        with pytest.raises(Refused):
+            TenantScope("acme").read(unsupported)
+
+    assert "DB_PREPARE" not in caplog.text
+
+
+def test_a_new_pool_prepares_again(alice: Client, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_database, "_statements_get_lost", True)
+    with proxy.watched() as given_up:
+        alice.place()
+
+    api_database.close_pool()
+    with proxy.watched() as anew:
+        alice.place()
+
+    assert ["prepare" in traffic.statements[0] for traffic in (given_up, anew)] == [False, True]
+
+
+def test_once_they_are_given_up_no_connection_executes_any(
+    alice: Client, in_the_session: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also not one that another request held when that was decided, and gave back afterwards."""
+    assert every_request(alice) == ALL_WELL
+    in_the_session("deallocate all")
+    monkeypatch.setattr(api_database, "_statements_get_lost", True)
+    in_use_before = api_database._the_pool().take()
+    api_database._the_pool().give_back(in_use_before)
+
+    assert every_request(alice) == ALL_WELL
+    assert not in_use_before.driver.closed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "alter table orders add column note text",
+        "alter table orders alter column customer_name type text",
+        "alter table orders drop constraint orders_currency_code",
+        "drop index orders_created_by_idx",
+        "analyze",
+        "drop policy tenant_isolation on orders; create policy tenant_isolation on orders"
+        " using (tenant_id = current_setting('app.tenant_id', true))",
+    ],
+)
+def test_a_schema_that_changes_costs_nobody_an_error(alice: Client, own_server: Server, change: str) -> None:
+    with api_on(own_server.urls.app):
+        assert every_request(alice) == ALL_WELL
+
+        with connected(own_server.urls.owner) as connection:
+            connection.cursor().execute(change)
+
+        assert every_request(alice) == ALL_WELL
+
+
+def test_a_result_that_changes_its_shape_is_prepared_anew(alice: Client, own_server: Server) -> None:
+    text = "select * from schema_version where %(tenant_id)s <> ''"
+    whole = Statement(text, text)
+    with api_on(own_server.urls.app):
+        scope = TenantScope("acme")
+        before = scope.read(whole)
+
+        with connected(own_server.urls.owner) as connection:
+            connection.cursor().execute("alter table schema_version add column note text default 'n'")
+
+        assert scope.read(whole) == [(*row, "n") for row in before]
+        assert alice.place().status == 201
+
+
+def test_a_refusal_in_the_string_that_prepares_leaves_them_prepared(alice: Client, proxy: Proxy) -> None:
+    key = uuid4().hex
+    alice.place(key=key)
+    api_database.close_pool()
+
+    with proxy.watched() as traffic:
+        assert alice.place(key=key).headers["idempotent-replayed"] == "true"
+        assert alice.place(key=uuid4().hex).status == 201
+
+    prepared = [name for string in traffic.statements for name in PREPARE.findall(string)]
+    assert len(prepared) == len(set(prepared)) == 4
+    assert traffic.messages.count("startup") == 1
+
+
+def test_a_timeout_in_the_string_that_prepares_costs_the_next_request_nothing(
+    alice: Client, own_server: Server
+) -> None:
+    with api_on(own_server.urls.app, DB_POOL_MAX="1", DB_POOL_SIZE="1"):
+        with connected(own_server.url("postgres")) as connection, connection.cursor() as cursor:
+            cursor.execute("begin; lock table orders in access exclusive mode")
+            assert alice.place().status == 503
+            cursor.execute("rollback")
+
+        assert every_request(alice) == ALL_WELL
+
+
+# Behind a real pooler, in transaction mode
+
+
+@pytest.fixture
+def pooler(database: Urls) -> Iterator[PgBouncer]:
+    with pgbouncer(database.app) as server:
+        yield server
+
+
+def together(client: NewClient, threads: int = 8, requests: int = 160) -> list[str]:
+    """What was wrong with the answers to threads of several tenants."""
+    tenants = [f"pooled-{uuid4().hex[:12]}" for _ in range(4)]
+    clients = [client(tenant=tenant) for tenant in tenants]
+
+    def ask(number: int) -> list[str]:
+        tenant, mine = tenants[number % 4], clients[number % 4]
+        answer = mine.place()
+        if answer.status != 201:
+            return [f"place: {answer.status}"]
+        read = mine.get(f"/orders/{answer.json['order']['order_id']}")
+        seen = {order["tenant_id"] for order in mine.get("/orders?limit=5").json.get("orders", [{}])}
+        return [] if read.status == 200 and seen == {tenant} else [f"{read.status}, saw {seen}"]
+
+    with ThreadPoolExecutor(threads) as pool:
+        return [wrong for found in pool.map(ask, range(requests)) for wrong in found]
+
+
+def test_behind_a_pooler_they_are_given_up_and_nobody_gets_an_error(
+    client: NewClient, pooler: PgBouncer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody set DB_PREPARE=off, and the address does not look like a pooler's."""
+    with caplog.at_level(logging.WARNING, "order-api"), api_on(pooler.url):
+        assert together(client) == []
+
+    assert "set DB_PREPARE=off" in caplog.text
+
+
+def test_behind_a_pooler_nothing_is_prepared_when_switched_off(
+    client: NewClient, pooler: PgBouncer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "order-api"), api_on(pooler.url, DB_PREPARE="off"):
+        assert together(client) == []
+
+    assert caplog.text == ""
+    with psycopg2.connect(pooler.url) as connection, connection.cursor() as cursor:
+        cursor.execute("select name from pg_prepared_statements where name like 'order%'")
+        assert cursor.fetchall() == []

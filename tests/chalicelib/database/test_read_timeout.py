@@ -1,0 +1,387 @@
+"""No request waits for ever: a silent database, and the host's own deadline."""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from uuid import uuid4
+
+import psutil
+import psycopg2
+import pytest
+from psycopg2.extensions import parse_dsn
+
+from chalicelib import settings
+from chalicelib.caller import Caller
+from chalicelib.database import tenant_scope as api_database
+from chalicelib.database.errors import NoAnswer
+from chalicelib.database.pool import Connection
+from chalicelib.database.read_timeout import Watch
+from chalicelib.database.tenant_scope import Statement, TenantScope
+from chalicelib.errors import Unavailable
+from chalicelib.orders.repository import OrderRepository
+from chalicelib.orders.statements import ORDER_BY_ID
+from local.database import Urls
+from tests.conftest import NewClient, connected
+from tests.support.builds import PROJECT
+from tests.support.client import Answer, Client
+from tests.support.cognito import UserPool
+from tests.support.postgres_proxy import Proxy
+from tests.support.refusals import assert_unavailable
+from tests.support.servers import api_on
+from tests.support.waiting import within
+
+ONE_SECOND = {"DB_READ_TIMEOUT": "1", "DB_POOL_TIMEOUT": "1"}
+
+
+@contextmanager
+def frozen(admin_url: str) -> Iterator[None]:
+    """The server's processes of the API's connections stand still: alive to the kernel, silent."""
+    with connected(admin_url) as admin, admin.cursor() as cursor:
+        cursor.execute("select pid from pg_stat_activity where usename = 'orders_app'")
+        processes = [psutil.Process(pid) for (pid,) in cursor.fetchall()]
+    assert processes
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
+@pytest.mark.parametrize("request_", ["place", "place with a key", "list", "ready"])
+def test_a_server_that_falls_silent_is_given_up(
+    alice: Client, database: Urls, admin_url: str, request_: str
+) -> None:
+    asks: dict[str, Callable[[], Answer]] = {
+        "place": alice.place,
+        "place with a key": lambda: alice.place(key=uuid4().hex),
+        "list": lambda: alice.get("/orders"),
+        "ready": lambda: alice.get("/health/ready"),
+    }
+    with api_on(database.app, **ONE_SECOND):
+        pool = api_database._the_pool()
+        for connection in [pool.take() for _ in range(3)]:
+            pool.give_back(connection)
+
+        with frozen(admin_url):
+            with within(5):
+                answer = asks[request_]()
+            assert_unavailable(answer)
+            assert alice.get("/orders").status == 200, "by a new connection: those at rest were given up too"
+
+    assert ("it is not known whether" in answer.json["detail"]) == (request_ == "place")
+
+
+def test_an_order_whose_answer_never_came_is_found_by_its_key(
+    alice: Client, database: Urls, tenant: str, rows: Any
+) -> None:
+    """The server commits and its answer is held back: who asks again gets that one order."""
+    sockets, key = Path(parse_dsn(database.app)["host"]), uuid4().hex
+    with (
+        TemporaryDirectory(prefix="order-api-wire-") as folder,
+        closing(Proxy(Path(folder), sockets)) as proxy,
+        api_on(f"postgresql://orders_app@/orders?host={folder}", **ONE_SECOND),
+    ):
+        assert alice.get("/orders").status == 200
+        proxy.holds_answers = True
+        assert_unavailable(alice.place(key=key))
+        proxy.holds_answers = False
+
+        answer = alice.place(key=key)
+
+    assert (answer.status, answer.headers["idempotent-replayed"]) == (201, "true")
+    assert rows("select count(*) from orders where tenant_id = %s", tenant) == [(1,)]
+
+
+def test_many_that_wait_are_all_given_up_and_no_connection_is_kept(
+    client: NewClient, database: Urls, admin_url: str
+) -> None:
+    with api_on(database.app, **ONE_SECOND, DB_POOL_SIZE="8", DB_POOL_MAX="8"), ThreadPoolExecutor(8) as pool:
+        clients = [client(tenant=f"silent-{n}") for n in range(8)]
+        list(pool.map(lambda each: each.get("/orders"), clients * 4))
+        with frozen(admin_url), within(12):
+            statuses = list(pool.map(lambda each: each.get("/orders").status, clients * 2))
+
+        assert 503 in statuses
+        assert {each.get("/orders").status for each in clients} == {200}
+        assert len(api_database._the_pool()._resting) <= 8
+        assert not api_database._watch._due
+
+
+def test_a_slow_answer_that_comes_in_time_is_no_silence(database: Urls) -> None:
+    slow = Statement("select pg_sleep(0.8) is null", None)
+    with api_on(database.app, DB_READ_TIMEOUT="3"):
+        for _ in range(5):
+            assert TenantScope("acme").read(slow) == [(False,)]
+
+
+# The host's deadline
+
+BOUND = 4.5
+"""Seconds in which one of three ends on a busy machine; by itself it would last five or eight."""
+
+
+def test_the_hosts_deadline_bounds_the_statement(database: Urls) -> None:
+    """Far from it nothing is said; near it the server itself gives up first, and says so."""
+    timeout = Statement("select current_setting('statement_timeout')", None)
+    with api_on(database.app):
+        assert TenantScope("acme", time.monotonic() + 30).read(timeout) == [("5s",)]
+        ((text,),) = TenantScope("acme", time.monotonic() + 4).read(timeout)
+        assert TenantScope("acme", time.monotonic() + 30).read(timeout) == [("5s",)], "for one transaction"
+        assert TenantScope("acme", time.monotonic() + 8).read(timeout) == [("5s",)], "it is never prolonged"
+
+    assert text.endswith("ms")
+    assert 1500 < int(text.removesuffix("ms")) <= 3100
+
+
+def test_a_statement_ends_before_the_host_does(database: Urls) -> None:
+    with api_on(database.app):
+        before = time.monotonic()
+        with pytest.raises(Unavailable) as refused:
+            TenantScope("acme", before + 3).read(Statement("select pg_sleep(6)", None))
+
+    assert time.monotonic() - before < BOUND
+    assert type(refused.value) is Unavailable, "the server said what happened: nothing"
+
+
+@pytest.mark.parametrize("prepare", ["on", "off"])
+def test_a_new_connection_knows_of_the_hosts_deadline_from_its_first_word(
+    database: Urls, admin_url: str, prepare: str
+) -> None:
+    """The check of its role and the planning of statements wait for a locked table too."""
+    scope = TenantScope("acme", time.monotonic() + 2)
+    with api_on(database.app, DB_PREPARE=prepare), psycopg2.connect(admin_url) as admin:
+        admin.cursor().execute("lock table orders in access exclusive mode")
+
+        with pytest.raises(Unavailable) as refused:
+            scope.write((ORDER_BY_ID, [{"order_id": str(uuid4())}]))
+
+        admin.rollback()
+    assert type(refused.value) is Unavailable, "the server said what happened: nothing"
+
+
+def test_the_log_says_that_it_was_the_answer_that_did_not_come(
+    database: Urls, admin_url: str, alice: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And not that the server has closed the connection, as libpq does."""
+    with api_on(database.app, **ONE_SECOND):
+        assert alice.get("/orders").status == 200
+        with frozen(admin_url):
+            assert_unavailable(alice.get("/orders"))
+
+    assert caplog.messages[0].startswith("database unavailable: no answer came in time (DB_READ_TIMEOUT")
+
+
+@pytest.mark.parametrize("asked", ["GET", "POST"])
+def test_another_datestyle_costs_no_trip_that_nobody_watches(
+    database: Urls, admin_url: str, alice: Client, asked: str
+) -> None:
+    """psycopg2 would set it on its own, inside connect()."""
+    with (
+        TemporaryDirectory(prefix="order-api-wire-") as folder,
+        closing(Proxy(Path(folder), Path(parse_dsn(database.app)["host"]))) as proxy,
+        connected(admin_url) as admin,
+        admin.cursor() as cursor,
+    ):
+        cursor.execute("alter role orders_app set datestyle = 'German, DMY'")
+        try:
+            with (
+                api_on(f"postgresql://orders_app@/orders?host={folder}"),
+                proxy.watched() as traffic,
+            ):
+                answer = alice.place() if asked == "POST" else alice.get("/orders")
+        finally:
+            cursor.execute("alter role orders_app reset datestyle")
+
+    assert answer.status == (201 if asked == "POST" else 200)
+    assert [kind for kind in traffic.messages if kind != "X"] == ["startup", "Q"]
+
+
+def test_a_silent_server_is_given_up_before_the_host_gives_us_up(
+    database: Urls, admin_url: str, alice: Client
+) -> None:
+    with api_on(database.app):
+        assert alice.get("/orders").status == 200
+        with frozen(admin_url):
+            before = time.monotonic()
+            with pytest.raises(NoAnswer):
+                OrderRepository(Caller("acme", "alice"), before + 3).get(str(uuid4()))
+
+    assert 2 < time.monotonic() - before < BOUND
+
+
+def test_a_deadline_that_was_near_says_nothing_of_other_connections(database: Urls, admin_url: str) -> None:
+    """Not long enough to call the server silent: those at rest stay."""
+    with api_on(database.app):
+        pool = api_database._the_pool()
+        for connection in [pool.take() for _ in range(3)]:
+            pool.give_back(connection)
+        with frozen(admin_url), pytest.raises(NoAnswer):
+            TenantScope("acme", time.monotonic() + 1.5).read(Statement("select 1", None))
+
+        assert len(pool._resting) == 2
+
+
+def test_nothing_is_sent_when_no_time_is_left(database: Urls) -> None:
+    scope = TenantScope("acme", time.monotonic() + 0.1)
+    with api_on(database.app), pytest.raises(Unavailable):
+        scope.read(Statement("select 1", None))
+
+
+def test_lambda_says_how_long_it_will_wait(
+    app: Any, alice: Client, database: Urls, admin_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Context:
+        def get_remaining_time_in_millis(self) -> int:
+            return 3000
+
+    with api_on(database.app):
+        assert alice.get("/orders").status == 200
+        monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "order-api")
+        monkeypatch.delitem(sys.modules, "chalice.local", raising=False)  # an earlier test has served with it
+        with frozen(admin_url), within(BOUND):
+            answer = app(list_event(), Context())
+
+    assert answer["statusCode"] == 503
+
+
+def list_event() -> dict[str, Any]:
+    """As API Gateway sends it."""
+    return {
+        "path": "/orders",
+        "httpMethod": "GET",
+        "headers": {},
+        "pathParameters": None,
+        "multiValueQueryStringParameters": None,
+        "stageVariables": None,
+        "requestContext": {
+            "resourcePath": "/orders",
+            "httpMethod": "GET",
+            "requestId": "1",
+            "authorizer": {"claims": {"custom:tenant_id": "acme", "sub": "alice"}},
+        },
+        "body": None,
+        "isBase64Encoded": False,
+    }
+
+
+def test_a_hosts_deadline_is_handed_on_by_the_gateway(
+    app: Any, database: Urls, admin_url: str, alice: Client, user_pool: UserPool
+) -> None:
+    from shims.gateway import Gateway, Request, ends_at
+
+    in_a_moment = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()
+    with api_on(database.app):
+        assert alice.get("/orders").status == 200
+        headers = {"authorization": user_pool.token("acme")}
+        with frozen(admin_url), within(BOUND):
+            request = Request("GET", "/orders", headers, b"", ends_at=ends_at(in_a_moment))
+            answer = Gateway(app).answer(request)
+
+    assert answer.status == 503
+
+
+@pytest.mark.parametrize("target", ["/orders", "/health/ready"])
+def test_the_hosts_deadline_counts_on_routes_with_a_token_and_without(
+    app: Any, user_pool: UserPool, target: str
+) -> None:
+    from shims.gateway import Gateway, Request
+
+    gateway, headers = Gateway(app), {"authorization": user_pool.token("acme")}
+
+    def status(seconds: float) -> int:
+        return gateway.answer(Request("GET", target, headers, b"", ends_at=time.monotonic() + seconds)).status
+
+    assert [status(seconds) for seconds in (20, 0.1, -5)] == [200, 503, 503]
+    assert gateway.answer(Request("GET", "/health", {}, b"", ends_at=time.monotonic() - 5)).status == 200
+
+
+@pytest.mark.parametrize("deadline", ["", "soon", "2026-13-45T00:00:00Z", "12"])
+def test_a_deadline_that_is_none_bounds_nothing(app: Any, deadline: str) -> None:  # noqa: ARG001 (it is set up)
+    from shims.gateway import ends_at
+
+    assert ends_at(deadline) is None
+
+
+def test_whoever_waits_is_outwaited_by_the_next() -> None:
+    """A statement, an answer, the function, the gateway: the first to give up knows what happened."""
+    statement = 5
+    assert f"statement_timeout = '{statement}s'" in (PROJECT / "schema.sql").read_text()
+    answer = settings.Database(
+        connect={}, pool_idle=1, pool_most=1, pool_recycle=1, pool_timeout=1
+    ).read_timeout
+    azure = json.loads((PROJECT / "shims/azure/host.json").read_text())["functionTimeout"]
+    oracle = re.search(r"^timeout: (\d+)$", (PROJECT / "shims/oci/func.yaml").read_text(), re.MULTILINE)
+    google = set(re.findall(r'"--timeout", "(\d+)s?"', (PROJECT / "deploy/hosts.py").read_text()))
+    functions = [
+        json.loads((PROJECT / ".chalice/config.json").read_text())["lambda_timeout"],
+        *(int(each) for each in (azure.rpartition(":")[2], oracle and oracle[1], *google)),
+    ]
+
+    assert statement < answer < min(functions)
+    assert functions[0] < 29, "API Gateway gives up after 29 seconds"
+
+
+# The watch itself
+
+
+def test_each_connection_has_its_own_time(database: Urls) -> None:
+    watch, soon, late, never = Watch(), *(a_connection(database) for _ in range(3))
+    watch.begin(late, 2)
+    watch.begin(soon, 0.2)
+    watch.begin(never, 60)
+
+    time.sleep(1)
+    assert (soon.cut, late.cut, never.cut) == (True, False, False)
+    time.sleep(2)
+    assert (soon.cut, late.cut, never.cut) == (True, True, False)
+
+    for connection in (soon, late, never):
+        watch.end(connection)
+        connection.close()
+    assert not watch._due
+
+
+def test_it_looks_again_after_a_rest(database: Urls) -> None:
+    watch, connection = Watch(), a_connection(database)
+    watch.begin(connection, 0.2)
+    watch.end(connection)
+    time.sleep(0.5)
+
+    watch.begin(connection, 0.2)
+    time.sleep(1)
+
+    assert connection.cut
+    connection.close()
+
+
+def test_it_never_cuts_what_libpq_has_closed_and_another_has_opened(database: Urls) -> None:
+    """libpq may close its descriptor while the watch runs, and the number soon is somebody else's."""
+    watch, connection = Watch(), a_connection(database)
+    number = connection.driver.fileno()
+    watch.begin(connection, 1)
+    connection.driver.close()
+    other = a_connection(database)
+    assert other.driver.fileno() == number
+
+    time.sleep(2)
+
+    assert connection.cut
+    assert not other.is_dead()
+    watch.end(connection)
+    connection.close()
+    other.close()
+
+
+def a_connection(database: Urls) -> Connection:
+    return Connection(psycopg2.connect(database.app), prepares=False)

@@ -1,0 +1,393 @@
+"""The API serves nothing with a role that row-level security does not bind, and says what to do about it."""
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from chalicelib.database import tenant_scope as api_database
+from local.database import apply_schema
+from tests.conftest import connected
+from tests.support.client import Answer, Client
+from tests.support.postgres_proxy import Proxy
+from tests.support.servers import INSTALLED, Server, api_on, pgbouncer, private_server
+
+TABLES = ("orders", "order_items", "idempotency_keys", "rate_limits")
+ABSENT = "01936f3c-3b5e-7cc0-98c4-dc0c0c07398f"
+SESSIONS = "select count(*) from pg_stat_activity where application_name = 'order-api'"
+WHAT_TO_DO = ". Log in as orders_app, which schema.sql makes; for an experiment set DB_ALLOW_UNSAFE_ROLE=1"
+
+
+@dataclass(frozen=True)
+class Unsafe:
+    """A role, or tables, as they must not be: what makes them so, what undoes it, and what the log says."""
+
+    role: str
+    says: str
+    do: str = "select"
+    undo: str = "select"
+
+
+def made(role: str, attributes: str, says: str, member_of: str) -> Unsafe:
+    do = f"create role {role} login {attributes}; grant {member_of} to {role}"
+    return Unsafe(role, says, do, f"drop owned by {role}; drop role {role}")
+
+
+UNSAFE = {
+    "a superuser": Unsafe("postgres", "is a superuser"),
+    "BYPASSRLS": made("careless", "bypassrls", "has BYPASSRLS", "orders_app"),
+    "a member of a superuser": made(
+        "aide", "", "may become postgres, which is a superuser", "orders_app, postgres"
+    ),
+    "a member of a member of a role with BYPASSRLS": Unsafe(
+        "aide",
+        "may become careless, which has BYPASSRLS",
+        "create role careless bypassrls; create role between noinherit; create role aide login;"
+        "grant careless to between; grant between, orders_app to aide",
+        "drop role aide; drop role between; drop role careless",
+    ),
+    "the owner": Unsafe("orders_owner", "owns the table idempotency_keys"),
+    "a member of the owner": made("deputy", "", "owns the table idempotency_keys", "orders_owner"),
+    "a member that inherits nothing": made(
+        "sleeper", "noinherit", "owns the table idempotency_keys", "orders_owner"
+    ),
+    **{
+        f"the owner of {table} alone": Unsafe(
+            "orders_app",
+            f"owns the table {table}",
+            f"grant create on schema public to orders_app; alter table {table} owner to orders_app",
+            f"alter table {table} owner to orders_owner; revoke create on schema public from orders_app;"
+            f"grant select, insert, update on {table} to orders_app",
+        )
+        for table in ("orders", "rate_limits")
+    },
+    **{
+        f"row-level security off on {table}": Unsafe(
+            "orders_app",
+            f"sees every tenant: row-level security is off on {table}",
+            f"alter table {table} disable row level security",
+            f"alter table {table} enable row level security",
+        )
+        for table in TABLES
+    },
+    **{
+        f"row-level security not forced on {table}": Unsafe(
+            "orders_app",
+            f"is not enough: row-level security is not forced on {table}",
+            f"alter table {table} no force row level security",
+            f"alter table {table} force row level security",
+        )
+        for table in TABLES
+    },
+    "a policy that was rewritten": Unsafe(
+        "orders_app",
+        "may do more than its tenant by the policy tenant_isolation on orders",
+        "alter policy tenant_isolation on orders using (true)",
+        "alter policy tenant_isolation on orders using (tenant_id = current_setting('app.tenant_id', true))",
+    ),
+    "a policy with a way around": Unsafe(
+        "orders_app",
+        "may do more than its tenant by the policy tenant_isolation on orders",
+        "alter policy tenant_isolation on orders"
+        " using (tenant_id = current_setting('app.tenant_id', true) or tenant_id = 'acme')",
+        "alter policy tenant_isolation on orders using (tenant_id = current_setting('app.tenant_id', true))",
+    ),
+    "a policy that lets anything be written": Unsafe(
+        "orders_app",
+        "may do more than its tenant by the policy tenant_isolation on orders",
+        "alter policy tenant_isolation on orders with check (true)",
+        "alter policy tenant_isolation on orders"
+        " with check (tenant_id = current_setting('app.tenant_id', true))",
+    ),
+    "another policy that lets anything be written": Unsafe(
+        "orders_app",
+        "may do more than its tenant by the policy import on orders",
+        "create policy import on orders for insert with check (true)",
+        "drop policy import on orders",
+    ),
+    "no policy": Unsafe(
+        "orders_app",
+        "sees nothing at all: there is no policy for it on order_items",
+        "alter policy tenant_isolation on order_items to orders_owner",
+        "alter policy tenant_isolation on order_items to public",
+    ),
+    "another policy for everybody": Unsafe(
+        "orders_app",
+        "may do more than its tenant by the policy audit on order_items",
+        "create policy audit on order_items for select using (true)",
+        "drop policy audit on order_items",
+    ),
+    "another policy for a role of its own": Unsafe(
+        "orders_app",
+        "may do more than its tenant by the policy audit on orders",
+        "create role auditors; grant auditors to orders_app;"
+        "create policy audit on orders for select to auditors using (true)",
+        "drop policy audit on orders; drop role auditors",
+    ),
+}
+LOOSENED = Unsafe(
+    "orders_app", "has BYPASSRLS", "alter role orders_app bypassrls", "alter role orders_app nobypassrls"
+)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with private_server() as server:
+        apply_schema(server.urls.owner)
+        yield server
+
+
+@contextmanager
+def changed(server: Server, unsafe: Unsafe) -> Iterator[None]:
+    with connected(server.url("postgres")) as connection, connection.cursor() as cursor:
+        cursor.execute(unsafe.do)
+        try:
+            yield
+        finally:
+            cursor.execute(unsafe.undo)
+
+
+@contextmanager
+def proxied(server: Server) -> Iterator[Proxy]:
+    with (
+        TemporaryDirectory(prefix="order-api-wire-") as folder,
+        closing(Proxy(Path(folder), server.folder)) as proxy,
+    ):
+        yield proxy
+
+
+def counted(server: Server, query: str) -> int:
+    with connected(server.url("postgres")) as connection, connection.cursor() as cursor:
+        cursor.execute(query)
+        (count,) = cursor.fetchone()
+        return int(count)
+
+
+def protected(alice: Client) -> list[Answer]:
+    """Whatever asks the database."""
+    return [
+        alice.place(),
+        alice.place(key="k1"),
+        alice.get("/orders"),
+        alice.get("/orders?offset=3&my_orders=true"),
+        alice.get(f"/orders/{ABSENT}"),
+        alice.get("/health/ready"),
+    ]
+
+
+def assert_refused(answers: list[Answer], role: str) -> None:
+    for answer in answers:
+        assert answer.status == 503, answer
+        assert answer.slug == "unavailable"
+        assert answer.headers["retry-after"] == "60"
+        assert "is not set up safely" in answer.json["detail"]
+        assert role not in answer.body.decode()
+
+
+@pytest.mark.parametrize("case", UNSAFE)
+def test_nothing_is_served_with(
+    case: str, server: Server, alice: Client, tenant: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    unsafe = UNSAFE[case]
+
+    with changed(server, unsafe), api_on(server.url(unsafe.role)):
+        assert_refused(protected(alice), unsafe.role)
+        assert alice.get("/health").status == 200
+        deadline = time.monotonic() + 10
+        while counted(server, SESSIONS):
+            assert time.monotonic() < deadline, "a refused session stays open"
+
+    said = [record.getMessage() for record in caplog.records if record.name == "order-api"]
+    assert set(said) == {f"refuses to serve: the role {unsafe.role} {unsafe.says}{WHAT_TO_DO}"}
+    assert counted(server, f"select count(*) from orders where tenant_id = '{tenant}'") == 0
+    with api_on(server.urls.app):
+        assert alice.place().status == 201
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "create policy more on orders as restrictive using (tenant_id <> 'nobody')",
+        "create policy more on orders for select to auditors using (true)",
+        "create policy more on orders using (tenant_id = current_setting('app.tenant_id', true))",
+    ],
+    ids=["a restriction", "another role's", "the same twice"],
+)
+def test_a_policy_that_shows_the_api_no_more_is_no_harm(server: Server, alice: Client, policy: str) -> None:
+    harmless = Unsafe(
+        "orders_app", "", f"create role auditors; {policy}", "drop policy more on orders; drop role auditors"
+    )
+    with changed(server, harmless), api_on(server.urls.app):
+        assert alice.place().status == 201
+
+
+BEHIND_ANOTHER_NAME = "&options=-c%20role%3Dorders_app"
+
+
+@pytest.mark.parametrize(
+    ("login", "says", "do", "undo"),
+    [
+        ("postgres", "may become postgres, which is a superuser", "select", "select"),
+        (
+            "orders_owner",
+            "owns the table idempotency_keys",
+            "grant orders_app to orders_owner with set true",
+            "grant orders_app to orders_owner with set false",
+        ),
+        (
+            "auditor",
+            "may do more than its tenant by the policy audit on orders",
+            "create role auditor login; grant orders_app to auditor;"
+            "create policy audit on orders for select to auditor using (true)",
+            "drop policy audit on orders; drop role auditor",
+        ),
+    ],
+)
+def test_a_login_that_only_plays_the_apis_role_is_refused(
+    login: str,
+    says: str,
+    do: str,
+    undo: str,
+    server: Server,
+    alice: Client,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A single SET ROLE NONE undoes it."""
+    with changed(server, Unsafe(login, says, do, undo)), api_on(server.url(login) + BEHIND_ANOTHER_NAME):
+        assert_refused(protected(alice), "orders_app")
+
+    assert f"refuses to serve: the role orders_app {says}{WHAT_TO_DO}" in caplog.messages
+
+
+def test_who_makes_roles_is_refused_where_that_makes_it_any_role(
+    server: Server, alice: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """PostgreSQL 16 took that from CREATEROLE; before, it may grant itself the owner."""
+    before = [binaries for binaries in INSTALLED if int(binaries.parent.name) < 16]
+    if not before:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("no PostgreSQL 15 here: make system-packages")
+    maker = Unsafe("orders_app", "", "alter role orders_app createrole", "alter role orders_app nocreaterole")
+    with changed(server, maker), api_on(server.urls.app):
+        assert alice.place().status == 201
+    with private_server(before[0]) as older:
+        apply_schema(older.urls.owner)
+        with api_on(older.urls.app):
+            assert alice.place().status == 201
+        with changed(older, maker), api_on(older.urls.app):
+            assert_refused(protected(alice), "orders_app")
+
+    says = "has CREATEROLE, before PostgreSQL 16 a way into every other role"
+    assert f"refuses to serve: the role orders_app {says}{WHAT_TO_DO}" in caplog.messages
+
+
+def test_a_role_of_ones_own_that_is_bound_is_served(server: Server, alice: Client) -> None:
+    tidy = made("tidy", "", "", "orders_app")
+
+    with changed(server, tidy), api_on(server.url("tidy")):
+        assert [answer.status for answer in protected(alice)] == [201, 201, 200, 200, 404, 200]
+
+
+# What it costs
+
+
+def test_it_rides_in_the_first_string_of_each_connection_and_in_no_other(
+    server: Server, alice: Client
+) -> None:
+    with proxied(server) as proxy, api_on(f"postgresql://orders_app@/orders?host={proxy.folder}"):
+        with proxy.watched() as first:
+            assert alice.place().status == 201
+        with proxy.watched() as later:
+            assert [answer.status for answer in protected(alice)] == [201, 201, 200, 200, 404, 200]
+        api_database._the_pool().empty()
+        with proxy.watched() as anew:
+            assert alice.get("/health/ready").status == 200
+
+    for new in (first, anew):
+        assert [kind for kind in new.messages if kind != "X"] == ["startup", "Q"]
+    assert first.trips == anew.trips == 2
+    assert [string.startswith("do $$ declare found") for string in first.statements] == [True]
+    assert [string.startswith("do $$ declare found") for string in anew.statements] == [True]
+    assert later.trips == len(later.statements) == 6
+    assert "do $$" not in "".join(later.statements)
+
+
+def test_a_refusal_does_not_count_as_the_check(server: Server, alice: Client) -> None:
+    """A first string that failed for another reason leaves the connection unchecked."""
+    with proxied(server) as proxy, api_on(f"postgresql://orders_app@/orders?host={proxy.folder}"):
+        assert alice.place(key="once").status == 201
+        api_database._the_pool().empty()
+        with proxy.watched() as traffic:
+            assert alice.place(key="once").headers["idempotent-replayed"] == "true"
+
+    assert [string.startswith("do $$") for string in traffic.statements] == [True, True]
+
+
+# The way out
+
+
+def test_an_experiment_is_served_and_the_log_says_so(
+    server: Server, alice: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    with proxied(server) as proxy, caplog.at_level(logging.WARNING, "order-api"):
+        url = f"postgresql://postgres@/orders?host={proxy.folder}"
+        with api_on(url, DB_ALLOW_UNSAFE_ROLE="1"), proxy.watched() as traffic:
+            assert [answer.status for answer in protected(alice)] == [201, 201, 200, 200, 404, 200]
+
+    assert "do $$" not in "".join(traffic.statements)
+    assert caplog.messages == [
+        "DB_ALLOW_UNSAFE_ROLE=1: nobody checks that row-level security binds the database's role"
+    ]
+
+
+@pytest.mark.parametrize("value", ["", "0"])
+def test_anything_else_is_no_way_out(server: Server, alice: Client, value: str) -> None:
+    with api_on(server.url("postgres"), DB_ALLOW_UNSAFE_ROLE=value):
+        assert_refused(protected(alice), "postgres")
+
+
+# While it runs
+
+
+def test_a_role_that_is_changed_while_it_serves_is_refused_by_new_connections(
+    server: Server, alice: Client
+) -> None:
+    """Those that are open go on until DB_POOL_RECYCLE; nothing needs a restart, neither way."""
+    with api_on(server.urls.app, DB_POOL_SIZE="1", DB_POOL_MAX="1", DB_POOL_RECYCLE="1"):
+        assert alice.place().status == 201
+        with changed(server, LOOSENED):
+            api_database._the_pool().empty()
+            assert_refused(protected(alice), "orders_app")
+        assert alice.place().status == 201
+
+
+def test_an_old_connection_is_replaced_and_then_checked(
+    server: Server, alice: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with api_on(server.urls.app, DB_POOL_SIZE="1", DB_POOL_MAX="1"):
+        assert alice.place().status == 201
+        pool: Any = api_database._the_pool()
+        monkeypatch.setattr(pool, "_recycle", 0)
+        with changed(server, LOOSENED):
+            assert_refused([alice.get("/orders")], "orders_app")
+
+
+# Behind a pooler
+
+
+def test_behind_a_pooler_the_role_of_its_sessions_is_checked(
+    server: Server, alice: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever role the API itself names to the pooler."""
+    with pgbouncer(server.url("postgres")) as careless, api_on(careless.url, DB_PREPARE="off"):
+        assert_refused(protected(alice), "postgres")
+    with pgbouncer(server.urls.app) as sound, api_on(sound.url, DB_PREPARE="off"):
+        assert [answer.status for answer in protected(alice)] == [201, 201, 200, 200, 404, 200]
+
+    assert f"refuses to serve: the role postgres is a superuser{WHAT_TO_DO}" in caplog.text

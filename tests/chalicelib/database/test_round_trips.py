@@ -1,0 +1,190 @@
+"""What a request costs on the wire between the API and PostgreSQL: one round trip."""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from psycopg2.extensions import parse_dsn
+
+from chalicelib.database import tenant_scope as api_database
+from local.database import Urls
+from tests.support.client import SEED_BYTES, Answer, Client, item, seed
+from tests.support.cognito import UserPool
+from tests.support.postgres_proxy import Proxy
+from tests.support.servers import api_on
+
+ABSENT = "01936f3c-3b5e-7cc0-98c4-dc0c0c07398f"
+FIRST_CREATE = """
+import os, sys
+from app import app
+from shims.gateway import Gateway, Request
+
+headers = {"authorization": os.environ["TOKEN"], "content-type": "application/json"}
+print(Gateway(app).answer(Request("POST", "/orders", headers, sys.stdin.buffer.read())).status)
+"""
+
+
+@pytest.fixture(scope="module")
+def proxy(app: Any, database: Urls) -> Iterator[Proxy]:  # noqa: ARG001 (its environment)
+    sockets = Path(parse_dsn(database.app)["host"])
+    with (
+        tempfile.TemporaryDirectory(prefix="order-api-wire-") as folder,
+        closing(Proxy(Path(folder), sockets)) as proxy,
+        api_on(f"postgresql://orders_app@/orders?host={folder}"),
+    ):
+        yield proxy
+
+
+@pytest.fixture
+def warm(alice: Client, proxy: Proxy) -> Proxy:
+    """The proxy, with one connection open behind it."""
+    alice.get("/health/ready")
+    return proxy
+
+
+def get_the_newest(alice: Client) -> Callable[[], Answer]:
+    order_id = alice.place().json["order"]["order_id"]
+    return lambda: alice.get(f"/orders/{order_id}")
+
+
+def get_what_is_known(alice: Client) -> Callable[[], Answer]:
+    order_id = alice.place().json["order"]["order_id"]
+    return lambda: alice.get(f"/orders/{order_id}", if_none_match='"1"')
+
+
+def next_page(alice: Client) -> Callable[[], Answer]:
+    for _ in range(2):
+        alice.place()
+    cursor = alice.get("/orders?limit=1").json["next_cursor"]
+    return lambda: alice.get(f"/orders?limit=1&cursor={cursor}")
+
+
+def asked_again(alice: Client) -> Callable[[], Answer]:
+    key = uuid4().hex
+    alice.place(key=key)
+    return lambda: alice.place(key=key)
+
+
+def another_order_under_the_key(alice: Client) -> Callable[[], Answer]:
+    key = uuid4().hex
+    alice.place(key=key)
+    return lambda: alice.place(seed(customer_name="Jane Doe"), key=key)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "status", "trips"),
+    [
+        pytest.param(lambda alice: alice.place, 201, 1, id="create"),
+        pytest.param(lambda alice: lambda: alice.place(key=uuid4().hex), 201, 1, id="create with a key"),
+        pytest.param(lambda alice: lambda: alice.place(seed(items=[item()] * 500)), 201, 1, id="500 items"),
+        pytest.param(get_the_newest, 200, 1, id="get"),
+        pytest.param(get_what_is_known, 304, 1, id="get what is known"),
+        pytest.param(
+            lambda alice: lambda: alice.get(f"/orders/{ABSENT}"), 404, 1, id="get what is not there"
+        ),
+        pytest.param(lambda alice: lambda: alice.get("/orders"), 200, 1, id="list"),
+        pytest.param(
+            lambda alice: lambda: alice.get("/orders?offset=7&limit=3"), 200, 1, id="list further on"
+        ),
+        pytest.param(next_page, 200, 1, id="list by cursor"),
+        pytest.param(lambda alice: lambda: alice.get("/orders?my_orders=true"), 200, 1, id="my orders"),
+        pytest.param(asked_again, 201, 2, id="replay"),
+        pytest.param(another_order_under_the_key, 422, 2, id="another order under the key"),
+        pytest.param(lambda alice: lambda: alice.place({}), 422, 0, id="invalid order"),
+        pytest.param(lambda alice: lambda: alice.get("/orders/1"), 404, 0, id="malformed id"),
+        pytest.param(lambda alice: lambda: alice.get("/health"), 200, 0, id="health"),
+    ],
+)
+def test_a_request_on_a_warm_connection_costs(
+    alice: Client,
+    warm: Proxy,
+    prepare: Callable[[Client], Callable[[], Answer]],
+    status: int,
+    trips: int,
+) -> None:
+    request = prepare(alice)
+
+    with warm.watched() as traffic:
+        answer = request()
+
+    assert answer.status == status, answer.body
+    assert (traffic.trips, traffic.messages) == (trips, ["Q"] * trips)
+    assert all(asked(statement).startswith("select set_tenant('") for statement in traffic.statements)
+
+
+def asked(string: str) -> str:
+    """What a string says behind the statements that it prepares."""
+    return re.sub(r"\A(prepare order_api_\w+ as .+?;\n)*", "", string, flags=re.DOTALL)
+
+
+def test_a_first_create_costs_the_connection_and_one_trip(
+    proxy: Proxy, user_pool: UserPool, tenant: str
+) -> None:
+    """Connecting is startup and its answer, no probes; TLS and a password add trips of their own."""
+    environment = {**os.environ, "TOKEN": user_pool.token(tenant)}
+
+    with proxy.watched() as traffic:
+        first = subprocess.run(
+            [sys.executable, "-c", FIRST_CREATE],
+            input=SEED_BYTES,
+            env=environment,
+            cwd=Path(__file__).parents[3],
+            capture_output=True,
+            check=False,
+        )
+
+    assert first.stdout.splitlines()[-1:] == [b"201"], first.stderr  # behind its line in the log
+    assert traffic.trips == 2
+    assert [kind for kind in traffic.messages if kind != "X"] == ["startup", "Q"]
+
+
+def test_the_client_sends_no_transaction_commands(alice: Client, warm: Proxy) -> None:
+    with warm.watched() as traffic:
+        order_id = alice.place(key=uuid4().hex).json["order"]["order_id"]
+        alice.get(f"/orders/{order_id}")
+        alice.get("/orders")
+
+    commands = [line.split()[0].lower() for text in traffic.statements for line in text.split(";\n")]
+    assert set(commands) <= {"prepare", "select", "execute"}
+    assert len(traffic.statements) == 3
+
+
+def test_every_statement_names_the_callers_tenant_only(
+    alice: Client, stranger: Client, warm: Proxy, tenant: str
+) -> None:
+    with warm.watched() as traffic:
+        alice.get("/orders")
+        stranger.get("/orders")
+
+    mine, theirs = traffic.statements
+    assert asked(mine).startswith(f"select set_tenant('{tenant}');\n")
+    assert tenant not in theirs
+
+
+def test_nothing_but_prepared_statements_stays_on_the_connection(alice: Client, warm: Proxy) -> None:
+    key = uuid4().hex
+    for answer in (alice.place(key=key), alice.place(key=key), alice.get("/orders")):
+        assert answer.status in (200, 201)
+
+    with warm.watched() as traffic:
+        connection = api_database._the_pool().take()
+        with connection.driver.cursor() as cursor:
+            cursor.execute(
+                "select coalesce(current_setting('app.tenant_id', true), ''),"
+                " (select count(*) from pg_settings where source = 'session'),"
+                " (select count(*) from pg_prepared_statements where name not like 'order\\_api\\_%'),"
+                " (select count(*) from pg_locks where pid = pg_backend_pid() and locktype = 'advisory')"
+            )
+            left = cursor.fetchone()
+        api_database._the_pool().give_back(connection)
+
+    assert left == ("", 0, 0, 0)
+    assert traffic.messages == ["Q"], "it was the pooled connection, in no transaction"

@@ -1,0 +1,554 @@
+"""schema.sql: what it promises, that it can be applied at any time, and on which PostgreSQL."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg2
+import pytest
+from psycopg2.extensions import make_dsn
+from sqlalchemy import Table
+from sqlalchemy.dialects import postgresql
+from sqlmodel import SQLModel
+
+from chalicelib.database.tenant_scope import Statement
+from chalicelib.orders import statements
+from chalicelib.orders.tables import IdempotencyKey, Order, OrderItem
+from local.database import Urls, apply_schema
+from tests.conftest import connected
+from tests.support.client import Client
+from tests.support.servers import EMBEDDED, INSTALLED, api_on, private_server
+
+Ask = Callable[..., list[tuple[Any, ...]]]
+TENANT_TABLES = ("idempotency_keys", "order_items", "orders", "rate_limits")
+ORDER_ID = "01936f3c-3b5e-7cc0-98c4-dc0c0c07398f"
+NOW = "2026-11-22T09:00:00Z"
+ROWS: Mapping[str, Mapping[str, Any]] = {
+    "orders": {
+        "tenant_id": "acme",
+        "order_id": ORDER_ID,
+        "created_by": "alice",
+        "status": "pending",
+        "version": 1,
+        "customer_name": "John Doe",
+        "customer_email": "john@example.com",
+        "total_amount": "99.99",
+        "currency": "USD",
+        "created_at": NOW,
+        "updated_at": NOW,
+    },
+    "order_items": {
+        "tenant_id": "acme",
+        "order_id": ORDER_ID,
+        "line_no": 1,
+        "product_name": "Widget",
+        "product_sku": "WDG-001",
+        "quantity": 2,
+        "unit_price": "49.99",
+    },
+    "idempotency_keys": {
+        "tenant_id": "acme",
+        "created_by": "alice",
+        "idempotency_key": "key",
+        "fingerprint": "0" * 64,
+        "order_id": ORDER_ID,
+        "created_at": NOW,
+    },
+    "rate_limits": {"tenant_id": "acme", "taken_until": 0},
+}
+REFUSED = [
+    ("orders", {"tenant_id": ""}, "orders_tenant_named"),
+    ("orders", {"status": "shipped"}, "orders_status_known"),
+    ("orders", {"version": 0}, "orders_version_counts"),
+    ("orders", {"total_amount": "-0.01"}, "orders_amount_range"),
+    ("orders", {"total_amount": "1000000000000"}, "orders_amount_range"),
+    ("orders", {"total_amount": "0.00001"}, "orders_amount_range"),
+    ("orders", {"total_amount": "NaN"}, "orders_amount_range"),
+    ("orders", {"total_amount": "Infinity"}, "orders_amount_range"),
+    ("orders", {"currency": "usd"}, "orders_currency_code"),
+    ("orders", {"currency": "US"}, "orders_currency_code"),
+    ("orders", {"currency": "U$D"}, "orders_currency_code"),
+    ("orders", {}, "orders_pkey"),
+    ("order_items", {"tenant_id": ""}, "order_items_tenant_named"),
+    ("order_items", {"line_no": 0}, "order_items_line_range"),
+    ("order_items", {"line_no": 501}, "order_items_line_range"),
+    ("order_items", {"line_no": 2, "quantity": 0}, "order_items_quantity_range"),
+    ("order_items", {"line_no": 2, "quantity": 1_000_001}, "order_items_quantity_range"),
+    ("order_items", {"line_no": 2, "unit_price": "-1"}, "order_items_amount_range"),
+    ("order_items", {"line_no": 2, "unit_price": "999999999999.9991"}, "order_items_amount_range"),
+    ("order_items", {"line_no": 2, "unit_price": "0.00001"}, "order_items_amount_range"),
+    ("order_items", {"tenant_id": "globex"}, "order_items_order_fkey"),
+    ("order_items", {}, "order_items_pkey"),
+    ("idempotency_keys", {"tenant_id": ""}, "idempotency_keys_tenant_named"),
+    ("idempotency_keys", {}, "idempotency_keys_pkey"),
+    ("rate_limits", {"tenant_id": ""}, "rate_limits_tenant_named"),
+    ("rate_limits", {}, "rate_limits_pkey"),
+]
+
+
+def snapshot(binaries: Path, admin_url: str) -> str:
+    """Everything that applying schema.sql can change: objects, owners, grants, roles, settings, versions."""
+    dump = subprocess.run(
+        [binaries / "pg_dump", "--schema-only", "--dbname", admin_url],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    lasting = [line for line in dump.splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))]
+    with connected(admin_url) as connection, connection.cursor() as cursor:
+        for query in (
+            "select * from pg_roles where rolname !~ '^pg_' order by rolname",
+            "select * from pg_auth_members order by roleid, member",
+            "select * from pg_db_role_setting order by setrole, setdatabase",
+            "select * from schema_version",
+        ):
+            cursor.execute(query)
+            lasting += map(repr, cursor.fetchall())
+    return "\n".join(lasting)
+
+
+@contextmanager
+def new_database(url: str) -> Iterator[str]:
+    """An empty database of the owner beside the one at `url`; its superuser's URL."""
+    name = f"orders_{uuid4().hex[:8]}"
+    with connected(url) as connection, connection.cursor() as cursor:
+        cursor.execute(f"create database {name} owner orders_owner")
+        try:
+            yield make_dsn(url, dbname=name)
+        finally:
+            cursor.execute(f"drop database {name} with (force)")
+
+
+def owned(admin_url: str) -> str:
+    return make_dsn(admin_url, user="orders_owner")
+
+
+@pytest.fixture
+def empty_database(admin_url: str) -> Iterator[str]:
+    with new_database(admin_url) as url:
+        yield url
+
+
+@pytest.fixture
+def kept_role_settings(rows: Ask, admin_url: str) -> Iterator[None]:
+    """A test may change orders_app's settings: roles belong to the whole server."""
+    ((before,),) = rows("select setconfig from pg_db_role_setting where setrole = 'orders_app'::regrole")
+    yield
+    execute(admin_url, "alter role orders_app reset all")
+    for setting in before:
+        name, value = setting.split("=", 1)
+        execute(admin_url, f"alter role orders_app set {name} = '{value}'")
+
+
+def execute(url: str, *statements: str) -> None:
+    with connected(url) as connection, connection.cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+
+
+# Applying it
+
+
+def test_applied_again_it_changes_nothing(database: Urls, admin_url: str) -> None:
+    before = snapshot(EMBEDDED, admin_url)
+
+    apply_schema(database.owner)
+
+    assert snapshot(EMBEDDED, admin_url) == before
+
+
+def test_several_deployments_can_apply_it_at_once(admin_url: str, empty_database: str) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(apply_schema, [owned(empty_database)] * 4))
+
+    one_by_one, at_once = (snapshot(EMBEDDED, url) for url in (admin_url, empty_database))
+    assert without_moments(at_once) == without_moments(one_by_one)
+
+
+def without_moments(snapshot: str) -> list[str]:
+    return [line for line in snapshot.splitlines() if "datetime" not in line]
+
+
+def test_applied_again_it_does_not_stop_the_api(empty_database: str) -> None:
+    apply_schema(owned(empty_database))
+
+    with connected(empty_database) as connection, connection.cursor() as cursor:
+        cursor.execute("begin; " + insert("orders"), ROWS["orders"])
+        apply_schema(make_dsn(owned(empty_database), options="-c lock_timeout=2s"))
+        cursor.execute("rollback")
+
+
+def test_version_1_is_brought_to_version_2(admin_url: str, empty_database: str) -> None:
+    apply_schema(owned(empty_database))
+    execute(
+        owned(empty_database),
+        "drop table rate_limits",
+        "drop function set_tenant(text, integer)",
+        "delete from schema_version where version = 2",
+    )
+
+    apply_schema(owned(empty_database))
+
+    upgraded, new = (snapshot(EMBEDDED, url) for url in (empty_database, admin_url))
+    assert without_moments(upgraded) == without_moments(new)
+
+
+def test_an_older_file_refuses_a_newer_database(empty_database: str) -> None:
+    apply_schema(owned(empty_database))
+    execute(
+        empty_database, "insert into schema_version (version) values (3)", "drop index orders_created_by_idx"
+    )
+    before = snapshot(EMBEDDED, empty_database)
+
+    with pytest.raises(psycopg2.errors.RaiseException) as refused:
+        apply_schema(owned(empty_database))
+
+    assert (
+        refused.value.diag.message_primary == "this database is at schema version 3, this file is version 2"
+    )
+    assert "newest deployed release" in str(refused.value.diag.message_hint)
+    assert snapshot(EMBEDDED, empty_database) == before
+
+
+@pytest.mark.usefixtures("kept_role_settings")
+@pytest.mark.parametrize("own", ["statement_timeout=9s", "plan_cache_mode=auto"])
+def test_an_operators_own_setting_is_kept(database: Urls, rows: Ask, admin_url: str, own: str) -> None:
+    name, _, value = own.partition("=")
+    execute(admin_url, f"alter role orders_app set {name} = '{value}'")
+
+    apply_schema(database.owner)
+
+    assert own in role_settings(rows)
+
+
+@pytest.mark.usefixtures("kept_role_settings")
+def test_other_settings_of_an_operator_do_not_cost_the_timeouts(
+    database: Urls, rows: Ask, admin_url: str
+) -> None:
+    execute(admin_url, "alter role orders_app reset all", "alter role orders_app set work_mem = '8MB'")
+
+    apply_schema(database.owner)
+
+    assert set(role_settings(rows)) == {"work_mem=8MB", *ROLE_SETTINGS}
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_that_is_not_utf8_is_refused(database: Urls, admin_url: str, encoding: str) -> None:
+    name = f"as_{encoding.lower()}"
+    execute(
+        admin_url,
+        f"create database {name} owner orders_owner encoding '{encoding}' locale 'C' template template0",
+    )
+
+    with pytest.raises(psycopg2.errors.RaiseException, match="UTF8 is needed"):
+        apply_schema(database.owner.replace("/orders?", f"/{name}?"))
+
+    execute(admin_url, f"drop database {name}")
+
+
+@pytest.mark.usefixtures("kept_role_settings")
+def test_settings_for_another_database_do_not_cost_the_timeouts(
+    database: Urls, rows: Ask, admin_url: str
+) -> None:
+    elsewhere = "alter role orders_app in database template1 {} statement_timeout"
+    execute(admin_url, "alter role orders_app reset all", elsewhere.format("set") + " = '60s'")
+
+    apply_schema(database.owner)
+
+    execute(admin_url, elsewhere.format("reset"))
+    assert set(role_settings(rows)) == ROLE_SETTINGS
+
+
+ROLE_SETTINGS = {"statement_timeout=5s", "lock_timeout=2s", "plan_cache_mode=force_generic_plan"}
+
+
+def role_settings(rows: Ask) -> list[str]:
+    ((settings,),) = rows("select setconfig from pg_db_role_setting where setrole = 'orders_app'::regrole")
+    return list(settings)
+
+
+# Tenancy
+
+
+def test_every_key_leads_with_the_tenant(rows: Ask) -> None:
+    indexes = rows(
+        "select indexrelid::regclass::text, attname from pg_index"
+        " join pg_attribute on attrelid = indrelid and attnum = indkey[0]"
+        " where indrelid::regclass::text = any(%s)",
+        list(TENANT_TABLES),
+    )
+    foreign_keys = rows(
+        "select conname, here.attname, there.attname from pg_constraint"
+        " join pg_attribute here on here.attrelid = conrelid and here.attnum = conkey[1]"
+        " join pg_attribute there on there.attrelid = confrelid and there.attnum = confkey[1]"
+        " where contype = 'f'"
+    )
+
+    assert set(indexes) == {
+        (name, "tenant_id")
+        for name in (
+            *("orders_pkey", "order_items_pkey", "idempotency_keys_pkey", "rate_limits_pkey"),
+            "orders_created_by_idx",
+        )
+    }
+    assert foreign_keys == [("order_items_order_fkey", "tenant_id", "tenant_id")]
+
+
+def test_row_level_security_binds_every_table_of_tenants(rows: Ask) -> None:
+    tables = rows(
+        "select relname::text, relrowsecurity, relforcerowsecurity from pg_class join pg_attribute"
+        " on attrelid = pg_class.oid where relkind in ('r', 'p') and attname = 'tenant_id' order by 1"
+    )
+    policies = rows(
+        "select tablename::text, permissive, roles::text, cmd, qual, with_check from pg_policies order by 1"
+    )
+
+    own = "((tenant_id)::text = current_setting('app.tenant_id'::text, true))"
+    assert tables == [(table, True, True) for table in TENANT_TABLES]
+    assert policies == [(table, "PERMISSIVE", "{public}", "ALL", own, own) for table in TENANT_TABLES]
+
+
+# The API's role
+
+
+def test_the_apis_role_has_no_powers(rows: Ask) -> None:
+    role = rows(
+        "select rolcanlogin, rolsuper, rolbypassrls, rolcreaterole, rolcreatedb, rolreplication, rolpassword"
+        " from pg_authid where rolname = 'orders_app'"
+    )
+    member_of = rows("select from pg_auth_members where member = 'orders_app'::regrole")
+    owns = rows("select from pg_shdepend where refobjid = 'orders_app'::regrole and deptype = 'o'")
+
+    assert role == [(True, False, False, False, False, False, None)]
+    assert (member_of, owns) == ([], [])
+
+
+def test_the_apis_role_has_its_settings(database: Urls) -> None:
+    with connected(database.app) as connection, connection.cursor() as cursor:
+        for setting in ROLE_SETTINGS:
+            name, _, value = setting.partition("=")
+            cursor.execute("select current_setting(%s)", [name])
+            assert cursor.fetchone() == (value,)
+
+
+def test_the_apis_role_may_do_what_the_api_does_and_nothing_else(rows: Ask) -> None:
+    on_tables = rows(
+        "select relname::text, privilege_type from pg_class, aclexplode(relacl)"
+        " where relnamespace = 'public'::regnamespace and grantee in (0, 'orders_app'::regrole)"
+    )
+    on_columns = rows("select from pg_attribute where attacl is not null and attrelid >= 16384")
+    on_functions = rows(
+        "select proname::text, grantee::regrole::text from pg_proc, aclexplode(proacl)"
+        " where pronamespace = 'public'::regnamespace and grantee <> proowner"
+    )
+    on_the_schema = rows(
+        "select privilege from unnest(array['USAGE', 'CREATE']) as privilege"
+        " where has_schema_privilege('orders_app', 'public', privilege)"
+    )
+
+    assert set(on_tables) == {
+        *((table, privilege) for table in TENANT_TABLES for privilege in ("SELECT", "INSERT")),
+        ("rate_limits", "UPDATE"),
+        ("schema_version", "SELECT"),
+    }
+    assert on_columns == []
+    assert on_functions == [("set_tenant", "orders_app")] * 2
+    assert on_the_schema == [("USAGE",)]
+
+
+# Rules of the rows
+
+
+def insert(table: str, values: Mapping[str, Any] | None = None) -> str:
+    names = values or ROWS[table]
+    return f"insert into {table} ({', '.join(names)}) values ({', '.join(f'%({name})s' for name in names)})"
+
+
+@pytest.fixture
+def good_rows(admin_url: str) -> Iterator[Any]:
+    """A transaction with one good row in every table, as the superuser, whom policies do not bind."""
+    connection = psycopg2.connect(admin_url)
+    try:
+        with connection.cursor() as cursor:
+            for table, row in ROWS.items():
+                cursor.execute(insert(table), row)
+            yield cursor
+    finally:
+        connection.rollback()
+        connection.close()
+
+
+@pytest.mark.parametrize(("table", "change", "constraint"), REFUSED)
+def test_a_row_against_the_rules_is_refused(
+    good_rows: Any, table: str, change: Mapping[str, Any], constraint: str
+) -> None:
+    with pytest.raises(psycopg2.IntegrityError) as refused:
+        good_rows.execute(insert(table), {**ROWS[table], **change})
+
+    assert refused.value.diag.constraint_name == constraint
+
+
+def test_every_constraint_is_named_and_tested(rows: Ask) -> None:
+    constraints = rows(
+        "select conrelid::regclass::text, conname::text from pg_constraint"
+        " where conrelid::regclass::text = any(%s) and contype <> 'n'",
+        list(TENANT_TABLES),
+    )
+
+    assert set(constraints) == {(table, constraint) for table, _, constraint in REFUSED}
+
+
+@pytest.mark.parametrize(
+    ("table", "change"),
+    [
+        ("orders", {"total_amount": "0"}),
+        ("orders", {"total_amount": "999999999999.999", "currency": "KWD"}),
+        ("orders", {"total_amount": "0.0001", "currency": "CLF"}),
+        ("order_items", {"unit_price": "0", "quantity": 1, "line_no": 500}),
+        ("order_items", {"unit_price": "999999999999.999", "quantity": 1_000_000, "line_no": 2}),
+    ],
+)
+def test_the_limits_themselves_are_accepted(good_rows: Any, table: str, change: Mapping[str, Any]) -> None:
+    fresh = {"order_id": str(uuid4())} if table == "orders" else {}
+
+    good_rows.execute(insert(table), {**ROWS[table], **fresh, **change})
+
+
+# The models
+
+
+@pytest.mark.parametrize("model", [Order, OrderItem, IdempotencyKey])
+def test_the_models_have_the_columns_of_the_tables(rows: Ask, model: type[SQLModel]) -> None:
+    table: Table = model.__table__  # type: ignore[attr-defined]
+    in_database = rows(
+        "select column_name::text, is_nullable = 'YES', data_type from information_schema.columns"
+        " where table_name = %s order by ordinal_position",
+        table.name,
+    )
+    key = rows(
+        "select attname::text from pg_index join pg_attribute on attrelid = indrelid and attnum = any(indkey)"
+        " where indisprimary and indrelid = %s::regclass",
+        table.name,
+    )
+
+    assert [(column.name, column.nullable, spoken(column.type)) for column in table.columns] == [
+        (name, nullable, {"text": "character varying", "character": "character varying"}.get(kind, kind))
+        for name, nullable, kind in in_database
+    ]
+    assert {(column.name,) for column in table.primary_key} == set(key)
+
+
+def spoken(kind: Any) -> str:
+    """A column type in information_schema's words."""
+    text = str(kind.compile(dialect=postgresql.dialect())).lower()  # type: ignore[no-untyped-call]
+    return "character varying" if text.startswith("varchar") else text
+
+
+# Plans
+
+
+@pytest.fixture(scope="module")
+def many_orders(admin_url: str) -> Iterator[str]:
+    """Thirty tenants with 300 orders of ten users each."""
+    with new_database(admin_url) as url:
+        apply_schema(owned(url))
+        execute(
+            url,
+            "insert into orders select 'tenant-' || n % 30, gen_random_uuid(), 'user-' || n % 10, 'pending',"
+            " 1, 'J', 'j@x', null, null, null, 1, 'USD', now(), now() from generate_series(1, 9000) n",
+            "insert into order_items select tenant_id, order_id, 1, 'W', 'S', 1, 1 from orders",
+            "insert into idempotency_keys"
+            " select tenant_id, created_by, order_id, repeat('0', 64), order_id, created_at from orders",
+            "analyze",
+        )
+        yield make_dsn(url, user="orders_app")
+
+
+@pytest.mark.parametrize(
+    ("statement", "index", "condition"),
+    [
+        (statements.ORDER_BY_ID, "orders_pkey", "order_id ="),
+        (statements.ORDER_BY_KEY, "orders_pkey", "order_id ="),
+        (statements.ORDER_BY_KEY, "idempotency_keys_pkey", "idempotency_key)::text ="),
+        (statements.ORDERS_PAGES[False, "newest"], "orders_pkey", "tenant_id)::text ="),
+        (statements.ORDERS_PAGES[False, "offset"], "orders_pkey", "tenant_id)::text ="),
+        (statements.ORDERS_PAGES[False, "cursor"], "orders_pkey", "order_id <"),
+        (statements.ORDERS_PAGES[True, "newest"], "orders_created_by_idx", "created_by)::text ="),
+        (statements.ORDERS_PAGES[True, "offset"], "orders_created_by_idx", "created_by)::text ="),
+        (statements.ORDERS_PAGES[True, "cursor"], "orders_created_by_idx", "order_id <"),
+    ],
+)
+def test_statements_read_no_more_than_they_answer(
+    many_orders: str, statement: Statement, index: str, condition: str
+) -> None:
+    steps = plan(many_orders, statement)
+
+    used = {step["Index Name"]: step["Index Cond"] for step in steps if "Index Name" in step}
+    assert condition in used[index]
+    assert "tenant_id" in used[index]
+    assert "order_items_pkey" in used
+    assert not {step["Node Type"] for step in steps} & {"Seq Scan", "Bitmap Heap Scan"}
+    rows_read = [step["Actual Rows"] for step in steps if step.get("Relation Name") == "orders"]
+    assert max(rows_read) <= 3
+
+
+def test_the_planner_takes_no_tenant_for_one_of_a_single_order(many_orders: str) -> None:
+    """Else a plan that is made for all tenants may read all orders of the one that has most of them."""
+    with connected(make_dsn(many_orders, user="postgres")) as connection, connection.cursor() as cursor:
+        cursor.execute("select n_distinct from pg_stats where tablename = 'orders' and attname = 'tenant_id'")
+        assert cursor.fetchone() == (pytest.approx(-0.001),)
+
+
+def plan(url: str, statement: Statement) -> list[dict[str, Any]]:
+    """The steps that the statement took, as the API's role, for the second page of a tenant."""
+    values = {
+        "tenant_id": "tenant-1",
+        "created_by": "user-1",
+        "order_id": ORDER_ID,
+        "idempotency_key": "key",
+        "after": "80000000-0000-4000-8000-000000000000",
+        "limit": 3,
+        "offset": 0,
+    }
+    with connected(url) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            b"select set_tenant('tenant-1'); explain (analyze, format json) "
+            + cursor.mogrify(statement.text, values)
+        )
+        ((found,),) = cursor.fetchall()
+    steps, left = [], [found[0]["Plan"]]
+    while left:
+        steps.append(left.pop())
+        left += steps[-1].get("Plans", [])
+    return steps
+
+
+# Other versions of PostgreSQL
+
+
+@pytest.mark.parametrize("binaries", INSTALLED or [Path("none/bin")], ids=lambda path: path.parent.name)
+def test_it_applies_and_serves_on_another_version(alice: Client, stranger: Client, binaries: Path) -> None:
+    if not INSTALLED:
+        reason = "there is no other PostgreSQL in /usr/lib/postgresql: apt-get install postgresql-15"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+    with private_server(binaries) as server:
+        apply_schema(server.urls.owner)
+        before = snapshot(binaries, server.url("postgres"))
+        apply_schema(server.urls.owner)
+        assert snapshot(binaries, server.url("postgres")) == before
+
+        with api_on(server.urls.app):
+            placed = [alice.place(key=key).json["order"] for key in ("one", "two", "one")]
+            assert placed[2] == placed[0] != placed[1]
+            assert alice.get(f"/orders/{placed[1]['order_id']}").json["order"] == placed[1]
+            assert alice.get("/orders?my_orders=true").json["orders"] == [placed[1], placed[0]]
+            assert stranger.get(f"/orders/{placed[1]['order_id']}").status == 404
+            assert stranger.get("/orders").json["orders"] == []

@@ -1,0 +1,51 @@
+"""What fails on our side says the same few words, whatever happened: no cause, no statement, no value."""
+
+from pathlib import Path
+
+import pytest
+
+from chalicelib.errors import Internal, Problem, Unavailable
+from local.database import Urls
+from tests.support.client import SEED_BYTES, Client
+from tests.support.servers import api_on
+
+REQUESTS = [
+    ("GET", "/orders", b""),
+    ("GET", "/orders/01936f3c-3b5e-7cc0-98c4-dc0c0c07398f", b""),
+    ("POST", "/orders", SEED_BYTES),
+]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "problem"),
+    [("nowhere", Unavailable), ("no tables", Internal), ("no such database", Unavailable)],
+)
+@pytest.mark.parametrize(("method", "path", "body"), REQUESTS, ids=lambda each: str(each)[:12])
+def test_a_failure_says_the_same_words_whatever_happened(
+    alice: Client,
+    database: Urls,
+    tmp_path: Path,
+    trouble: str,
+    problem: type[Problem],
+    method: str,
+    path: str,
+    body: bytes,
+) -> None:
+    url = {
+        "nowhere": f"postgresql://orders_app:hunter2@/orders?host={tmp_path}",
+        "no tables": database.app.replace("/orders?", "/postgres?"),
+        "no such database": database.app.replace("/orders?", "/absent?"),
+    }[trouble]
+
+    with api_on(url):
+        answer = alice.send(method, path, body, {"Content-Type": "application/json", "Idempotency-Key": "k1"})
+
+    assert answer.json == {
+        "type": f"urn:order-api:problem:{problem.slug}",
+        "title": problem.title,
+        "status": problem.status,
+        "detail": problem.detail,
+        "request_id": answer.headers["x-request-id"],
+        "errors": [],
+    }
+    assert len(problem.detail) < 120

@@ -1,0 +1,389 @@
+"""Requests that cannot be read: which check answers first, what it says, and that nothing is stored."""
+
+import base64
+import json
+import time
+from collections.abc import Callable, Mapping
+from itertools import combinations
+from typing import Any
+
+import pytest
+
+from tests.conftest import NewClient
+from tests.support.client import SEED_BYTES, Answer, Client, seed
+from tests.support.refusals import MIB, UNSAID, Refused, brief, written
+
+# The order of the checks
+
+
+CHECKS = {
+    "path": "not-found",
+    "method": "method-not-allowed",
+    "token": "unauthorized",
+    "tenant": "missing-tenant",
+    "size": "payload-too-large",
+    "content type": "unsupported-media-type",
+    "syntax": "malformed-request",
+    "fields": "validation",
+}
+
+
+def breaking(client: NewClient, nobody: Client, *broken: str) -> Answer:
+    """A request that every one of these checks would refuse."""
+    caller = client(tenant=None) if "tenant" in broken else client()
+    if "token" in broken:
+        caller = nobody
+    body = json.dumps(seed(shipping_address=UNSAID, quantity=1) if "fields" in broken else seed()).encode()
+    body = body[:-1] if "syntax" in broken else body
+    return caller.send(
+        "PUT" if "method" in broken else "POST",
+        "/orders/" if "path" in broken else "/orders",
+        body.ljust(MIB + 1) if "size" in broken else body,
+        {"content-type": "text/plain" if "content type" in broken else "application/json"},
+    )
+
+
+@pytest.mark.parametrize(("first", "second"), list(combinations(CHECKS, 2)))
+def test_of_two_failing_checks_the_first_answers(
+    client: NewClient, nobody: Client, refused: Refused, first: str, second: str
+) -> None:
+    answer = breaking(client, nobody, first, second)
+
+    refused(answer, CHECKS[first], *(["quantity"] if first == "fields" else []))
+
+
+@pytest.mark.parametrize("first", range(len(CHECKS)))
+def test_of_all_failing_checks_the_first_answers(
+    client: NewClient, nobody: Client, refused: Refused, first: int
+) -> None:
+    broken = list(CHECKS)[first:]
+
+    answer = breaking(client, nobody, *broken)
+
+    refused(answer, CHECKS[broken[0]], *(["quantity"] if broken == ["fields"] else []))
+
+
+def test_nothing_broken_is_placed(client: NewClient, nobody: Client) -> None:
+    assert breaking(client, nobody).status == 201
+
+
+def test_a_wrong_order_is_read_to_its_end_before_its_fields_are_judged(
+    alice: Client, refused: Refused
+) -> None:
+    for late in ('{"deep":' * 32 + "1" + "}" * 32, '{"a":1,"a":2}', "NaN"):
+        answer = alice.place(raw=written(currency='"nothing"', unknown=late))
+        refused(answer, "malformed-request", *(["a"] if '"a"' in late else []))
+
+
+# Size and content type
+
+
+def test_a_body_of_one_mebibyte_is_read(alice: Client) -> None:
+    assert alice.place(raw=SEED_BYTES.ljust(MIB)).status == 201
+
+
+@pytest.mark.parametrize("body", [b" " * (MIB + 1), b"x" * (3 * MIB), SEED_BYTES.ljust(MIB + 1)], ids=brief)
+def test_a_body_beyond_one_mebibyte_is_too_large(alice: Client, refused: Refused, body: bytes) -> None:
+    refused(alice.place(raw=body), "payload-too-large")
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "text/plain",
+        "text/json",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "application/problem+json",
+        "application/jsonp",
+        "application/json5; charset=utf-8",
+        "text/plain; application/json",
+        "*/*",
+        "wrong",
+    ],
+)
+def test_other_content_types_are_refused(alice: Client, refused: Refused, content_type: str) -> None:
+    answer = alice.send("POST", "/orders", written(), {"content-type": content_type})
+
+    refused(answer, "unsupported-media-type", unsaid=content_type)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"content-type": "application/json"},
+        {"content-type": "application/json; charset=utf-8"},
+        {"content-type": "application/json;charset=UTF-8"},
+        {"content-type": "Application/JSON"},
+        {"Content-Type": "application/json ; odata=verbose"},
+    ],
+    ids=str,
+)
+def test_json_is_accepted_however_it_is_declared(alice: Client, headers: dict[str, str]) -> None:
+    assert alice.send("POST", "/orders", SEED_BYTES, headers).status == 201
+
+
+# Bodies as API Gateway hands them over
+
+
+@pytest.fixture
+def post(app: Any, client: NewClient) -> Callable[..., Answer]:
+    """Calls the app with an API Gateway event of our making."""
+    sent: dict[str, str] = {}
+
+    def keep(_method: str, _target: str, headers: Mapping[str, str], _body: bytes) -> Answer:
+        sent.update(headers)
+        return Answer(0, {}, b"")
+
+    client(transport=keep).place()
+
+    def call(body: str | None, is_base64: bool = False) -> Answer:
+        event = {
+            "requestContext": {"resourcePath": "/orders", "httpMethod": "POST", "requestId": "event-1"},
+            "headers": sent,
+            "pathParameters": None,
+            "multiValueQueryStringParameters": None,
+            "stageVariables": None,
+            "body": body,
+            "isBase64Encoded": is_base64,
+        }
+        answer = app(event, None)
+        headers = {name.lower(): value for name, value in answer["headers"].items()}
+        return Answer(answer["statusCode"], headers, answer["body"].encode())
+
+    return call
+
+
+def test_a_base64_body_is_decoded(post: Callable[..., Answer]) -> None:
+    order = json.dumps(seed(customer_name="Zoë 李"), ensure_ascii=False).encode()
+
+    answer = post(base64.b64encode(order).decode(), is_base64=True)
+
+    assert answer.status == 201
+    assert answer.json["order"]["customer_name"] == "Zoë 李"
+
+
+def test_base64_with_foreign_characters_is_refused(post: Callable[..., Answer]) -> None:
+    encoded = base64.b64encode(SEED_BYTES).decode()
+
+    for broken in (
+        encoded[:8] + "!" + encoded[8:],
+        encoded + "#",
+        encoded[:-1],
+        encoded.replace("A", "\n", 1),
+    ):
+        assert post(broken, is_base64=True).slug == "malformed-request"
+
+
+def test_a_text_body_is_read_as_it_is(post: Callable[..., Answer]) -> None:
+    answer = post(json.dumps(seed(customer_name="Zoë 李"), ensure_ascii=False))
+
+    assert answer.json["order"]["customer_name"] == "Zoë 李"
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["!", "garbage!!", "e30", "=", "%%%%", "Zoë", "\ud800", "", "/////w==", base64.b64encode(b"{").decode()],
+    ids=brief,
+)
+def test_a_garbled_base64_body_is_malformed(post: Callable[..., Answer], refused: Refused, body: str) -> None:
+    refused(post(body, is_base64=True), "malformed-request")
+
+
+@pytest.mark.parametrize("body", [None, "", "\ud800", '{"a":"\ud800"}'], ids=brief)
+def test_a_text_body_that_is_no_unicode_is_malformed(
+    post: Callable[..., Answer], refused: Refused, body: str | None
+) -> None:
+    refused(post(body), "malformed-request")
+
+
+def test_the_size_of_a_base64_body_is_that_of_its_bytes(post: Callable[..., Answer]) -> None:
+    for length, status in ((MIB, 201), (MIB + 1, 413)):
+        answer = post(base64.b64encode(SEED_BYTES.ljust(length)).decode(), is_base64=True)
+        assert answer.status == status
+
+
+# Syntax
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b" \r\n\t",
+        b"\0",
+        b"{",
+        b"}",
+        b"nothing",
+        b"<order/>",
+        b"customer_name=J",
+        written()[:-1],
+        written() + b"x",
+        written() + written(),
+        written() + b"\0",
+        written().replace(b'"USD"', b"'USD'"),
+        written().replace(b":2,", b":2,,"),
+        written().replace(b"}]", b",}]"),
+        b"/* order */" + written(),
+        written(customer_phone='"a\0b"'),
+        written(customer_phone='"a\tb"'),
+        written(customer_phone='"a\nb"'),
+        written(customer_phone='"\\x"'),
+        written(customer_phone='"\\u12"'),
+        written(customer_phone="True"),
+        written(customer_phone="undefined"),
+    ],
+    ids=brief,
+)
+def test_what_is_not_json_is_malformed(alice: Client, refused: Refused, body: bytes) -> None:
+    refused(alice.place(raw=body), "malformed-request")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\xef\xbb\xbf" + written(),
+        written().decode().encode("utf-16"),
+        written().decode().encode("utf-16-le"),
+        written().decode().encode("utf-32"),
+        written(customer_name='"Zoë"').decode().encode("latin-1"),
+        written().replace(b"John", b"\xff"),
+        written().replace(b"John", b"\xc0\x80"),
+        written().replace(b"John", b"\xed\xa0\x80"),
+        written().replace(b"John", b"\xf4\x90\x80\x80"),
+        written().replace(b"customer_name", b"\xe2\x82"),
+    ],
+    ids=brief,
+)
+def test_what_is_not_utf_8_is_malformed(alice: Client, refused: Refused, body: bytes) -> None:
+    refused(alice.place(raw=body), "malformed-request")
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "nan",
+        "+1",
+        "01",
+        "-01",
+        ".5",
+        "1.",
+        "1e",
+        "0x10",
+        "1_0",
+        "1,5",
+        "-",
+        "٣",
+    ],
+)
+@pytest.mark.parametrize("member", ["total_amount", "unknown"])
+def test_what_is_no_json_number_is_malformed(
+    alice: Client, refused: Refused, number: str, member: str
+) -> None:
+    refused(alice.place(raw=written(**{member: number})), "malformed-request")
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        (written()[:-1] + b',"currency":"USD"}', "currency"),
+        (written()[:-1] + b',"curr\\u0065ncy":"USD"}', "currency"),
+        (written()[:-1] + b',"currency":null}', "currency"),
+        (written({'product_sku":"B","product_sku': '"C"'}).replace(b'\\"', b'"'), "product_sku"),
+        (written(unknown='{"a":{"b":1,"c":2,"b":1}}'), "b"),
+        (written(unknown='[{"":1,"":1}]'), ""),
+        (written(unknown='{"\\u0000":1,"\\u0000":1}'), "\0"),
+        (written(unknown='{"\\ud800":1,"\\ud800":1}'), "?"),
+        (b'{"tenant_id":"a","tenant_id":"b"}', "tenant_id"),
+    ],
+    ids=brief,
+)
+def test_a_repeated_member_is_named(alice: Client, refused: Refused, body: bytes, name: str) -> None:
+    refused(alice.place(raw=body), "malformed-request", name)
+
+
+def test_one_repeated_member_among_very_many_is_found_at_once(alice: Client, refused: Refused) -> None:
+    members = ",".join(f'"{number}":0' for number in range(50_000))
+    started = time.monotonic()
+
+    answer = alice.place(raw=b'{%s,"49999":0}' % members.encode())
+
+    assert time.monotonic() - started < 5
+    refused(answer, "malformed-request", "49999")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 33 + b"]" * 33,
+        b'{"a":' * 33 + b"1" + b"}" * 33,
+        written(unknown="[" * 32 + "]" * 32),
+        written(customer_name='[{"a":' * 16 + "1" + "}]" * 16),
+        written({"quantity": "[" * 30 + "]" * 30})
+        .replace(b"[" * 30, b"[" * 31)
+        .replace(b"]" * 30, b"]" * 31),
+        b"[" * 10_000,
+        b"[" * 10_000 + b"]" * 10_000,
+        b'{"a":' * 10_000,
+        b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
+        b"[" * 500_000 + b"]" * 500_000,
+        b'{"a":' * 150_000 + b"1" + b"}" * 150_000,
+        written(unknown="[" * 10_000 + "]" * 10_000),
+    ],
+    ids=brief,
+)
+def test_nesting_beyond_32_levels_is_malformed(alice: Client, refused: Refused, body: bytes) -> None:
+    refused(alice.place(raw=body), "malformed-request")
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b"[" * 32 + b"]" * 32, "body"),
+        (written(unknown="[" * 31 + "]" * 31), "unknown"),
+        (written({"quantity": "[" * 29 + "]" * 29}), "items[0].quantity"),
+    ],
+    ids=brief,
+)
+def test_nesting_of_32_levels_is_read(alice: Client, refused: Refused, body: bytes, field: str) -> None:
+    refused(alice.place(raw=body), "validation", field)
+
+
+# Idempotency-Key
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        " ",
+        "k" * 256,
+        "two words",
+        "k\tk",
+        "k\0",
+        "\x7f",
+        "schlüssel",
+        "鍵",
+        '"',
+        '"unbalanced',
+        '""',
+        '"a"b"',
+        '"a b"',
+        f'"{"k" * 256}"',
+        '"k\\"',
+    ],
+    ids=brief,
+)
+def test_a_wrong_idempotency_key_is_named(alice: Client, refused: Refused, key: str) -> None:
+    answer = alice.send("POST", "/orders", written(), {"Idempotency-Key": key})
+
+    refused(answer, "malformed-request", "Idempotency-Key", unsaid=key if len(key) > 3 else UNSAID)
+
+
+@pytest.mark.parametrize("key", ["k", "k" * 255, f'"{"k" * 255}"', "~!@#$%^&*()", '"k\\"\\\\"'], ids=brief)
+def test_the_longest_and_the_oddest_keys_are_accepted(alice: Client, key: str) -> None:
+    assert alice.place(key=key).status == 201

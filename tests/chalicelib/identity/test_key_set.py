@@ -1,0 +1,387 @@
+"""The issuer's public keys: fetched seldom, found at once when new, served on when their server is down."""
+
+import hmac
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.support.client import Client, Transport
+from tests.support.issuer import PROVIDERS, Json, KeyServer, Provider, SigningKey, accepted, encoded
+
+OLD, NEW, STRANGE = SigningKey("old"), SigningKey("new"), SigningKey("strange")
+OCT = {"kty": "oct", "kid": "oct", "k": encoded(b"secret"), "use": "sig"}
+ELLIPTIC = {"kty": "EC", "crv": "P-256", "kid": "ec", "x": "AA", "y": "AA", "use": "sig", "alg": "ES256"}
+
+Ask = Callable[..., int]
+
+
+class Clock:
+    """The time, of which tests may skip some; what the tokens say of time is not moved."""
+
+    def __init__(self) -> None:
+        self.skipped = 0.0
+        self.time = time.time
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.skipped
+
+    def skip(self, seconds: float) -> None:
+        self.skipped += seconds
+
+
+@pytest.fixture
+def clock(app: Any, monkeypatch: pytest.MonkeyPatch) -> Clock:  # noqa: ARG001 (it reads its settings first)
+    from chalicelib.identity import key_set as token_keys
+
+    clock = Clock()
+    monkeypatch.setattr(token_keys, "time", clock)
+    return clock
+
+
+@pytest.fixture(params=PROVIDERS, ids=lambda provider: provider.name)
+def provider(request: pytest.FixtureRequest) -> Provider:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def keys(clock: Clock, provider: Provider) -> Iterator[KeyServer]:  # noqa: ARG001 (as above)
+    """A key server that lists the key OLD, which the API has not asked yet."""
+    keys = KeyServer(OLD.jwk())
+    with accepted(provider.variables(keys)):
+        yield keys
+    keys.stop()
+
+
+@pytest.fixture
+def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that these tests wait for less than a user might."""
+    from chalicelib.identity import key_set as token_keys
+
+    monkeypatch.setattr(token_keys, "FETCH_TIMEOUT", 1.5)
+
+
+@pytest.fixture
+def ask(http: Transport, provider: Provider) -> Ask:
+    """The status of a request with a token that this key signed."""
+
+    def ask(key: SigningKey, **header: Any) -> int:
+        return Client(http, key.token(provider.claims("acme"), **header)).get("/orders").status
+
+    return ask
+
+
+def unknown(number: int) -> SigningKey:
+    return STRANGE.named(f"unknown-{number}")
+
+
+def statuses(ask: Ask, keys: list[SigningKey]) -> list[int]:
+    """All at once."""
+    with ThreadPoolExecutor(len(keys)) as threads:
+        return list(threads.map(ask, keys))
+
+
+def test_keys_are_fetched_once_an_hour(ask: Ask, keys: KeyServer, clock: Clock) -> None:
+    for _ in range(3):
+        assert ask(OLD) == 200
+        clock.skip(1000)
+
+    assert keys.fetches == 1
+
+
+def test_the_first_requests_share_one_fetch(ask: Ask, keys: KeyServer) -> None:
+    assert statuses(ask, [OLD] * 20) == [200] * 20
+
+    assert keys.fetches == 1
+
+
+def test_a_rotated_key_is_found_at_once(ask: Ask, keys: KeyServer, clock: Clock) -> None:
+    assert ask(OLD) == 200
+    clock.skip(61)
+    keys.publish(OLD.jwk(), NEW.jwk())
+
+    assert statuses(ask, [NEW, OLD] * 5) == [200] * 10
+    assert keys.fetches == 2
+
+
+def test_a_withdrawn_key_is_forgotten_with_the_next_fetch(ask: Ask, keys: KeyServer, clock: Clock) -> None:
+    assert ask(OLD) == 200
+    clock.skip(61)
+    keys.publish(NEW.jwk())
+
+    assert (ask(NEW), ask(OLD)) == (200, 401)
+
+
+def test_a_token_that_is_known_falls_with_its_key(
+    http: Transport, provider: Provider, ask: Ask, keys: KeyServer, clock: Clock
+) -> None:
+    alice = Client(http, OLD.token(provider.claims("acme")))
+    assert [alice.get("/orders").status for _ in range(2)] == [200, 200]
+    clock.skip(61)
+    keys.publish(NEW.jwk())
+    assert ask(NEW) == 200
+
+    assert alice.get("/orders").status == 401
+
+
+@pytest.mark.usefixtures("keys")
+def test_a_token_that_is_known_expires(
+    http: Transport, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = Client(http, OLD.token(provider.claims("acme")))
+    assert [alice.get("/orders").status for _ in range(2)] == [200, 200]
+    later = time.time() + 24 * 3600
+
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: later)
+        assert alice.get("/orders").status == 401
+    assert alice.get("/orders").status == 200
+
+
+@pytest.mark.usefixtures("keys")
+def test_a_token_that_is_known_vouches_for_no_other(http: Transport, provider: Provider) -> None:
+    good = OLD.token(provider.claims("acme"))
+    assert Client(http, good).get("/orders").status == 200
+    header, payload, signature = good.split(".")
+    foreign = OLD.token(provider.claims("globex")).split(".")[1]
+
+    for token in (f"{header}.{foreign}.{signature}", f"{header}.{payload}.", f"{good}A", good[:-1]):
+        assert Client(http, token).get("/orders").status == 401
+
+
+@pytest.mark.usefixtures("keys")
+def test_a_token_that_comes_again_is_not_verified_again(http: Transport, provider: Provider) -> None:
+    from chalicelib.identity import tokens
+
+    alice = Client(http, OLD.token(provider.claims("acme")))
+    before = tokens._verified.cache_info().misses
+    for _ in range(3):
+        assert alice.get("/orders").status == 200
+
+    # The first one finds the keys not fetched yet, and fetching them makes a new edition.
+    assert tokens._verified.cache_info().misses - before == 2
+
+
+def test_unknown_keys_cause_one_fetch_a_minute(ask: Ask, keys: KeyServer, clock: Clock) -> None:
+    assert ask(OLD) == 200
+    clock.skip(61)
+
+    for number in range(20):
+        assert ask(unknown(number)) == 401
+    assert keys.fetches == 2
+    clock.skip(50)
+    assert ask(unknown(1)) == 401
+    assert keys.fetches == 2
+    clock.skip(11)
+    assert ask(unknown(1)) == 401
+    assert keys.fetches == 3
+
+
+def test_twenty_unknown_keys_at_once_cause_one_fetch(ask: Ask, keys: KeyServer, clock: Clock) -> None:
+    assert ask(OLD) == 200
+    clock.skip(61)
+
+    assert statuses(ask, [unknown(number) for number in range(20)]) == [401] * 20
+
+    assert keys.fetches == 2
+
+
+def test_unknown_keys_alone_are_refused_from_the_start(ask: Ask, keys: KeyServer) -> None:
+    assert statuses(ask, [unknown(number) for number in range(20)]) == [401] * 20
+
+    assert keys.fetches == 1
+    assert ask(OLD) == 200
+
+
+def test_known_keys_serve_on_while_their_server_is_down(ask: Ask, keys: KeyServer, clock: Clock) -> None:
+    assert ask(OLD) == 200
+    keys.stop()
+
+    for _ in range(3):
+        clock.skip(61)
+        assert (ask(NEW), ask(OLD)) == (401, 200)
+    keys.publish(NEW.jwk())
+    keys.start()
+    clock.skip(61)
+    assert ask(NEW) == 200
+
+
+@pytest.mark.parametrize("status", [404, 429, 500, 503])
+def test_an_error_of_the_key_server_brings_no_keys(
+    ask: Ask, keys: KeyServer, clock: Clock, status: int
+) -> None:
+    assert ask(OLD) == 200
+    keys.publish(NEW.jwk())
+    keys.status = status
+    clock.skip(61)
+
+    assert (ask(NEW), ask(OLD)) == (401, 200)
+
+
+def test_a_failing_key_server_is_not_asked_by_every_request(ask: Ask, keys: KeyServer) -> None:
+    keys.status = 503
+
+    assert statuses(ask, [OLD] * 20) == [401] * 20
+
+    assert keys.fetches == 1
+
+
+def test_after_a_failed_first_fetch_a_later_one_succeeds(ask: Ask, keys: KeyServer, clock: Clock) -> None:
+    keys.stop()
+    assert ask(OLD) == 401
+    keys.start()
+
+    clock.skip(10)
+
+    assert ask(OLD) == 200
+
+
+@pytest.mark.usefixtures("short_wait")
+def test_a_hanging_key_server_holds_up_nobody_with_a_known_key(
+    ask: Ask, keys: KeyServer, clock: Clock
+) -> None:
+    assert ask(OLD) == 200
+    clock.skip(61)
+    keys.released.clear()
+    with ThreadPoolExecutor(5) as threads:
+        started = time.monotonic()
+        waiting = [threads.submit(ask, unknown(number)) for number in range(5)]
+        while keys.fetches < 2 and time.monotonic() - started < 2:
+            time.sleep(0.01)
+
+        assert ask(OLD) == 200
+
+        assert not any(request.done() for request in waiting)
+        assert [request.result() for request in waiting] == [401] * 5
+    assert time.monotonic() - started < 3
+    assert keys.fetches == 2
+
+
+@pytest.mark.usefixtures("short_wait")
+def test_a_trickling_key_server_is_not_waited_for(ask: Ask, keys: KeyServer) -> None:
+    """Each byte comes in time, the whole does not."""
+    keys.byte_delay = 0.25
+
+    started = time.monotonic()
+    status = ask(OLD)
+
+    assert (status, time.monotonic() - started < 3) == (401, True)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>",
+        b"{",
+        b"\xff",
+        b"null",
+        b"[]",
+        b"{}",
+        b'"keys"',
+        b'{"keys":null}',
+        b'{"keys":5}',
+        b'{"keys":""}',
+        b'{"keys":"abc"}',
+        b'{"keys":{}}',
+        b'{"keys":[]}',
+        b'{"keys":[null]}',
+        b'{"keys":[{}]}',
+        b'{"keys":[{"kty":"RSA"}]}',
+        b'{"keys":[{"kty":"oct","kid":"old","k":"AA"}]}',
+    ],
+    ids=repr,
+)
+def test_a_garbled_key_list_replaces_nothing(ask: Ask, keys: KeyServer, clock: Clock, body: bytes) -> None:
+    assert ask(OLD) == 200
+    keys.body = body
+    clock.skip(61)
+
+    assert (ask(NEW), ask(OLD)) == (401, 200)
+    assert keys.fetches == 2
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {},
+        None,
+        5,
+        [],
+        "old",
+        {"kty": "RSA"},
+        {"kty": "RSA", "kid": None},
+        {"kty": "RSA", "kid": "broken"},
+        {"kty": "RSA", "kid": "broken", "n": "*", "e": 5},
+        {"kty": ["RSA"]},
+        {**OCT, "kid": "old"},
+        OCT,
+        ELLIPTIC,
+        STRANGE.jwk(kid=None),
+        STRANGE.jwk(kid=5),
+        STRANGE.jwk(kid=["old"]),
+    ],
+    ids=lambda other: json.dumps({**other, "n": ""} if isinstance(other, dict) else other),
+)
+def test_a_good_key_serves_beside_any_other(ask: Ask, keys: KeyServer, other: Any) -> None:
+    """RFC 7517, section 5: keys that are not understood are ignored, the others are not."""
+    keys.publish(other, OLD.jwk())
+
+    assert ask(OLD) == 200
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        STRANGE.jwk(alg="RS384"),
+        STRANGE.jwk(alg="RS512"),
+        STRANGE.jwk(alg="PS256"),
+        STRANGE.jwk(alg="HS256"),
+        STRANGE.jwk(alg="RSA-OAEP"),
+        STRANGE.jwk(use="enc"),
+        STRANGE.jwk(kty="oct"),
+        STRANGE.jwk(kty="rsa"),
+        STRANGE.jwk(kty=None),
+        STRANGE.jwk(kid=None),
+    ],
+    ids=lambda key: " ".join(f"{name}={key.get(name)}" for name in ("kty", "alg", "use", "kid")),
+)
+def test_a_key_for_anything_but_rs256_signatures_is_never_used(ask: Ask, keys: KeyServer, key: Json) -> None:
+    keys.publish(key, OLD.jwk())
+
+    assert ask(STRANGE) == 401
+    assert ask(STRANGE, alg=key.get("alg")) == 401
+    assert ask(OLD) == 200
+
+
+@pytest.mark.parametrize("members", [{"alg": None}, {"use": None}, {"alg": None, "use": None}], ids=str)
+def test_a_key_need_not_say_what_it_is_for(ask: Ask, keys: KeyServer, members: dict[str, None]) -> None:
+    keys.publish(OLD.jwk(**members))
+
+    assert ask(OLD) == 200
+
+
+@pytest.mark.parametrize("alg", ["HS256", "RS256", None])
+@pytest.mark.parametrize("named", ["HS256", "RS256"])
+def test_a_shared_secret_in_the_key_list_signs_nothing(
+    http: Transport, provider: Provider, keys: KeyServer, alg: str | None, named: str
+) -> None:
+    keys.publish({**OCT, **({"alg": alg} if alg else {})})
+    signing_input = f"{encoded({'alg': named, 'kid': 'oct'})}.{encoded(provider.claims('acme'))}"
+    signature = hmac.digest(b"secret", signing_input.encode(), "sha256")
+
+    assert Client(http, f"{signing_input}.{encoded(signature)}").get("/orders").status == 401
+
+
+@pytest.mark.parametrize("status", [301, 302, 307])
+def test_a_redirect_of_the_key_server_leads_nowhere(ask: Ask, keys: KeyServer, status: int) -> None:
+    elsewhere = KeyServer(STRANGE.jwk())
+    keys.status, keys.headers, keys.body = status, {"Location": elsewhere.url}, b""
+
+    assert ask(STRANGE) == 401
+
+    assert (keys.fetches, elsewhere.fetches) == (1, 0)
+    elsewhere.stop()

@@ -1,0 +1,515 @@
+"""Known keys age: they are fetched anew beside the requests, and what was withdrawn falls."""
+
+import gzip
+import linecache
+import logging
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from tests.chalicelib.identity.test_key_set import Clock, statuses, unknown
+from tests.support.client import Client, Transport
+from tests.support.issuer import COGNITO, OIDC, PROVIDERS, KeyServer, Provider, SigningKey, accepted
+
+OLD, NEW = SigningKey("old"), SigningKey("new")
+HOUR = 3601
+PROJECT = Path(__file__).parents[3]
+
+Get = Callable[[SigningKey], int]
+Fault = Callable[[KeyServer], None]
+
+
+@pytest.fixture(params=[COGNITO, OIDC], ids=lambda provider: provider.name)
+def provider(request: pytest.FixtureRequest) -> Provider:
+    """One for each library; what verifies for Entra and Firebase is OIDC's."""
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def clock(app: Any, monkeypatch: pytest.MonkeyPatch) -> Clock:  # noqa: ARG001 (it reads its settings first)
+    from chalicelib.identity import key_set as token_keys
+
+    clock = Clock()
+    monkeypatch.setattr(token_keys, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def keys(clock: Clock, provider: Provider) -> Iterator[KeyServer]:  # noqa: ARG001 (as above)
+    """A key server that lists the key OLD, which the API has not asked yet."""
+    keys = KeyServer(OLD.jwk())
+    with accepted(provider.variables(keys)):
+        yield keys
+    keys.stop()
+
+
+@pytest.fixture
+def get(http: Transport, provider: Provider) -> Get:
+    """The status of a request with a token that this key signed, the same one each time."""
+    tokens: dict[str, str] = {}
+
+    def get(key: SigningKey) -> int:
+        token = tokens.setdefault(key.kid, key.token(provider.claims("acme")))
+        return Client(http, token).get("/orders").status
+
+    return get
+
+
+def eventually(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def settled(keys: KeyServer) -> None:
+    """No fetch of this process runs any more."""
+    from chalicelib.identity import tokens
+
+    for fetch in tokens._keys()._fetches:
+        fetch.join(5)
+        assert not fetch.is_alive(), keys.url
+
+
+@pytest.mark.parametrize("provider", PROVIDERS, indirect=True, ids=lambda each: each.name)
+def test_a_withdrawn_key_falls_within_the_hour_without_anybody_asking_for_another(
+    get: Get, keys: KeyServer, clock: Clock
+) -> None:
+    """Also for the token that is known bit by bit."""
+    assert [get(OLD), get(OLD)] == [200, 200]
+    keys.publish(NEW.jwk())
+    clock.skip(3500)
+    assert (get(OLD), keys.fetches) == (200, 1)
+
+    clock.skip(200)
+    get(OLD)
+
+    eventually(lambda: get(OLD) == 401)
+    assert keys.fetches == 2
+    assert (get(NEW), keys.fetches) == (200, 2)
+
+
+def test_no_request_waits_for_keys_that_are_old(
+    get: Get, keys: KeyServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from chalicelib.identity import key_set as token_keys
+
+    monkeypatch.setattr(token_keys, "FETCH_TIMEOUT", 20)
+    assert get(OLD) == 200
+    keys.released.clear()
+    clock.skip(HOUR)
+
+    started = time.monotonic()
+    assert statuses(get, [OLD] * 10) == [200] * 10
+
+    assert time.monotonic() - started < 10
+    eventually(lambda: keys.fetches == 2)
+
+
+def test_an_hour_of_requests_fetches_once(get: Get, keys: KeyServer, clock: Clock) -> None:
+    assert get(OLD) == 200
+    clock.skip(HOUR)
+
+    assert statuses(get, [OLD] * 20) == [200] * 20
+    settled(keys)
+    assert statuses(get, [OLD] * 20) == [200] * 20
+
+    assert keys.fetches == 2
+
+
+def test_the_same_keys_again_make_nothing_known_unknown(get: Get, keys: KeyServer, clock: Clock) -> None:
+    from chalicelib.identity import tokens
+
+    assert [get(OLD), get(OLD)] == [200, 200]
+    before = tokens._verified.cache_info().misses
+    clock.skip(HOUR)
+
+    assert get(OLD) == 200
+    settled(keys)
+    assert get(OLD) == 200
+
+    assert keys.fetches == 2
+    assert tokens._verified.cache_info().misses == before
+
+
+def test_a_pause_of_the_whole_process_ages_the_keys_too(get: Get, keys: KeyServer, clock: Clock) -> None:
+    """A frozen machine's monotonic clock may stand still."""
+    assert get(OLD) == 200
+    keys.publish(NEW.jwk())
+
+    clock.time = lambda: time.time() + HOUR
+    get(OLD)
+
+    eventually(lambda: get(OLD) == 401)
+
+
+def test_a_host_that_freezes_between_requests_waits_after_a_day(
+    get: Get, keys: KeyServer, clock: Clock
+) -> None:
+    """There no thread may ever finish that no request waits for."""
+    assert get(OLD) == 200
+    keys.publish(NEW.jwk())
+
+    clock.skip(24 * HOUR)
+
+    assert get(OLD) == 401
+
+
+def down(keys: KeyServer) -> None:
+    keys.stop()
+
+
+def failing(keys: KeyServer) -> None:
+    keys.status = 503
+
+
+def garbled(keys: KeyServer) -> None:
+    keys.body = b"<!doctype html><title>Sign in</title>"
+
+
+def cut_short(keys: KeyServer) -> None:
+    keys.body = keys.body[:-40]
+
+
+def endless(keys: KeyServer) -> None:
+    """The keys and then 500 MB of blanks, which is JSON."""
+    keys.padding = 500_000_000
+
+
+def compressed(keys: KeyServer) -> None:
+    """Nobody asked for that; unpacked it would be large."""
+    keys.headers = {"Content-Encoding": "gzip"}
+    keys.body = gzip.compress(keys.body + b" " * 50_000_000)
+
+
+def emptied(keys: KeyServer) -> None:
+    keys.publish()
+
+
+def shortened(keys: KeyServer) -> None:
+    keys.publish(SigningKey("new", 1024).jwk())
+
+
+FAULTS = [down, failing, garbled, cut_short, endless, compressed, emptied, shortened]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_old_keys_serve_on_while_none_can_be_had_and_fall_when_they_can(
+    get: Get, keys: KeyServer, clock: Clock, fault: Fault
+) -> None:
+    assert get(OLD) == 200
+    keys.publish(NEW.jwk())
+    fault(keys)
+    for _ in range(3):
+        clock.skip(HOUR)
+        assert get(OLD) == 200
+        settled(keys)
+        assert get(OLD) == 200
+    assert keys.padded < 20_000_000
+
+    keys.status, keys.headers, keys.padding = 200, {}, 0
+    keys.publish(NEW.jwk())
+    if fault is down:
+        keys.start()
+    clock.skip(61)
+    get(OLD)
+
+    eventually(lambda: get(OLD) == 401)
+    assert get(NEW) == 200
+
+
+def test_a_failing_key_server_is_asked_less_and_less(get: Get, keys: KeyServer, clock: Clock) -> None:
+    assert get(OLD) == 200
+    keys.status = 500
+    clock.skip(61)
+    asked = []
+
+    for second in range(0, 300, 5):
+        before = keys.fetches
+        assert get(unknown(second)) == 401
+        settled(keys)
+        asked += [second] * (keys.fetches - before)
+        clock.skip(5)
+
+    pauses = [later - earlier for earlier, later in pairwise(asked)]
+    assert pauses == [5, 10, 20, 40, 60, 60, 60]
+
+
+def test_with_keys_one_request_at_most_waits_for_a_server_that_failed(
+    get: Get, keys: KeyServer, clock: Clock
+) -> None:
+    assert get(OLD) == 200
+    keys.status = 500
+    clock.skip(61)
+    assert get(unknown(0)) == 401
+    keys.released.clear()
+    clock.skip(61)
+    waiting = threading.Thread(target=get, args=[unknown(1)])
+    waiting.start()
+    eventually(lambda: keys.fetches == 3)
+
+    assert statuses(get, [unknown(number) for number in range(2, 10)]) == [401] * 8
+
+    assert waiting.is_alive()
+    keys.released.set()
+    waiting.join(5)
+
+
+def test_an_answer_that_comes_late_does_not_replace_a_newer_one(
+    get: Get, keys: KeyServer, clock: Clock
+) -> None:
+    assert get(OLD) == 200
+    late, at_once = threading.Event(), keys.released
+    keys.released = late
+    clock.skip(HOUR)
+    assert get(OLD) == 200
+    eventually(lambda: keys.held == 1)
+    keys.released = at_once
+    keys.publish(NEW.jwk())
+    clock.skip(20)
+    assert get(NEW) == 200
+
+    late.set()
+    settled(keys)
+
+    assert (get(NEW), get(OLD), keys.fetches) == (200, 401, 3)
+
+
+def test_an_answer_that_came_during_a_pause_of_the_process_counts(
+    get: Get, keys: KeyServer, clock: Clock
+) -> None:
+    """A host that freezes between requests would otherwise never be done; its age is that of the question."""
+    assert get(OLD) == 200
+    keys.publish(NEW.jwk())
+    keys.released.clear()
+    clock.skip(HOUR)
+    assert get(OLD) == 200
+    eventually(lambda: keys.held == 1)
+
+    clock.skip(HOUR)
+    keys.released.set()
+    settled(keys)
+
+    assert (get(NEW), keys.fetches) == (200, 2)
+    clock.skip(61)
+    assert get(NEW) == 200
+    eventually(lambda: keys.fetches == 3)
+
+
+def test_fetches_that_never_end_are_few(get: Get, keys: KeyServer, clock: Clock) -> None:
+    """Bytes that trickle keep a socket's timeout from ever coming."""
+    assert get(OLD) == 200
+    keys.released.clear()
+
+    for _ in range(10):
+        clock.skip(HOUR)
+        assert get(OLD) == 200
+
+    eventually(lambda: keys.fetches == 1 + 3)
+    assert sum(type(each).__name__ == "_Fetch" for each in threading.enumerate()) == 3
+
+
+def test_a_process_that_forks_while_it_fetches_can_fetch_in_both() -> None:
+    keys = KeyServer(OLD.jwk())
+    program = """
+import os, sys, time
+from chalicelib.identity import key_set as token_keys
+token_keys.LONGEST_FETCH, token_keys.RETRY_AFTER, token_keys.FETCH_TIMEOUT = 2, 0, 0.1
+token_keys.MOST_FETCHES = 1
+keys = token_keys.KeySet(sys.argv[1])
+def knows():
+    try:
+        return bool(keys.get("old"))
+    except token_keys.NoSuchKey:
+        return False
+assert not knows()
+child = os.fork()
+if child:
+    print("forked", flush=True)
+    sys.stdin.readline()
+deadline = time.monotonic() + 20
+while not knows():
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+"""
+    keys.released.clear()
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", program, keys.url],
+        cwd=PROJECT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"forked\n"
+        keys.released.set()
+        running.communicate(b"\n", 30)
+
+    assert running.returncode == 0
+    keys.stop()
+
+
+def test_whoever_waits_for_one_fetch_gets_its_keys_however_the_threads_take_turns() -> None:
+    """Before Python 3.13 two threads that join a third can meet between two lines of threading.py."""
+    from chalicelib.identity.key_set import KeySet
+
+    keys = KeyServer(OLD.jwk())
+    keys.released.clear()
+    waited_for = KeySet(keys.url)
+    pauses = {"first": ("self._stop()", 0.1), "second": ("lock.release()", 0.3)}
+
+    def get(who: str) -> object:
+        line, seconds = pauses[who]
+
+        def trace(frame: FrameType, event: str, _: object) -> Any:
+            code = frame.f_code
+            at = linecache.getline(code.co_filename, frame.f_lineno).strip()
+            if code.co_name == "_wait_for_tstate_lock" and (event, at) == ("line", line):
+                time.sleep(seconds)
+            return trace if code.co_filename == threading.__file__ else None
+
+        sys.settrace(trace)
+        try:
+            return waited_for.get("old")["kid"]
+        finally:
+            sys.settrace(None)
+
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(get, "first")
+        eventually(lambda: keys.held == 1)
+        time.sleep(0.1)
+        second = threads.submit(get, "second")
+        time.sleep(0.1)
+        keys.released.set()
+
+        assert (first.result(), second.result()) == ("old", "old")
+    keys.stop()
+
+
+# What the log says
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:1/keys@2?sig=s3cret",
+        "http://127.0.0.1:1/keys@2?sig=s3 cret#s3cret",
+        "http://keys:s3cret@127.0.0.1/keys@2?sig=s3cret",
+    ],
+)
+def test_a_key_server_that_cannot_be_asked_is_named_without_what_may_be_secret(
+    caplog: pytest.LogCaptureFixture, url: str
+) -> None:
+    from chalicelib.identity.key_set import KeySet, NoSuchKey
+
+    with pytest.raises(NoSuchKey):
+        KeySet(url).get("old")
+
+    (line,) = said(caplog)
+    assert re.match(r"cannot fetch the token keys from http://127\.0\.0\.1(:1)?/keys@2: ", line)
+    assert "s3" not in caplog.text
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name.startswith("order-api")]
+
+
+def test_bad_tokens_push_out_no_good_one_and_leave_a_line_a_minute(
+    in_process: Transport,
+    keys: KeyServer,  # noqa: ARG001 (they are asked for)
+    provider: Provider,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from chalicelib.identity import tokens
+
+    good = OLD.token(provider.claims("acme"))
+    header, payload, signature = good.split(".")
+    alice = Client(in_process, good)
+    assert [alice.get("/orders").status for _ in range(2)] == [200, 200]
+    before = tokens._verified.cache_info()
+    caplog.clear()
+
+    for number in range(700):
+        strange = unknown(number)
+        for bad in (
+            f"{header}.{payload}.{signature[: number - 700]}",
+            strange.signed({"alg": "RS256", "kid": strange.kid}, {}) if number < 100 else f"{number}.a.b",
+            f"{header}.{payload[: number - 700]}.{signature}",
+        ):
+            assert Client(in_process, bad).get("/orders").status == 401
+
+    after = tokens._verified.cache_info()
+    assert alice.get("/orders").status == 200
+    assert (after.currsize, after.hits) == (before.currsize, before.hits)
+    assert tokens._verified.cache_info().hits == before.hits + 1
+    lines = said(caplog)
+    assert sorted(line.partition(" (")[0] for line in lines) == [
+        "refused a token: malformed",
+        "refused a token: signature",
+        "refused a token: unknown key",
+    ]
+
+
+REASONS: dict[str, Callable[[Provider], str]] = {
+    "unknown key": lambda provider: unknown(1).token(provider.claims("acme")),
+    "signature": lambda provider: NEW.token(provider.claims("acme"), kid="old"),
+    "algorithm": lambda provider: OLD.token(provider.claims("acme"), alg="none"),
+    "kind": lambda provider: OLD.token(provider.claims("acme"), typ="logout+jwt"),
+    "expired": lambda provider: OLD.token(provider.claims("acme", exp=1)),
+    "not valid yet": lambda provider: OLD.token(provider.claims("acme", nbf=4_000_000_000)),
+    "issuer": lambda provider: OLD.token(provider.claims("acme", iss="https://x.example")),
+    "audience": lambda provider: OLD.token(provider.claims("acme", aud="another")),
+    "too long": lambda provider: OLD.token(provider.claims("acme", a="x" * 20_000)),
+    "malformed": lambda _provider: "eyJhIjoxfQ.eyJhIjoxfQ.AAAA",
+}
+
+
+@pytest.mark.usefixtures("keys")
+@pytest.mark.parametrize("reason", REASONS)
+def test_the_log_says_why_in_few_words_and_none_of_the_tokens(
+    in_process: Transport,
+    clock: Clock,
+    provider: Provider,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    reason: str,
+) -> None:
+    from chalicelib.identity import refusal_log as token_refusals
+
+    monkeypatch.setattr(token_refusals, "time", clock)
+    bad = REASONS[reason](provider)
+    caplog.set_level(logging.DEBUG)
+
+    answers = [Client(in_process, bad).get("/orders") for _ in range(5)]
+    clock.skip(61)
+    answers.append(Client(in_process, bad).get("/orders"))
+
+    assert {answer.status for answer in answers} == {401}
+    first, second = said(caplog)
+    assert first.startswith("refused a token: ")
+    assert reason in first
+    assert second == first.replace("(1 since", "(5 since")
+    everything = caplog.text + "".join(answer.body.decode() for answer in answers)
+    for part in bad.split("."):
+        assert part not in everything
+    assert "acme" not in everything
+
+
+def test_no_token_at_all_is_no_line_in_the_log(
+    in_process: Transport, keys: KeyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    for headers in ({}, {"authorization": ""}, {"authorization": "Basic YWxpY2U6c2VjcmV0"}):
+        assert in_process("GET", "/orders", headers, b"").status == 401
+
+    assert (said(caplog), keys.fetches) == ([], 0)

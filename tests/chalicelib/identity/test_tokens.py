@@ -1,0 +1,652 @@
+"""Whose requests are answered: good tokens only, and only as the caller that they name."""
+
+import hashlib
+import hmac
+import json
+import time
+import zlib
+from base64 import urlsafe_b64decode
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.request import Request, urlopen
+from uuid import uuid4
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from chalicelib import settings
+from tests.support.client import SEED_BYTES, Answer, Client, Transport
+from tests.support.cognito import UserPool
+from tests.support.forgeries import oddly_written
+from tests.support.issuer import (
+    AUDIENCE,
+    COGNITO,
+    ENTRA,
+    OIDC,
+    PROVIDERS,
+    KeyServer,
+    Provider,
+    SigningKey,
+    accepted,
+    decoded,
+    encoded,
+)
+
+Place = Callable[[str | None], Answer]
+Refuses = Callable[[str | None], None]
+Rows = Callable[..., list[tuple[Any, ...]]]
+Signed = Callable[[str], str]
+
+JSON = {"content-type": "application/json"}
+KEY, ATTACKERS_KEY = SigningKey(), SigningKey("attackers-key")
+
+
+@pytest.fixture
+def place(http: Transport) -> Place:
+    """Posts the seed order with this Authorization header, over a real connection."""
+
+    def send(authorization: str | None) -> Answer:
+        headers = JSON if authorization is None else {**JSON, "authorization": authorization}
+        return http("POST", "/orders", headers, SEED_BYTES)
+
+    return send
+
+
+@pytest.fixture
+def refuses(http: Transport, place: Place, rows: Rows) -> Refuses:
+    """Asserts that this Authorization header opens nothing: reading and writing are a 401."""
+
+    def check(authorization: str | None) -> None:
+        headers = {} if authorization is None else {"authorization": authorization}
+        before = stored(rows)
+        for answer in (
+            place(authorization),
+            http("GET", "/orders", headers, b""),
+            http("GET", f"/orders/{uuid4()}", headers, b""),
+        ):
+            assert_unauthorized(answer)
+        assert stored(rows) == before
+
+    return check
+
+
+@pytest.fixture(scope="module")
+def keys() -> Iterator[KeyServer]:
+    """Lists KEY."""
+    keys = KeyServer(KEY.jwk())
+    yield keys
+    keys.stop()
+
+
+@pytest.fixture(params=PROVIDERS, ids=lambda provider: provider.name)
+def provider(request: pytest.FixtureRequest, app: Any, keys: KeyServer) -> Iterator[Provider]:  # noqa: ARG001
+    """The API accepts what KEY signs for this provider, instead of the user pool's tokens."""
+    with accepted(request.param.variables(keys)):
+        yield request.param
+
+
+@pytest.fixture(params=["user pool", *PROVIDERS], ids=lambda each: getattr(each, "name", each))
+def signed(
+    request: pytest.FixtureRequest,
+    app: Any,  # noqa: ARG001 (it reads its settings first)
+    user_pool: UserPool,
+    keys: KeyServer,
+) -> Iterator[Signed]:
+    """Signs good tokens of a tenant: moto's user pool does, or KEY for one of the providers."""
+    provider = request.param
+    if provider == "user pool":
+        yield user_pool.token
+        return
+    with accepted(provider.variables(keys)):
+        yield lambda tenant: KEY.token(provider.claims(tenant))
+
+
+@pytest.fixture
+def good(signed: Signed, tenant: str) -> str:
+    return signed(tenant)
+
+
+def assert_unauthorized(answer: Answer) -> None:
+    assert (answer.status, answer.slug) == (401, "unauthorized"), answer
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert answer.headers["x-request-id"] == answer.json["request_id"]
+    assert set(answer.json) == {"type", "title", "status", "detail", "request_id", "errors"}
+    assert answer.json["errors"] == []
+
+
+def decoded_bytes(segment: str) -> bytes:
+    return urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
+
+
+def stored(rows: Rows) -> list[tuple[Any, ...]]:
+    return rows("select (select count(*) from orders), (select count(*) from idempotency_keys)")
+
+
+# Good tokens
+
+
+@pytest.mark.parametrize(
+    "form", ["Bearer {}", "bearer {}", "BEARER {}", "{}", "Bearer  {}", " Bearer {} "], ids=repr
+)
+def test_a_good_token_is_accepted_with_and_without_its_scheme(
+    place: Place, good: str, tenant: str, form: str
+) -> None:
+    answer = place(form.format(good))
+
+    assert answer.status == 201
+    assert answer.json["order"]["tenant_id"] == tenant
+    claims = decoded(good.split(".")[1])
+    assert answer.json["order"]["created_by"] == claims.get("oid", claims["sub"])
+
+
+@pytest.mark.parametrize("claims", [{"exp": -20}, {"nbf": 20}, {"nbf": -600}, {"iat": 20}], ids=str)
+def test_clocks_may_differ_by_half_a_minute(
+    place: Place, provider: Provider, tenant: str, claims: dict[str, int]
+) -> None:
+    moments = {name: int(time.time()) + seconds for name, seconds in claims.items()}
+
+    assert place(KEY.token(provider.claims(tenant, **moments))).status == 201
+
+
+# Not Firebase: its audience is the one project.
+@pytest.mark.parametrize("provider", [COGNITO, ENTRA, OIDC], indirect=True, ids=lambda each: each.name)
+def test_one_of_several_audiences_is_enough(place: Place, provider: Provider, tenant: str) -> None:
+    clients = f"web, {AUDIENCE}"
+    with accepted({"AUTH_AUDIENCE": clients}):
+        assert place(KEY.token(provider.claims(tenant))).status == 201
+        assert place(KEY.token(provider.claims(tenant, aud="web"))).status == 201
+        assert place(KEY.token(provider.claims(tenant, aud="we"))).status == 401
+        assert place(KEY.token(provider.claims(tenant, aud=clients))).status == 401
+
+
+# What is no token at all
+
+COMPRESSED = zlib.compress(b" " * 3_000_000, wbits=-15)
+"""A bomb of 3 MB in 3 kB (RFC 8725, 3.6)."""
+GARBAGE = {
+    "absent": None,
+    "empty": "",
+    "blank": "   ",
+    "a bare scheme": "Bearer",
+    "a scheme and a blank": "Bearer ",
+    "Basic": "Basic YWxpY2U6c2VjcmV0",
+    "Digest": 'Digest username="alice"',
+    "a word": "garbage",
+    "Bearer and a word": "Bearer garbage",
+    "null": "Bearer null",
+    "one dot": "Bearer a.b",
+    "two dots": "Bearer a.b.c",
+    "dots alone": "Bearer ..",
+    "many dots": "Bearer " + "." * 10_000,
+    "10,000 characters": "Bearer " + "x" * 10_000,
+    "10,000 characters in three parts": f"{'A' * 3333}.{'A' * 3333}.{'A' * 3333}",
+    "Latin-1": "Bearer \u00fc.\u00fc.\u00fc",
+    "UTF-8": "Bearer 李.李.李".encode().decode("latin-1"),
+    "a no-break space": "Bearer\u00a0a.b.c",
+    "bytes that are no UTF-8": "Bearer \u00ff\u00fe",
+    "empty objects": "Bearer e30.e30.",
+    "quoted": 'Bearer "a.b.c"',
+    "a header that is a list": f"{encoded(['RS256'])}.e30.AA",
+    "a header that is null": f"{encoded(None)}.e30.AA",
+    "a header that is not JSON": f"{encoded(b'{')}.e30.AA",
+    "a header that is no UTF-8": f"{encoded(bytes([255]))}.e30.AA",
+    "a header nested deep": f"{encoded(b'[' * 20_000)}.e30.AA",
+    "a kid that is a list": f"{encoded({'alg': 'RS256', 'kid': ['key-1']})}.e30.AA",
+    "a kid that is an object": f"{encoded({'alg': 'RS256', 'kid': {}})}.e30.AA",
+    "an alg that is a list": f"{encoded({'alg': ['RS256'], 'kid': 'key-1'})}.e30.AA",
+    "a header nested less deep": f"{encoded(b'[' * 3000)}.e30.AA",
+    "a kid of 5,000 characters": f"{encoded({'alg': 'RS256', 'kid': 'k' * 5000})}.e30.AA",
+    "a kid of 2,000 digits": f"{encoded({'alg': 'RS256', 'kid': 10**2000})}.e30.AA",
+    "encrypted": f"{encoded({'alg': 'RSA-OAEP', 'enc': 'A256GCM', 'kid': 'key-1'})}.AA.AA.AA.AA",
+    "encrypted and compressed": (
+        f"{encoded({'alg': 'dir', 'enc': 'A128GCM', 'zip': 'DEF'})}..AAAA.{encoded(COMPRESSED)}.AAAA"
+    ),
+    "encrypted and said to be signed": (
+        f"{encoded({'alg': 'RS256', 'kid': 'key-1', 'zip': 'DEF'})}..AAAA.{encoded(COMPRESSED)}.AAAA"
+    ),
+    "JSON serialization": '{"payload":"e30","protected":"e30","signature":"AA"}',
+}
+
+
+@pytest.mark.parametrize("authorization", GARBAGE.values(), ids=GARBAGE)
+@pytest.mark.usefixtures("provider")
+def test_what_is_no_token_is_refused(refuses: Refuses, authorization: str | None) -> None:
+    refuses(authorization)
+
+
+WRONG_FORMS = [
+    "Basic {}",
+    "Token {}",
+    "BearerX {}",
+    "Bearer:{}",
+    "Bearer={}",
+    "Bearer Bearer {}",
+    "Bearer {} {}",
+    "{} {}",
+    "{},{}",
+    "Bearer {}, Bearer {}",
+    'Bearer "{}"',
+    "Bearer {}.{}",
+    "Bearer .{}",
+    "Bearer {}.",
+    "Bearer {},",
+    "Bearer {}" + "." * 5_000,
+    "Bearer {}.AAAA.AAAA",
+]
+
+
+@pytest.mark.parametrize("form", WRONG_FORMS)
+def test_a_good_token_in_a_wrong_form_is_refused(refuses: Refuses, good: str, form: str) -> None:
+    refuses(form.format(good, good))
+
+
+@pytest.mark.parametrize("addition", ["!", "!!!!", "\u00fc", "====A", "=="])
+def test_a_signature_with_foreign_characters_is_refused(refuses: Refuses, good: str, addition: str) -> None:
+    """RFC 7515, section 5.2: no additional characters in what is base64url-decoded."""
+    refuses(f"Bearer {good}{addition}")
+
+
+def test_one_token_has_one_spelling(refuses: Refuses, good: str) -> None:
+    """RFC 4648, section 3.5: the last character of 256 bytes holds four bits that say nothing."""
+    following = chr(ord(good[-1]) + 1)
+    assert decoded_bytes(good[-2:]) == decoded_bytes(good[-2] + following)
+
+    refuses(good[:-1] + following)
+
+
+# Signed by the user pool, but not for this API
+
+
+@pytest.mark.usefixtures("app")
+def test_another_pools_token_is_refused(
+    refuses: Refuses, place: Place, user_pool: UserPool, tenant: str
+) -> None:
+    """All of moto's pools sign with one key: nothing but the issuer tells them apart."""
+    other = UserPool(user_pool._endpoint, "another-pool")
+    foreign = other.token(tenant)
+    refuses(foreign)
+
+    with accepted({"AUTH_AUDIENCE": f"{user_pool.client_id},{other.client_id}"}):
+        refuses(foreign)
+        assert place(user_pool.token(tenant)).status == 201
+
+
+def test_another_app_clients_token_is_refused(refuses: Refuses, user_pool: UserPool, tenant: str) -> None:
+    refuses(user_pool.tokens(tenant, "alice", user_pool.other_client_id)["IdToken"])
+
+
+def test_an_access_token_is_refused(refuses: Refuses, user_pool: UserPool, tenant: str) -> None:
+    refuses(user_pool.token(tenant, kind="AccessToken"))
+
+
+# Forged from a good token
+
+
+WRONG_ALGORITHMS = ["none", "None", "NONE", "", None, "HS256", "RS512", "rs256"]
+
+
+@pytest.mark.parametrize("algorithm", WRONG_ALGORITHMS)
+@pytest.mark.parametrize("signature", ["", "AA", "of the token"])
+def test_a_token_that_names_another_algorithm_is_refused(
+    refuses: Refuses, good: str, algorithm: str | None, signature: str
+) -> None:
+    header, payload, signed = good.split(".")
+    forged = {**decoded(header), "alg": algorithm}
+
+    refuses(f"Bearer {encoded(forged)}.{payload}.{signed if signature == 'of the token' else signature}")
+
+
+PUBLIC_FORMS = ["pem", "pem without newline", "der", "jwk", "compact jwk", "jwks", "n"]
+
+
+@pytest.mark.parametrize("kid", ["of the key", None])
+@pytest.mark.parametrize("form", PUBLIC_FORMS)
+def test_a_public_key_is_no_shared_secret(refuses: Refuses, good: str, form: str, kid: str | None) -> None:
+    with urlopen(Request(settings.tokens().jwks_url, headers={"User-Agent": "curl"})) as answer:
+        jwks = answer.read()
+
+    refuses(signed_with_the_public_key(jwks, form, good.split(".")[1], with_kid=kid is not None))
+
+
+def signed_with_the_public_key(jwks: bytes, form: str, payload: str, *, with_kid: bool = True) -> str:
+    """HS256, whose shared secret is what a key server tells everybody, in one of PUBLIC_FORMS."""
+    jwk = json.loads(jwks)["keys"][0]
+    e, n = (int.from_bytes(urlsafe_b64decode(jwk[name] + "==="), "big") for name in "en")
+    key = RSAPublicNumbers(e, n).public_key()
+    pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    secret = {
+        "pem": pem,
+        "pem without newline": pem.strip(),
+        "der": key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+        "jwk": json.dumps(jwk).encode(),
+        "compact jwk": json.dumps(jwk, separators=(",", ":")).encode(),
+        "jwks": jwks,
+        "n": jwk["n"].encode(),
+    }[form]
+    header = {"alg": "HS256", "typ": "JWT", **({"kid": jwk["kid"]} if with_kid else {})}
+    signing_input = f"{encoded(header)}.{payload}"
+    return f"{signing_input}.{encoded(hmac.digest(secret, signing_input.encode(), hashlib.sha256))}"
+
+
+def test_a_changed_payload_is_refused(refuses: Refuses, good: str) -> None:
+    header, payload, signature = good.split(".")
+    names = ("custom:tenant_id", "tid", "tenant_id")
+    victim = {**decoded(payload), **dict.fromkeys(names, "victim"), "firebase": {"tenant": "victim"}}
+
+    refuses(f"{header}.{encoded(victim)}.{signature}")
+
+
+def test_a_changed_signature_is_refused(refuses: Refuses, good: str) -> None:
+    header, payload, signature = good.split(".")
+    for changed in (
+        ("B" if signature[0] == "A" else "A") + signature[1:],
+        signature[:-4],
+        signature + "AAAA",
+        signature[::-1],
+        "A" * len(signature),
+        "",
+    ):
+        refuses(f"{header}.{payload}.{changed}")
+
+
+def test_a_signature_of_another_token_is_refused(refuses: Refuses, signed: Signed, good: str) -> None:
+    other = signed("another-tenant")
+
+    refuses(".".join([*good.split(".")[:2], other.split(".")[2]]))
+
+
+# Signed with the right key, but wrong inside
+
+
+def test_the_tests_own_issuers_sign_good_tokens(place: Place, provider: Provider, tenant: str) -> None:
+    answer = place(KEY.token(provider.claims(tenant)))
+
+    assert (answer.status, answer.json["order"]["tenant_id"]) == (201, tenant)
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"exp": -40},
+        {"exp": -86_400},
+        {"nbf": 40},
+        {"nbf": 86_400},
+        {"iat": 40},
+    ],
+    ids=str,
+)
+def test_a_token_is_refused_outside_its_time(
+    refuses: Refuses, provider: Provider, tenant: str, claims: dict[str, int]
+) -> None:
+    moments = {name: int(time.time()) + seconds for name, seconds in claims.items()}
+
+    refuses(KEY.token(provider.claims(tenant, **moments)))
+
+
+WRONG_CLAIMS: list[dict[str, Any]] = [
+    {"exp": None},
+    {"exp": 0},
+    {"exp": True},
+    {"exp": "9999999999"},
+    {"exp": [9_999_999_999]},
+    {"exp": float("nan")},
+    {"exp": float("inf")},
+    {"exp": 10**400},
+    {"nbf": "tomorrow"},
+    {"nbf": [0]},
+    {"nbf": float("nan")},
+    {"nbf": float("-inf")},
+    {"nbf": "0"},
+    {"nbf": True},
+    {"iat": float("nan")},
+    {"iat": "0"},
+    {"iat": True},
+    {"iat": []},
+    {"iss": None},
+    {"iss": ""},
+    {"iss": "https://attacker.example"},
+    {"iss": 5},
+    {"iss": {}},
+    {"aud": None},
+    {"aud": ""},
+    {"aud": "another-client"},
+    {"aud": AUDIENCE.upper()},
+    {"aud": AUDIENCE[:-1]},
+    {"aud": ["another-client"]},
+    {"aud": [[AUDIENCE]]},
+    {"aud": []},
+    {"aud": {}},
+    {"aud": {AUDIENCE: 1}},
+    {"aud": 5},
+    {"sub": None},
+    {"sub": ""},
+    {"sub": 5},
+    {"sub": ["alice"]},
+    {"aud": [AUDIENCE.upper(), "another-client"]},
+    {"aud": f"{AUDIENCE},another-client"},
+    {"events": {"http://schemas.openid.net/event/backchannel-logout": {}}},
+    {"events": {}},
+    {"cnf": {"jkt": "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"}},
+    {"cnf": {"x5t#S256": "bwcK0esc3ACC3DB2Y5_lESsXE8o9ltc05O89jdN-dg2"}},
+    {"email": float("nan")},
+    {"email": {"a": [float("-inf")]}},
+]
+
+
+@pytest.mark.parametrize("changes", WRONG_CLAIMS, ids=str)
+def test_a_token_with_a_wrong_claim_is_refused(
+    refuses: Refuses, provider: Provider, tenant: str, changes: dict[str, Any]
+) -> None:
+    refuses(KEY.token(provider.claims(tenant, **changes)))
+
+
+@pytest.mark.parametrize("user", ["", " ", 5, ["alice"], "x" * 256, "a\x00b"], ids=repr)
+def test_a_token_of_nobody_is_refused(refuses: Refuses, provider: Provider, tenant: str, user: Any) -> None:
+    refuses(KEY.token(provider.claims(tenant, **{provider.user: user})))
+
+
+def test_almost_the_issuer_is_another_issuer(refuses: Refuses, provider: Provider, tenant: str) -> None:
+    name = provider.issuer
+    for iss in (f"{name}/", name.upper(), [name], name[:-1], f" {name}", name.replace("https", "http")):
+        refuses(KEY.token(provider.claims(tenant, iss=iss)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"token_use": None},
+        {"token_use": ""},
+        {"token_use": "access"},
+        {"token_use": "access", "client_id": AUDIENCE},
+        {"token_use": "refresh"},
+        {"token_use": ["id"]},
+    ],
+    ids=str,
+)
+def test_of_cognitos_tokens_only_id_tokens_count(
+    app: Any,  # noqa: ARG001 (it reads its settings first)
+    refuses: Refuses,
+    keys: KeyServer,
+    tenant: str,
+    changes: dict[str, Any],
+) -> None:
+    with accepted(COGNITO.variables(keys)):
+        refuses(KEY.token(COGNITO.claims(tenant, **changes)))
+
+
+@pytest.mark.parametrize("payload", [[], None, "alice", 5, b"", b"{", b"\xff", b"[" * 20_000], ids=str)
+@pytest.mark.usefixtures("provider")
+def test_claims_that_are_no_object_are_refused(refuses: Refuses, payload: Any) -> None:
+    refuses(KEY.token(payload))
+
+
+WRONG_HEADERS: list[dict[str, Any]] = [
+    {"kid": None},
+    {"kid": ""},
+    {"kid": "unknown"},
+    {"kid": 1},
+    {"kid": "../../key-1"},
+    {"alg": None},
+    {"alg": "RS384"},
+    {"alg": "RS512"},
+    {"alg": "PS256"},
+    {"alg": "ES256"},
+    {"alg": "HS256"},
+    {"alg": "none"},
+    {"crit": ["exp"]},
+    {"crit": ["b64"], "b64": True},
+    {"crit": []},
+    {"crit": "exp"},
+    {"crit": ["b64"], "b64": False},
+    {"b64": False},
+    {"b64": True},
+    {"typ": ""},
+    {"typ": 5},
+    {"typ": ["JWT"]},
+    {"typ": "JWE"},
+    {"typ": "JOSE"},
+    {"typ": "logout+jwt"},
+    {"typ": "application/logout+jwt"},
+    {"typ": "secevent+jwt"},
+    {"typ": "dpop+jwt"},
+]
+
+
+@pytest.mark.parametrize("header", WRONG_HEADERS, ids=str)
+def test_a_token_with_a_wrong_header_is_refused(
+    refuses: Refuses, provider: Provider, tenant: str, header: dict[str, Any]
+) -> None:
+    refuses(KEY.token(provider.claims(tenant), **header))
+
+
+def test_what_two_readers_may_read_differently_is_refused(
+    place: Place, refuses: Refuses, provider: Provider, tenant: str
+) -> None:
+    """RFC 7515, section 4, RFC 7519, section 4, and RFC 8725, section 3.7."""
+    claims = provider.claims(tenant)
+    assert place(KEY.token(claims)).status == 201
+
+    for name, token in oddly_written(KEY, claims, "victim"):
+        assert place(token).status == 401, name
+        refuses(token)
+
+
+@pytest.mark.parametrize(
+    "typ", [None, "JWT", "jwt", "application/jwt", "at+jwt", "application/AT+JWT"], ids=repr
+)
+def test_a_token_may_say_that_it_is_of_its_providers_kind(
+    place: Place, provider: Provider, tenant: str, typ: str | None
+) -> None:
+    """Cognito's and Firebase's are ID tokens; access tokens (RFC 9068) are the others' to send."""
+    no_access_tokens = provider.name in ("cognito", "firebase")
+    refused = typ is not None and "at+" in typ.lower() and no_access_tokens
+
+    assert place(KEY.token(provider.claims(tenant), typ=typ)).status == (401 if refused else 201)
+
+
+def test_what_nests_deep_and_is_signed_is_no_error_of_ours(
+    place: Place, provider: Provider, tenant: str
+) -> None:
+    for depth in (100, 900, 1_000, 3_000, 5_000):
+        deep = json.dumps(provider.claims(tenant))[:-1] + f',"a":{"[" * depth}{"]" * depth}}}'
+        assert place(KEY.token(deep.encode())).status in (201, 401)
+
+
+def test_a_stronger_hash_is_another_algorithm_too(refuses: Refuses, provider: Provider, tenant: str) -> None:
+    refuses(KEY.token(provider.claims(tenant), hashes.SHA512(), alg="RS512"))
+    refuses(KEY.token(provider.claims(tenant), hashes.SHA512()))
+
+
+POINTERS = ["jku", "x5u", "jwk", "x5c", "iss"]
+
+
+def pointing_at_itself(pointer: str, kid: str, claims: dict[str, Any], attackers_server: KeyServer) -> str:
+    """Signed by ATTACKERS_KEY, which the token itself says where to find."""
+    jwk = ATTACKERS_KEY.jwk(kid=kid)
+    pointers: dict[str, dict[str, Any]] = {
+        "jku": {"jku": attackers_server.url},
+        "x5u": {"x5u": attackers_server.url},
+        "jwk": {"jwk": jwk},
+        "x5c": {"x5c": [jwk["n"]]},
+        "iss": {},
+    }
+    named = {**claims, "iss": attackers_server.url} if pointer == "iss" else claims
+    return ATTACKERS_KEY.token(named, **pointers[pointer], kid=kid)
+
+
+@pytest.mark.parametrize("kid", ["attackers-key", KEY.kid])
+@pytest.mark.parametrize("pointer", POINTERS)
+def test_a_token_cannot_bring_its_own_key(
+    refuses: Refuses, provider: Provider, tenant: str, pointer: str, kid: str
+) -> None:
+    attackers_server = KeyServer(ATTACKERS_KEY.jwk(kid=kid))
+
+    refuses(pointing_at_itself(pointer, kid, provider.claims(tenant), attackers_server))
+
+    attackers_server.stop()
+    assert attackers_server.fetches == 0
+
+
+# Good tokens without a tenant
+
+WITHOUT_TENANT: dict[str, Any] = {
+    "absent": None,
+    "empty": "",
+    "a space": " ",
+    "blanks": " \t ",
+    "too long": "x" * 256,
+    "a newline": "acme\n",
+    "NUL": "ac\x00me",
+    "DEL": "acme\x7f",
+    "an escape": "\x1b[31macme",
+    "a lone surrogate": "\ud800",
+    "a no-break space": "\u00a0",
+    "a line separator": "acme\u2028",
+    "a number": 5,
+    "a list": ["acme"],
+    "an object": {"acme": 1},
+    "true": True,
+}
+
+
+@pytest.mark.parametrize("tenant_claim", WITHOUT_TENANT.values(), ids=WITHOUT_TENANT)
+def test_a_good_token_that_names_no_tenant_is_forbidden(
+    http: Transport, rows: Rows, provider: Provider, tenant_claim: Any
+) -> None:
+    caller = Client(http, KEY.token(provider.claims(tenant_claim)))
+    before = stored(rows)
+
+    for answer in (caller.place(), caller.get("/orders"), caller.get(f"/orders/{uuid4()}")):
+        assert (answer.status, answer.slug) == (403, "missing-tenant")
+        assert answer.json["detail"] == "Missing tenant_id in claims"
+        assert answer.headers["access-control-allow-origin"] == "*"
+        assert "www-authenticate" not in answer.headers
+    assert stored(rows) == before
+
+
+def test_a_user_of_the_pool_without_a_tenant_is_forbidden(place: Place, user_pool: UserPool) -> None:
+    answer = place(f"Bearer {user_pool.token(None)}")
+
+    assert (answer.status, answer.slug) == (403, "missing-tenant")
+    assert answer.json["detail"] == "Missing tenant_id in claims"
+
+
+@pytest.mark.parametrize("tenant_claim", ["x" * 255, "李", "a b", "'; drop table orders; --", "%s", "100%"])
+def test_a_tenant_may_have_any_name_of_up_to_255_characters(
+    place: Place, provider: Provider, tenant_claim: str
+) -> None:
+    answer = place(KEY.token(provider.claims(tenant_claim)))
+
+    assert (answer.status, answer.json["order"]["tenant_id"]) == (201, tenant_claim)
+
+
+def test_a_token_is_asked_for_before_the_body_is_looked_at(http: Transport, user_pool: UserPool) -> None:
+    def send(token: str | None) -> Answer:
+        return Client(http, token).send("POST", "/orders", b"{", {"content-type": "text/plain"})
+
+    assert_unauthorized(send(None))
+    assert send(user_pool.token(None)).slug == "missing-tenant"

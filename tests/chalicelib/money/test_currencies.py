@@ -1,0 +1,19 @@
+"""The currencies are those of the standard."""
+
+from iso4217 import Currency
+
+from chalicelib.money.currencies import DECIMALS
+
+
+def test_currencies_are_iso_4217s_active_ones_that_have_a_minor_unit() -> None:
+    standard = {
+        currency.code.upper(): currency.exponent for currency in Currency if currency.exponent is not None
+    }
+
+    assert dict(DECIMALS) == standard
+    assert {code: DECIMALS[code] for code in ("JPY", "USD", "KWD", "CLF")} == {
+        "JPY": 0,
+        "USD": 2,
+        "KWD": 3,
+        "CLF": 4,
+    }

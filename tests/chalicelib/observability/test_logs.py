@@ -1,0 +1,254 @@
+"""The log: one line of JSON a request, lines of the same shape for what goes wrong, and no values in any."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from chalicelib.caller import Verified
+from chalicelib.http.parallel_chalice import ParallelChalice
+from chalicelib.observability import logs, metrics
+from tests.conftest import connected
+from tests.support.client import SEED_BYTES, Answer, Client, Transport
+from tests.support.log_lines import OF_A_REQUEST, TIME, Line, lines, of_requests
+from tests.support.servers import api_on
+
+NewClient = Callable[..., Client]
+Said = Callable[[], list[Line]]
+Asked = Callable[[Client], Answer]
+EMAIL = json.loads(SEED_BYTES)["customer_email"]
+CALLER = {"custom:tenant_id": "acme", "sub": "alice"}
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Said:
+    """The lines since it was asked last."""
+    return lambda: lines(capsys.readouterr().out)
+
+
+def event(path: str = "/orders", method: str = "GET", **more: Any) -> dict[str, Any]:
+    return {
+        "path": path,
+        "httpMethod": method,
+        "headers": {},
+        "multiValueQueryStringParameters": None,
+        "pathParameters": None,
+        "stageVariables": None,
+        "requestContext": {"resourcePath": path, "httpMethod": method, "requestId": uuid4().hex},
+        "body": None,
+        "isBase64Encoded": False,
+        **more,
+    }
+
+
+class LambdaContext:
+    """As much of it as is read."""
+
+    def get_remaining_time_in_millis(self) -> int:
+        return 28_000
+
+
+def again(alice: Client) -> Answer:
+    key = uuid4().hex
+    alice.place(key=key)
+    return alice.place(key=key)
+
+
+@pytest.mark.parametrize(
+    ("ask", "route", "status", "trips"),
+    [
+        pytest.param(lambda alice: alice.place(), "POST /orders", 201, 1, id="create"),
+        pytest.param(again, "POST /orders", 201, 2, id="replay"),
+        pytest.param(lambda alice: alice.get("/orders?limit=1"), "GET /orders", 200, 1, id="list"),
+        pytest.param(lambda alice: alice.get(f"/orders/{EMAIL}"), "GET /orders/{order_id}", 404, 0, id="id"),
+        pytest.param(lambda alice: alice.place({}), "POST /orders", 422, 0, id="invalid"),
+        pytest.param(lambda alice: alice.get("/health/ready"), "GET /health/ready", 200, 1, id="ready"),
+        pytest.param(lambda alice: alice.get("/health"), "GET /health", 200, 0, id="health"),
+        pytest.param(lambda alice: alice.send("HEAD", "/health"), "HEAD /health", 200, 0, id="head"),
+        pytest.param(
+            lambda alice: alice.send("OPTIONS", "/orders"), "OPTIONS /orders", 200, 0, id="preflight"
+        ),
+        pytest.param(lambda alice: alice.get(f"/{EMAIL}"), "GET", 404, 0, id="unknown path"),
+        pytest.param(
+            lambda alice: alice.send(EMAIL, "/orders"), "_OTHER /orders", 405, 0, id="made-up method"
+        ),
+    ],
+)
+def test_each_request_has_one_line(
+    alice: Client, tenant: str, said: Said, ask: Asked, route: str, status: int, trips: int
+) -> None:
+    alice.get("/health/ready")
+    said()
+
+    answer = ask(alice)
+
+    (line,) = [line for line in said() if line["request_id"] == answer.headers["x-request-id"]]
+    assert line.keys() - {"problem"} == OF_A_REQUEST
+    assert TIME.fullmatch(line["time"])
+    assert (line["level"], line["host"], line["cold_start"]) == ("INFO", "local", False)
+    assert (line["route"], line["status"], line["database_trips"]) == (route, status, trips)
+    assert line.get("problem") == (answer.slug if status >= 400 else None)
+    assert line["ms"] >= line["database_ms"] + line["pool_ms"]
+    assert (line["database_ms"] > 0) == (trips > 0)
+    named = "orders" in route and route.startswith(("GET", "POST"))
+    assert line["tenant"] == (tenant if named else None)
+    assert (line["user"] is None) == (line["tenant"] is None)
+
+
+def test_a_refusal_before_the_app_has_its_line_too(nobody: Client, said: Said) -> None:
+    refused = nobody.get("/orders")
+
+    *causes, line = said()
+    assert all(cause["request_id"] == line["request_id"] for cause in causes)
+    assert line["request_id"] == refused.headers["x-request-id"]
+    assert (line["status"], line["problem"], line["tenant"]) == (401, "unauthorized", None)
+
+
+def test_requests_side_by_side_never_share_a_line(
+    client: NewClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tenants = [f"tenant-{number}-{uuid4().hex[:8]}" for number in range(8)]
+    callers = {tenant: client(tenant=tenant) for tenant in tenants}
+
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda tenant: (tenant, callers[tenant].place()), tenants * 10))
+
+    found = of_requests(capsys.readouterr().out)
+    for tenant, answer in answers:
+        line = found[answer.headers["x-request-id"]]
+        assert (line["tenant"], line["status"], line["database_trips"]) == (tenant, 201, 1)
+
+
+def test_a_broken_log_breaks_no_answer(alice: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    closed = (tmp_path / "log").open("w")
+    closed.close()
+    monkeypatch.setattr(sys, "stdout", closed)
+
+    assert alice.get("/health").status == 200
+
+
+def test_what_goes_wrong_is_logged_under_the_requests_id(nobody: Client, said: Said) -> None:
+    with api_on("postgresql://orders_app@127.0.0.1:1/orders"):
+        answer = nobody.get("/health/ready")
+
+    cause, line = said()
+    assert cause["message"].startswith("database unavailable: connection to server at")
+    assert (line["status"], line["problem"]) == (503, "unavailable")
+    assert cause["level"] == line["level"] == "ERROR"
+    for member in ("request_id", "route", "host", "tenant", "user"):
+        assert cause[member] == line[member]
+    assert line["request_id"] == answer.headers["x-request-id"]
+    assert line["pool_ms"] > 0
+
+
+def test_a_refused_statement_says_why_without_the_values(alice: Client, said: Said, admin_url: str) -> None:
+    """PostgreSQL's own words would quote the whole row."""
+    with connected(admin_url) as owner, owner.cursor() as cursor:
+        cursor.execute(
+            "alter table orders add constraint no_john check (customer_name <> 'John Doe') not valid"
+        )
+        try:
+            answer = alice.place()
+        finally:
+            cursor.execute("alter table orders drop constraint no_john")
+
+    cause, line = said()
+    assert (answer.status, line["status"], line["problem"]) == (500, 500, "internal")
+    assert cause["errors"] == ["Refused: SQLSTATE 23514: no_john"]
+    assert cause["stack"][-1].endswith(" _on_a_connection")
+    assert cause["request_id"] == answer.headers["x-request-id"]
+    assert EMAIL not in json.dumps([cause, line])
+
+
+def test_on_lambda_a_wrong_setting_is_named_and_explained(
+    app: Any, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other hosts refuse to start with it; there the first request is what reads it."""
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "order-api-dev")
+    monkeypatch.delitem(sys.modules, "chalice.local", raising=False)  # an earlier test has served with it
+
+    with api_on("postgresql://orders_app:s3cret@127.0.0.1:1/orders", DB_POOL_MAX="lots"):
+        asked = event("/health/ready")
+        answer = app(asked, LambdaContext())
+
+    cause, line = said()
+    assert (answer["statusCode"], line["status"], line["host"]) == (500, 500, "aws")
+    assert cause["errors"] == ["SettingsError: DB_POOL_MAX is 'lots': use a whole number from 5 to 86400"]
+    assert cause["request_id"] == line["request_id"] == asked["requestContext"]["requestId"]
+    assert "lots" not in answer["body"]
+    assert "s3cret" not in json.dumps([cause, line])
+
+
+def test_an_unforeseen_error_is_logged_by_its_type_and_place_and_without_its_text(
+    app: Any,  # noqa: ARG001 (its logger is set up)
+    said: Said,
+) -> None:
+    careless = ParallelChalice(app_name="order-api", configure_logs=False)
+
+    @careless.route("/orders", methods=["POST"])
+    def fails() -> None:
+        try:
+            raise KeyError(EMAIL)
+        except KeyError:
+            raise ValueError(SEED_BYTES.decode())  # noqa: B904 (the context is logged too)
+
+    careless(event(method="POST"), None)
+
+    (cause,) = said()
+    assert cause["errors"] == ["ValueError", "KeyError"]
+    assert cause["stack"][-1].endswith(" fails")
+    assert EMAIL not in json.dumps(cause)
+    assert cause["level"] == "ERROR"
+
+
+def test_what_cannot_be_written_is_not_printed_with_its_values(capfd: pytest.CaptureFixture[str]) -> None:
+    alone = logging.Logger("alone")
+    alone.addHandler(logs.Handler())
+
+    alone.error("%d orders", EMAIL)
+
+    out, err = capfd.readouterr()
+    (line,) = lines(out)
+    assert (line["level"], line["message"]) == ("ERROR", "a record of the log could not be written")
+    assert TIME.fullmatch(line["time"])
+    assert EMAIL not in out + err
+
+
+def test_metrics_that_cannot_be_taken_cost_no_answer(
+    in_process: Transport, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "prometheus")
+    metrics._exported.cache_clear()
+    try:
+        answer = in_process("GET", "/health", {}, b"")
+    finally:
+        metrics._exported.cache_clear()
+
+    cause, line = said()
+    assert (answer.status, line["status"]) == (200, 200)
+    assert cause["message"] == "the metrics of this request are lost"
+    assert cause["errors"] == ["SettingsError: OTEL_METRICS_EXPORTER is 'prometheus': use otlp or none"]
+
+
+def test_an_address_that_serves_as_a_users_name_is_not_logged(app: Any, said: Said) -> None:
+    for user in (EMAIL, EMAIL, f"other-{EMAIL}"):
+        app(event(), Verified({**CALLER, "sub": user}))
+
+    first, second, other = (line["user"] for line in said())
+    assert first.startswith("sha256:")
+    assert first == second != other
+
+
+def test_the_first_request_of_a_process_is_a_cold_start(in_process: Transport, said: Said) -> None:
+    from chalicelib.observability import record as telemetry
+
+    telemetry.start_anew()
+    for _ in range(2):
+        in_process("GET", "/health", {}, b"")
+
+    assert [line["cold_start"] for line in said()] == [True, False]

@@ -1,0 +1,55 @@
+"""What OpenTelemetry's own loggers say is a line of JSON too, and says no value."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[3]
+MEASURE = """
+from chalicelib.observability import logs
+from chalicelib.observability import metrics
+from chalicelib.observability import record as telemetry
+logs.start()
+for _ in range(2):
+    record = telemetry.begin("some-request", "local")
+    telemetry.end(record, 200)
+"""
+
+
+def said(**variables: str) -> tuple[list[dict[str, str]], str]:
+    """The log of a process that has two requests and ends, less the requests' own lines; and its stderr."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE],
+        cwd=PROJECT,
+        env={"PATH": os.environ["PATH"], "NO_PROXY": "*", **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return [line for line in lines if "message" in line], done.stderr
+
+
+def test_what_cannot_be_sent_is_said_in_lines_of_ours_without_a_value() -> None:
+    lines, stderr = said(
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_EXPORTER_OTLP_HEADERS="authorization s3cret"
+    )
+
+    assert stderr == ""
+    assert {line["level"] for line in lines} <= {"WARNING", "ERROR"}
+    assert any("Header format invalid" in line["message"] for line in lines)
+    assert any("export" in line["message"] for line in lines)
+    assert "s3cret" not in json.dumps(lines)
+
+
+def test_an_endpoint_without_a_scheme_is_named_once() -> None:
+    lines, stderr = said(OTEL_EXPORTER_OTLP_ENDPOINT="collector:4318")
+
+    (named,) = [line for line in lines if "OTEL_EXPORTER_OTLP_ENDPOINT" in line["message"]]
+    assert named["message"] == (
+        "OTEL_EXPORTER_OTLP_ENDPOINT does not begin with http:// or https://: no metrics can be sent there"
+    )
+    assert stderr == ""

@@ -1,0 +1,279 @@
+"""The OpenAPI document says what the service does: read as a document, then tried over HTTP."""
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import pytest
+import schemathesis
+from jsonschema_rs import Draft202012Validator, meta
+from openapi_spec_validator import OpenAPIV31SpecValidator
+from schemathesis import engine
+from schemathesis.engine import events
+
+from chalicelib import errors
+from chalicelib.orders.new_order import NewItem, NewOrder
+from chalicelib.orders.tables import Order, OrderItem
+from tests.support.client import Client, Transport, item, seed
+from tests.support.cognito import UserPool
+
+Json = dict[str, Any]
+NUMBERS = count()
+
+
+@pytest.fixture(scope="module")
+def document(in_process: Transport) -> Json:
+    found: Json = in_process("GET", "/openapi.json", {}, b"").json
+    return found
+
+
+@pytest.fixture(scope="module")
+def schemas(document: Json) -> Json:
+    found: Json = document["components"]["schemas"]
+    return found
+
+
+def test_it_is_valid_openapi(document: Json, schemas: Json) -> None:
+    assert document["openapi"].startswith("3.1.")
+    assert [str(error) for error in OpenAPIV31SpecValidator(document).iter_errors()] == []
+    for schema in schemas.values():
+        meta.validate(schema)
+
+
+def test_it_names_exactly_what_the_app_serves(document: Json, app: Any) -> None:
+    from app import allowed_methods
+
+    named = {path: {method.upper() for method in methods} for path, methods in document["paths"].items()}
+
+    assert named == {path: set(allowed_methods(path)) for path in list(app.routes)}
+
+
+def test_it_asks_for_a_token_where_the_app_does(document: Json, app: Any) -> None:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            asks = bool(operation.get("security", document["security"]))
+            assert asks == (app.routes[path][method.upper()].authorizer is not None), (method, path)
+
+
+def test_a_trace_may_be_sent_with_every_request(document: Json) -> None:
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            trace = {"$ref": "#/components/parameters/traceparent"}
+            assert trace in operation.get("parameters", []), operation["operationId"]
+    assert document["components"]["parameters"]["traceparent"]["in"] == "header"
+
+
+def test_it_describes_every_problem(document: Json) -> None:
+    shown = {
+        slug
+        for _, content in contents(document, "application/problem+json")
+        for slug in content.get("examples", {})
+    }
+
+    raised = {
+        each.slug
+        for each in vars(errors).values()
+        if isinstance(each, type) and issubclass(each, errors.Problem)
+    }
+    assert shown == raised - {"method-not-allowed"}
+
+
+def test_its_examples_fit_its_schemas(document: Json, schemas: Json) -> None:
+    for media_type in ("application/json", "application/problem+json"):
+        for where, content in contents(document, media_type):
+            for example in examples(content):
+                assert faults(schemas, content["schema"], example) == [], where
+
+
+def test_its_example_order_is_the_seed_request(document: Json, schemas: Json) -> None:
+    body = document["paths"]["/orders"]["post"]["requestBody"]["content"]["application/json"]
+
+    assert body["example"] == seed()
+    assert faults(schemas, body["schema"], seed()) == []
+
+
+def test_its_orders_have_the_models_fields(schemas: Json) -> None:
+    for name, model in (("NewOrder", NewOrder), ("NewItem", NewItem)):
+        required = {field for field, about in model.model_fields.items() if about.is_required()}
+        assert members(schemas, name) == set(model.model_fields)
+        assert set(schemas[name]["required"]) == required
+        assert schemas[name]["additionalProperties"] is False
+    assert members(schemas, "PlacedOrder") == {*Order.model_fields, "items"}
+    assert members(schemas, "PlacedItem") == {*OrderItem.model_fields} - {"tenant_id", "order_id"}
+
+
+def test_answers_have_exactly_the_members_it_names(schemas: Json, alice: Client, nobody: Client) -> None:
+    placed = alice.place()
+
+    assert placed.json.keys() == members(schemas, "OrderCreated")
+    assert placed.json["order"].keys() == members(schemas, "PlacedOrder")
+    assert placed.json["order"]["items"][0].keys() == members(schemas, "PlacedItem")
+    assert alice.get(f"/{placed.headers['location']}").json.keys() == members(schemas, "OneOrder")
+    assert alice.get("/orders").json.keys() == members(schemas, "OrderPage")
+    assert alice.get("/orders?limit=0").json.keys() == members(schemas, "ProblemDetails")
+    assert alice.get("/orders?limit=0").json["errors"][0].keys() == members(schemas, "FieldError")
+    assert nobody.get("/health").json.keys() == members(schemas, "Health")
+
+
+@pytest.mark.parametrize("docs", ["", "off"])
+def test_it_is_served_only_where_docs_are_on(
+    nobody: Client, monkeypatch: pytest.MonkeyPatch, docs: str
+) -> None:
+    monkeypatch.setenv("DOCS", docs)
+
+    assert nobody.get("/openapi.json").slug == "not-found"
+    for method in ("HEAD", "POST", "DELETE"):
+        assert nobody.send(method, "/openapi.json").status == 404
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"customer_name": ""},
+        {"customer_name": " \u00a0"},
+        {"customer_name": "x" * 256},
+        {"customer_name": "a\0b"},
+        {"customer_name": "a\nb"},
+        {"customer_name": "a\x9fb"},
+        {"customer_name": "a\ufffdb"},
+        {"customer_name": None},
+        {"customer_email": "john"},
+        {"customer_email": "a@b@c"},
+        {"customer_email": "john doe@example.com"},
+        {"shipping_address": "x" * 2001},
+        {"total_amount": -1},
+        {"total_amount": 1_000_000_000_000},
+        {"total_amount": "1000000000000"},
+        {"total_amount": "1e2"},
+        {"total_amount": "0.12345"},
+        {"total_amount": True},
+        {"currency": "usd"},
+        {"currency": None},
+        {"items": []},
+        {"items": None},
+        {"items": [item()] * 501},
+        {"items": [item(quantity=0)]},
+        {"items": [item(quantity=1.5)]},
+        {"items": [item(line_no=1)]},
+        {"status": "pending"},
+    ],
+)
+def test_its_schema_refuses_what_the_api_refuses(schemas: Json, alice: Client, change: Json) -> None:
+    assert alice.place(seed(**change)).status == 422
+    assert faults(schemas, schemas["NewOrder"], seed(**change)) != []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"customer_name": " Zoë\u00a0李 "},
+        {"customer_name": "\U0001f600" * 255},
+        {"customer_email": "a@" + "b" * 252},
+        {"customer_email": "zoë@bücher.example"},
+        {"customer_phone": None},
+        {"shipping_address": "x" * 2000},
+        {"total_amount": 0},
+        {"total_amount": "99.990000"},
+        {"total_amount": 999999999999.999, "currency": "KWD"},
+        {"items": [item(quantity=2.0)] * 500},
+    ],
+)
+def test_its_schema_accepts_what_the_api_accepts(schemas: Json, alice: Client, change: Json) -> None:
+    assert alice.place(seed(**change)).status == 201
+    assert faults(schemas, schemas["NewOrder"], seed(**change)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("good_requests_stay_good")
+def test_every_answer_is_as_it_says(server: tuple[str, int], user_pool: UserPool, tenant: str) -> None:
+    host, port = server
+    config = schemathesis.Config.from_dict(
+        {
+            "seed": 7,
+            "continue-on-failure": True,
+            "headers": {"Authorization": f"Bearer {user_pool.token(tenant)}"},
+            "generation": {"max-examples": 40, "deterministic": True, "database": "none"},
+            "phases": {
+                "coverage": {
+                    "generate-duplicate-query-parameters": True,
+                    "unexpected-methods": ["get", "post", "put", "patch", "delete"],
+                },
+                "stateful": {"generation": {"max-examples": 10}},
+            },
+        }
+    )
+    schema = schemathesis.openapi.from_url(f"http://{host}:{port}/openapi.json", config=config)
+    answers: Counter[str] = Counter()
+    broken: set[str] = set()
+
+    for event in engine.from_schema(schema).execute():
+        if isinstance(event, events.ScenarioFinished):
+            record = event.recorder
+            answers.update(
+                f"{each.request.method} {each.response.status_code if each.response else 'none'}"
+                for each in record.interactions.values()
+            )
+            failures = [check.failure_info for checks in record.checks.values() for check in checks]
+            broken.update(
+                f"{event.label}: {each.failure}\n{each.code_sample[:1000]}" for each in failures if each
+            )
+        elif isinstance(event, events.NonFatalError | events.FatalError):
+            broken.add(repr(event))
+    assert not broken, f"{len(broken)} faults:\n\n" + "\n\n".join(sorted(broken)[:10])
+    assert answers.keys() >= {"POST 201", "POST 422", "GET 200", "GET 304", "GET 404", "HEAD 200", "PUT 405"}
+    assert answers["POST 201"] > 100
+
+
+@pytest.fixture
+def good_requests_stay_good() -> Iterator[None]:
+    """Tells schemathesis what JSON Schema cannot say of a request."""
+    for hook in (before_call, filter_failure):
+        schemathesis.hook(hook)
+    yield
+    for hook in (before_call, filter_failure):
+        schemathesis.hooks.unregister(hook)
+
+
+def before_call(_context: Any, case: Any, _kwargs: Any) -> None:
+    """Amounts have the currency's decimals, and an Idempotency-Key is used for one order."""
+    if case.meta.generation.mode.is_positive:
+        case.body = whole_amounts(case.body)
+        if "Idempotency-Key" in (case.headers or {}):
+            case.headers["Idempotency-Key"] = f"key-{next(NUMBERS)}"
+
+
+def filter_failure(_context: Any, failure: Any, case: Any, _response: Any) -> bool:
+    """A cursor cannot be made up: its refusal is no fault."""
+    return not (type(failure).__name__ == "RejectedPositiveData" and "cursor" in (case.query or {}))
+
+
+def whole_amounts(value: Any, name: str = "") -> Any:
+    if isinstance(value, dict):
+        return {name: whole_amounts(each, name) for name, each in value.items()}
+    if isinstance(value, list):
+        return [whole_amounts(each) for each in value]
+    return int(float(value)) if name in ("total_amount", "unit_price") else value
+
+
+def contents(document: Json, media_type: str) -> Iterator[tuple[str, Json]]:
+    """Every response's content of a media type, and where it is."""
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            for status, response in operation["responses"].items():
+                if media_type in response.get("content", {}):
+                    yield f"{method} {path} {status}", response["content"][media_type]
+
+
+def examples(content: Json) -> list[Any]:
+    alone = [content["example"]] if "example" in content else []
+    return alone + [example["value"] for example in content.get("examples", {}).values()]
+
+
+def members(schemas: Json, name: str) -> set[str]:
+    return set(schemas[name]["properties"])
+
+
+def faults(schemas: Json, schema: Json, value: Any) -> list[str]:
+    whole = {**schema, "components": {"schemas": schemas}}
+    return [error.message for error in Draft202012Validator(whole).iter_errors(value)]

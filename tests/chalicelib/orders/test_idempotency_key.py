@@ -1,0 +1,167 @@
+"""Asking twice: the same Idempotency-Key places an order once."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from local.database import Urls
+from tests.conftest import NewClient, connected
+from tests.support.client import SEED_BYTES, Answer, Client, seed
+
+Rows = Callable[..., list[tuple[Any, ...]]]
+
+
+@pytest.fixture
+def orders_of(rows: Rows) -> Callable[[str], int]:
+    def count(tenant: str) -> int:
+        return int(rows("select count(*) from orders where tenant_id = %s", tenant)[0][0])
+
+    return count
+
+
+def test_the_same_key_answers_the_same_order(
+    alice: Client, tenant: str, orders_of: Callable[[str], int]
+) -> None:
+    first = alice.place(key="k1")
+    again = alice.place(key="k1")
+
+    assert (first.status, again.status) == (201, 201)
+    assert again.body == first.body
+    assert (again.headers["location"], again.headers["etag"]) == (
+        first.headers["location"],
+        first.headers["etag"],
+    )
+    assert "idempotent-replayed" not in first.headers
+    assert again.headers["idempotent-replayed"] == "true"
+    assert orders_of(tenant) == 1
+
+
+def test_without_a_key_each_request_is_an_order(
+    alice: Client, tenant: str, orders_of: Callable[[str], int]
+) -> None:
+    for _ in range(2):
+        alice.place()
+
+    assert orders_of(tenant) == 2
+
+
+@pytest.mark.parametrize(("bare", "quoted"), [("abc", '"abc"'), (r"a\b", r'"a\\b"'), ("it's", '"it\'s"')])
+def test_a_bare_and_a_quoted_key_are_one(alice: Client, bare: str, quoted: str) -> None:
+    assert alice.place(key=quoted).body == alice.place(key=bare).body
+
+
+def test_the_same_validated_order_is_the_same_request(alice: Client) -> None:
+    first = alice.place(key="k1")
+    respelled = SEED_BYTES.replace(b"99.99", b"99.9900").replace(b'"John Doe"', b'" John Doe "')
+
+    again = alice.place(raw=respelled.replace(b", ", b",\n  "), key="k1")
+
+    assert (again.body, again.headers["idempotent-replayed"]) == (first.body, "true")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"total_amount": 99.98},
+        {"currency": "EUR"},
+        {"customer_name": "Jane Doe"},
+        {"customer_phone": None},
+        {"items": seed()["items"] * 2},
+    ],
+)
+def test_the_same_key_with_another_order_is_refused(
+    alice: Client, tenant: str, orders_of: Callable[[str], int], change: dict[str, Any]
+) -> None:
+    alice.place(key="k1")
+
+    answer = alice.place(seed(**change), key="k1")
+
+    assert (answer.status, answer.slug) == (422, "idempotency-mismatch")
+    assert orders_of(tenant) == 1
+
+
+def test_a_key_belongs_to_its_tenant_and_user(alice: Client, client: NewClient, stranger: Client) -> None:
+    answers = [caller.place(key="k1") for caller in (alice, client(user="bob"), stranger)]
+
+    assert [answer.status for answer in answers] == [201] * 3
+    assert len({answer.headers["location"] for answer in answers}) == 3
+    assert not any("idempotent-replayed" in answer.headers for answer in answers)
+
+
+def test_a_failure_is_not_kept(alice: Client) -> None:
+    assert alice.place(seed(total_amount=-1), key="k1").status == 422
+
+    assert alice.place(key="k1").status == 201
+
+
+def test_twenty_at_once_with_one_key_make_one_order(
+    client: NewClient, tenant: str, rows: Rows, orders_of: Callable[[str], int]
+) -> None:
+    for round_no in range(5):
+        key, start, alice = f"k{round_no}", threading.Barrier(20), client()
+
+        def place(_: int, alice: Client = alice, key: str = key, start: threading.Barrier = start) -> Answer:
+            start.wait()
+            return alice.place(key=key)
+
+        with ThreadPoolExecutor(20) as pool:
+            answers = list(pool.map(place, range(20)))
+
+        assert {answer.status for answer in answers} == {201}
+        assert len({answer.body for answer in answers}) == 1
+        assert sum("idempotent-replayed" not in answer.headers for answer in answers) == 1
+        assert orders_of(tenant) == round_no + 1
+    assert rows("select count(*) from order_items where tenant_id = %s", tenant) == [(5,)]
+
+
+def test_a_key_in_flight_for_long_is_a_conflict(
+    alice: Client, user_id: str, tenant: str, database: Urls, orders_of: Callable[[str], int]
+) -> None:
+    with connected(database.app) as connection, connection.cursor() as cursor:
+        cursor.execute("begin; select set_tenant(%s)", (tenant,))
+        cursor.execute(
+            "insert into idempotency_keys values (%s, %s, 'k1', %s, %s, now())",
+            (tenant, user_id, "0" * 64, str(uuid4())),
+        )
+        started = time.monotonic()
+        answer = alice.place(key="k1")
+        waited = time.monotonic() - started
+        cursor.execute("rollback")
+
+    assert (answer.status, answer.slug) == (409, "idempotency-in-flight")
+    assert answer.headers["retry-after"] == "1"
+    assert waited < 4  # the role's lock_timeout is 2 s
+    assert orders_of(tenant) == 1  # the one of the fixture
+    assert alice.place(key="k1").status == 201
+
+
+def test_a_retry_after_a_crash_behind_the_commit_gets_that_order(
+    alice: Client, tenant: str, orders_of: Callable[[str], int], app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer is lost after the commit; the client cannot know, and asks again."""
+    lost: list[str] = []
+
+    def crash(event: Any, get_response: Callable[[Any], Any]) -> Any:
+        lost.append(get_response(event).body)
+        raise ConnectionError("the answer never arrives")
+
+    monkeypatch.setattr(app, "middleware_handlers", [*app.middleware_handlers, (crash, "http")])
+    assert alice.place(key="k1").status == 500
+    monkeypatch.undo()
+
+    retry = alice.place(key="k1")
+
+    assert retry.body.decode() == lost[0]
+    assert retry.headers["idempotent-replayed"] == "true"
+    assert orders_of(tenant) == 1
+
+
+@pytest.fixture
+def user_id(alice: Client) -> str:
+    """The `sub` of alice, read from an order that she placed."""
+    return str(alice.place().json["order"]["created_by"])

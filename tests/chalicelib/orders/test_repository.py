@@ -1,0 +1,278 @@
+"""Placing, reading and listing orders, as the contract says it."""
+
+import json
+import re
+
+import pytest
+
+from local.database import Urls
+from tests.conftest import NewClient
+from tests.support.client import Client, item, seed
+from tests.support.servers import api_on
+
+UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}000Z")
+
+
+def test_the_seed_request_is_placed_as_it_stands(alice: Client, tenant: str) -> None:
+    answer = alice.place()
+
+    order = answer.json["order"]
+    assert answer.status == 201
+    assert answer.json["message"] == "Order created successfully"
+    assert answer.headers["location"] == f"orders/{order['order_id']}"
+    assert answer.headers["etag"] == '"1"'
+    assert b'"total_amount":99.99,' in answer.body
+    assert b'"unit_price":49.99}' in answer.body
+    assert UUID7.fullmatch(order["order_id"])
+    assert MOMENT.fullmatch(order["created_at"])
+    assert order["updated_at"] == order["created_at"]
+    assert (order["tenant_id"], order["status"], order["version"]) == (tenant, "pending", 1)
+    assert order["items"] == [{"line_no": 1, **item()}]
+    assert {name: order[name] for name in seed() if name != "items"} == {
+        name: value for name, value in seed().items() if name != "items"
+    }
+
+
+def test_an_order_is_read_as_it_was_answered(alice: Client) -> None:
+    placed = alice.place(seed(customer_name='Zoë "Z" \\ 李', items=[item(), item(product_sku="B/2")]))
+
+    read = alice.get(f"/orders/{placed.json['order']['order_id']}")
+
+    assert read.status == 200
+    assert read.headers["etag"] == '"1"'
+    assert placed.body == b'{"message":"Order created successfully",' + read.body[1:]
+
+
+@pytest.mark.parametrize("etag", ['"1"', 'W/"1"', '"7", "1"', "*"])
+def test_a_known_version_is_not_sent_again(alice: Client, etag: str) -> None:
+    order_id = alice.place().json["order"]["order_id"]
+
+    answer = alice.get(f"/orders/{order_id}", if_none_match=etag)
+
+    assert (answer.status, answer.body, answer.headers["etag"]) == (304, b"", '"1"')
+
+
+def test_another_version_is_sent(alice: Client) -> None:
+    order_id = alice.place().json["order"]["order_id"]
+
+    assert alice.get(f"/orders/{order_id}", if_none_match='"2"').status == 200
+
+
+def test_foreign_absent_and_malformed_ids_look_the_same(alice: Client, stranger: Client) -> None:
+    order_id = alice.place().json["order"]["order_id"]
+
+    def without_id(client: Client, order_id: str) -> dict[str, object]:
+        answer = client.get(f"/orders/{order_id}")
+        assert answer.status == 404
+        return {name: value for name, value in answer.json.items() if name != "request_id"}
+
+    foreign = without_id(stranger, order_id)
+    assert foreign["type"] == "urn:order-api:problem:not-found"
+    assert without_id(stranger, "01936f3c-3b5e-7cc0-98c4-dc0c0c07398f") == foreign
+    for malformed in ("x", "1", "%00", "%27", order_id[:-1], order_id.replace("-", ""), f"{order_id}x"):
+        assert without_id(alice, malformed) == foreign
+
+
+def test_orders_are_listed_newest_first(alice: Client) -> None:
+    placed = [alice.place().json["order"] for _ in range(3)]
+
+    answer = alice.get("/orders")
+
+    assert answer.status == 200
+    assert answer.json == {"orders": placed[::-1], "limit": 50, "offset": 0, "next_cursor": None}
+
+
+def test_limit_and_offset_cut_the_list(alice: Client) -> None:
+    placed = [alice.place().json["order"]["order_id"] for _ in range(5)]
+
+    page = alice.get("/orders?limit=2&offset=1").json
+
+    assert [order["order_id"] for order in page["orders"]] == [placed[3], placed[2]]
+    assert (page["limit"], page["offset"]) == (2, 1)
+
+
+def test_cursors_walk_the_whole_list_once(alice: Client) -> None:
+    placed = [alice.place().json["order"]["order_id"] for _ in range(5)]
+
+    page = alice.get("/orders?limit=2").json
+    seen = [page["orders"]]
+    while page["next_cursor"]:
+        page = alice.get(f"/orders?limit=2&cursor={page['next_cursor']}").json
+        assert page["offset"] is None
+        seen.append(page["orders"])
+
+    assert [len(orders) for orders in seen] == [2, 2, 1]
+    assert [order["order_id"] for orders in seen for order in orders] == placed[::-1]
+
+
+def test_a_page_of_very_large_orders_ends_early_and_goes_on(alice: Client) -> None:
+    large = seed(items=[item(product_name="\U0001f600" * 255, product_sku="\U0001f600" * 200)] * 400)
+    raw = json.dumps(large, ensure_ascii=False).encode()
+    placed = [alice.place(raw=raw).json["order"]["order_id"] for _ in range(5)]
+
+    page = alice.get("/orders").json
+    seen = [page["orders"]]
+    while page["next_cursor"]:
+        answer = alice.get(f"/orders?cursor={page['next_cursor']}")
+        assert len(answer.body) < 2 * 1024 * 1024
+        page = answer.json
+        seen.append(page["orders"])
+
+    assert [len(orders) for orders in seen] == [2, 2, 1]
+    assert [order["order_id"] for orders in seen for order in orders] == placed[::-1]
+
+
+def test_a_full_last_page_has_no_next_one(alice: Client) -> None:
+    for _ in range(2):
+        alice.place()
+
+    assert alice.get("/orders?limit=2").json["next_cursor"] is None
+
+
+def test_my_orders_are_those_the_user_placed(alice: Client, client: NewClient) -> None:
+    bob = client(user="bob")
+    mine, his = alice.place().json["order"], bob.place().json["order"]
+
+    assert alice.get("/orders?my_orders=true").json["orders"] == [mine]
+    assert alice.get("/orders?my_orders=false").json["orders"] == [his, mine]
+    assert bob.get("/orders?my_orders=true").json["orders"] == [his]
+
+
+def test_a_cursor_is_good_for_its_own_list_only(alice: Client, client: NewClient, stranger: Client) -> None:
+    bob = client(user="bob")
+    for caller in (alice, alice, bob, bob):
+        caller.place()
+    everyones = alice.get("/orders?limit=1").json["next_cursor"]
+    alices = alice.get("/orders?limit=1&my_orders=true").json["next_cursor"]
+
+    assert bob.get(f"/orders?cursor={everyones}").status == 200
+    for refused in (
+        stranger.get(f"/orders?cursor={everyones}"),
+        alice.get(f"/orders?my_orders=true&cursor={everyones}"),
+        alice.get(f"/orders?cursor={alices}"),
+        bob.get(f"/orders?my_orders=true&cursor={alices}"),
+    ):
+        assert (refused.status, refused.slug, refused.fields) == (400, "malformed-request", ["cursor"])
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("limit=0", "limit"),
+        ("limit=101", "limit"),
+        ("limit=abc", "limit"),
+        ("limit=", "limit"),
+        ("limit=%2B5", "limit"),
+        ("limit=%D9%A5", "limit"),
+        ("limit=1.0", "limit"),
+        ("limit=1&limit=2", "limit"),
+        ("offset=-1", "offset"),
+        ("offset=9223372036854775808", "offset"),
+        ("offset=" + "9" * 5000, "offset"),
+        ("my_orders=yes", "my_orders"),
+        ("my_orders=True", "my_orders"),
+        ("my_orders=", "my_orders"),
+        ("cursor=", "cursor"),
+        ("cursor=garbage", "cursor"),
+        ("cursor=%00%ff", "cursor"),
+        ("cursor=" + "A" * 32, "cursor"),
+        ("cursor=" + "A" * 32 + "&offset=0", "offset"),
+        ("tenant_id=acme", "tenant_id"),
+        ("Limit=5", "Limit"),
+    ],
+)
+def test_a_wrong_query_parameter_is_named(alice: Client, query: str, field: str) -> None:
+    answer = alice.get(f"/orders?{query}")
+
+    assert (answer.status, answer.slug, answer.fields) == (400, "malformed-request", [field])
+
+
+def test_the_largest_values_of_query_parameters_are_accepted(alice: Client) -> None:
+    assert alice.get("/orders?limit=100&offset=9223372036854775807&my_orders=false").json["orders"] == []
+
+
+def test_other_requests_know_no_query_parameters(alice: Client) -> None:
+    order_id = alice.place().json["order"]["order_id"]
+
+    for answer in (
+        alice.get(f"/orders/{order_id}?tenant_id=acme"),
+        alice.send("POST", "/orders?tenant_id=acme", b"{}", {"content-type": "application/json"}),
+    ):
+        assert (answer.status, answer.fields) == (400, ["tenant_id"])
+
+
+def test_currencies_carry_their_own_decimals(alice: Client) -> None:
+    for currency, sent, answered in (
+        ("JPY", "100", "100"),
+        ("JPY", "100.000", "100"),
+        ("USD", "100", "100.00"),
+        ("USD", "1e2", "100.00"),
+        ("USD", "-0.0", "0.00"),
+        ("KWD", "1.5", "1.500"),
+        ("KWD", "999999999999.999", "999999999999.999"),
+        ("CLF", "0.0001", "0.0001"),
+        ("USD", '"99.99"', "99.99"),
+    ):
+        body = (
+            b'{"customer_name":"J","customer_email":"j@x","total_amount":%s,"currency":"%s","items":[%s]}'
+            % (
+                sent.encode(),
+                currency.encode(),
+                b'{"product_name":"W","product_sku":"S","quantity":1,"unit_price":%s}' % sent.encode(),
+            )
+        )
+        placed = alice.place(raw=body)
+        assert placed.status == 201, placed.body
+        assert f'"total_amount":{answered},'.encode() in placed.body
+        assert f'"unit_price":{answered}}}'.encode() in placed.body
+        read = alice.get(f"/{placed.headers['location']}")
+        assert placed.body.endswith(read.body[len(b'{"order":') :])
+
+
+def test_what_is_optional_may_be_absent_or_null(alice: Client) -> None:
+    order = {name: seed()[name] for name in ("customer_name", "customer_email", "total_amount", "items")}
+
+    for answer in (
+        alice.place(order),
+        alice.place({**order, "customer_phone": None, "billing_address": None}),
+    ):
+        assert answer.status == 201
+        placed = answer.json["order"]
+        assert placed["currency"] == "USD"
+        assert [placed[name] for name in ("customer_phone", "shipping_address", "billing_address")] == [
+            None
+        ] * 3
+
+
+def test_text_is_trimmed(alice: Client) -> None:
+    order = alice.place(seed(customer_name="  John Doe \u00a0")).json["order"]
+
+    assert order["customer_name"] == "John Doe"
+
+
+def test_the_limits_themselves_are_accepted(alice: Client) -> None:
+    order = seed(
+        customer_name="x" * 255,
+        customer_email="a@" + "b" * 252,
+        shipping_address="李" * 2000,
+        items=[item(quantity=1_000_000)] * 500,
+    )
+
+    answer = alice.place(order)
+
+    assert answer.status == 201
+    assert [line["line_no"] for line in answer.json["order"]["items"]] == list(range(1, 501))
+    assert answer.body.endswith(alice.get(f"/{answer.headers['location']}").body[len(b'{"order":') :])
+
+
+@pytest.mark.parametrize("prepare", ["on", "off"])
+def test_the_largest_page_knows_of_the_next_one(alice: Client, database: Urls, prepare: str) -> None:
+    with api_on(database.app, DB_PREPARE=prepare):
+        placed = [alice.place().json["order"]["order_id"] for _ in range(101)]
+
+        first = alice.get("/orders?limit=100").json
+        rest = alice.get(f"/orders?limit=100&cursor={first['next_cursor']}").json
+
+    assert [order["order_id"] for page in (first, rest) for order in page["orders"]] == placed[::-1]
+    assert rest["next_cursor"] is None

@@ -1,0 +1,571 @@
+"""DB_PASSWORD as a reference: fetched once, renewed when the database refuses it, told to nobody."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import boto3
+import pytest
+
+from chalicelib import settings
+from chalicelib.database import tenant_scope as api_database
+from chalicelib.errors import Unavailable
+from chalicelib.settings import SettingsError, secrets
+from chalicelib.settings import secret_stores as stores
+from local.database import apply_schema
+from local.environments import environment
+from tests.conftest import connected
+from tests.support import cognito, secret_servers
+from tests.support.client import Client
+from tests.support.log_leak_plugin import hear_text
+from tests.support.refusals import assert_unavailable
+from tests.support.secret_servers import AZURE_SECRET, GOOGLE_SECRET, OCI_SECRET, Store
+from tests.support.servers import Server, private_server
+
+PROJECT = Path(__file__).parents[3]
+ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:shop/db-AbCdEf"
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
+
+
+@dataclass
+class Database:
+    """A PostgreSQL that asks the API's role for its password."""
+
+    server: Server
+    password: str = ""
+
+    def change_password(self) -> str:
+        """As a rotation does; sessions that are open go on."""
+        self.password = f"s3cret-{uuid4().hex}"
+        self._run(f"alter role orders_app password '{self.password}'")
+        return self.password
+
+    def hang_up(self) -> None:
+        self._run("select pg_terminate_backend(pid, 5000) from pg_stat_activity where usename = 'orders_app'")
+
+    def json(self, **changes: str) -> str:
+        """The secret as RDS writes it."""
+        members = {
+            "engine": "postgres",
+            "host": str(self.server.folder),
+            "port": 5432,
+            "dbname": "orders",
+            "username": "orders_app",
+            "password": self.password,
+        }
+        return json.dumps({**members, **changes})
+
+    @property
+    def refused(self) -> int:
+        """How many logins of the API's role the server has refused."""
+        return (self.server.folder / "log").read_text().count('failed for user "orders_app"')
+
+    @property
+    def parts(self) -> dict[str, str]:
+        return {"DB_HOST": str(self.server.folder), "DB_NAME": "orders", "DB_USER": "orders_app"}
+
+    def _run(self, statement: str) -> None:
+        with connected(self.server.url("postgres")) as connection, connection.cursor() as cursor:
+            cursor.execute(statement)
+
+
+@pytest.fixture(scope="module")
+def server(database: object) -> Iterator[Server]:  # noqa: ARG001 (as root it makes the server's user)
+    with private_server() as server:
+        apply_schema(server.urls.owner)
+        rules = "local all postgres trust\nlocal all orders_owner trust\nlocal all all scram-sha-256\n"
+        (server.folder / "data/pg_hba.conf").write_text(rules)
+        with connected(server.url("postgres")) as connection, connection.cursor() as cursor:
+            cursor.execute("select pg_reload_conf()")
+        yield server
+
+
+@pytest.fixture
+def shop(server: Server) -> Database:
+    shop = Database(server)
+    shop.change_password()
+    return shop
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    server, endpoint = cognito.start()
+    yield endpoint
+    server.stop()
+
+
+@dataclass
+class Manager:
+    """AWS Secrets Manager with one secret, and the door in front of it."""
+
+    arn: str
+    door: Store
+    _client: Any
+
+    def put(self, text: str) -> None:
+        self._client.put_secret_value(SecretId=self.arn, SecretString=text)
+
+    def put_bytes(self, content: bytes) -> None:
+        self._client.put_secret_value(SecretId=self.arn, SecretBinary=content)
+
+
+@pytest.fixture
+def manager(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
+    client = boto3.client(
+        "secretsmanager",
+        region_name=cognito.REGION,
+        endpoint_url=moto,
+        aws_access_key_id="testing",
+        aws_secret_access_key="testing",
+    )
+    arn = client.create_secret(Name=f"shop/{uuid4().hex}", SecretString="not yet")["ARN"]
+    door = Store(secret_servers.in_front_of(moto))
+    with secret_servers.serving(door) as variables:
+        for name, value in {**variables, **CREDENTIALS}.items():
+            monkeypatch.setenv(name, value)
+        yield Manager(arn, door, client)
+
+
+@contextmanager
+def api_with(**variables: str) -> Iterator[None]:
+    """The API of this process with these DB_ variables and no DATABASE_URL; then as before."""
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("DATABASE_URL")
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            api_database.close_pool()
+            yield
+    finally:
+        api_database.close_pool()
+
+
+def test_a_password_is_fetched_from_its_store(alice: Client, shop: Database, manager: Manager) -> None:
+    manager.put(shop.password)
+
+    with api_with(DB_PASSWORD=manager.arn, **shop.parts):
+        assert alice.place().status == 201
+        assert alice.get("/orders").status == 200
+
+    assert manager.door.fetches == 1
+
+
+def test_a_secret_of_rds_needs_no_other_variable(alice: Client, shop: Database, manager: Manager) -> None:
+    manager.put(shop.json())
+
+    with api_with(DB_PASSWORD=manager.arn):
+        assert alice.place().status == 201
+
+
+def test_a_secret_may_name_several_servers_with_a_port_each(
+    alice: Client, shop: Database, manager: Manager
+) -> None:
+    folder = str(shop.server.folder)
+    manager.put(shop.json(host=f"/nowhere,{folder}", port="5433,5432"))
+
+    with api_with(DB_PASSWORD=manager.arn):
+        assert alice.get("/health/ready").status == 200
+
+
+def test_what_a_secret_names_goes_before_the_variables(
+    alice: Client, shop: Database, manager: Manager
+) -> None:
+    manager.put(shop.json())
+
+    with api_with(DB_PASSWORD=manager.arn, DB_HOST="/nowhere", DB_NAME="nothing", DB_USER="nobody"):
+        assert alice.place().status == 201
+
+
+def test_the_request_that_meets_a_rotation_succeeds(alice: Client, shop: Database, manager: Manager) -> None:
+    manager.put(shop.json())
+
+    with api_with(DB_PASSWORD=manager.arn):
+        assert alice.place().status == 201
+        manager.put(json.dumps({**json.loads(shop.json()), "password": shop.change_password()}))
+        assert alice.place().status == 201  # on the connection that is open
+        assert manager.door.fetches == 1
+
+        shop.hang_up()
+        assert alice.place().status == 201
+        assert manager.door.fetches == 2
+        shop.hang_up()
+        assert alice.place().status == 201
+        assert manager.door.fetches == 2
+
+
+def test_requests_that_meet_a_rotation_together_fetch_once(
+    alice: Client, shop: Database, manager: Manager
+) -> None:
+    manager.put(shop.password)
+
+    with api_with(DB_PASSWORD=manager.arn, **shop.parts), ThreadPoolExecutor(20) as pool:
+        assert [*pool.map(lambda _: alice.place().status, range(20))] == [201] * 20
+        assert manager.door.fetches == 1
+
+        manager.put(shop.change_password())
+        shop.hang_up()
+
+        assert [*pool.map(lambda _: alice.place().status, range(20))] == [201] * 20
+        assert manager.door.fetches == 2
+
+
+def test_a_wrong_password_is_not_a_fetch_per_request(
+    alice: Client, shop: Database, manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager.put("s3cret-of-another")
+    refused = shop.refused
+
+    with api_with(DB_PASSWORD=manager.arn, **shop.parts):
+        for _ in range(5):
+            assert_unavailable(alice.place())
+        assert manager.door.fetches == 2
+        assert shop.refused == refused + 5  # no second try with the same password
+
+        monkeypatch.setattr(secrets, "PAUSE", 0)
+        manager.put(shop.password)
+        assert alice.place().status == 201
+        assert manager.door.fetches == 3
+
+
+def test_a_store_that_is_down_is_a_503_until_it_is_back(
+    alice: Client, shop: Database, manager: Manager, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager.put(shop.password)
+    manager.door.behaviour = "down"
+
+    with api_with(DB_PASSWORD=manager.arn, **shop.parts):
+        assert_unavailable(alice.place())
+        assert_unavailable(alice.get("/health/ready"))
+        assert f"cannot fetch the secret {manager.arn}: ClientError: An error occurred" in caplog.text
+
+        manager.door.behaviour = "good"
+        time.sleep(secrets.FIRST_PAUSE)
+        assert alice.place().status == 201
+
+
+def test_a_store_that_never_answers_is_not_waited_for(
+    alice: Client, shop: Database, manager: Manager, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager.door.behaviour = "slow"
+
+    with api_with(DB_PASSWORD=manager.arn, **shop.parts), ThreadPoolExecutor(20) as pool:
+        started = time.monotonic()
+        for answer in pool.map(lambda _: alice.place(), range(20)):
+            assert_unavailable(answer)
+        assert time.monotonic() - started < secrets.FIRST_WAIT + 2
+
+    assert "no answer in 5 seconds" in caplog.text
+    assert caplog.text.count("cannot fetch") == 1
+
+
+@pytest.mark.parametrize("behaviour", ["down", "forbidden", "broken", "slow"])
+def test_an_older_value_goes_on_serving(
+    shop: Database, manager: Manager, behaviour: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager.put(shop.password)
+    secret = secrets.Secret(stores.reference("aws", manager.arn), lifetime=0)
+    known = secret.variables()
+    manager.door.behaviour = behaviour
+    started = time.monotonic()
+
+    with ThreadPoolExecutor(20) as pool:
+        assert [*pool.map(lambda _: secret.variables(), range(20))] == [known] * 20
+
+    assert time.monotonic() - started < secrets.LATER_WAIT + 1
+    assert "the older value goes on serving" in caplog.text
+    assert caplog.text.count("cannot fetch") == 1
+    assert shop.password not in caplog.text
+
+
+def test_a_value_is_fetched_again_after_its_lifetime(manager: Manager) -> None:
+    manager.put("first")
+    secret = secrets.Secret(stores.reference("aws", manager.arn), lifetime=1)
+    assert secret.variables() == {"DB_PASSWORD": "first"}
+    manager.put("second")
+    assert secret.variables() == {"DB_PASSWORD": "first"}
+
+    time.sleep(1)
+
+    assert secret.variables() == {"DB_PASSWORD": "second"}
+    assert manager.door.fetches == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("\n", "it is empty"),
+        ('{"username": "orders_app"}', "without the member password"),
+        ('{"password": null}', "without the member password"),
+        ('{"password": ["s3cret"]}', "its member password is malformed"),
+        ('{"password": "s3cret",}', "malformed JSON"),
+        ('{"password": "x", "host": "orders_app:s3cret@db.example"}', "its member host is malformed"),
+        ('{"password": "x", "port": "s3cret"}', "its member port is malformed"),
+        ('{"password": "x", "port": "5432,s3cret"}', "its member port is malformed"),
+        ('{"password": "x", "dbname": "s3cret@db"}', "its member dbname is malformed"),
+        ("s3cret\0", "its member password is malformed"),
+    ],
+)
+def test_a_secret_without_a_password_is_explained_and_not_told(
+    manager: Manager, text: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager.put(text)
+
+    with api_with(DB_PASSWORD=manager.arn), pytest.raises(Unavailable):
+        api_database.ping()
+
+    assert f"cannot fetch the secret {manager.arn}: Unusable: " in caplog.text
+    assert said in caplog.text
+    assert "s3cret" not in caplog.text
+
+
+def test_a_secret_that_is_no_text_is_explained(manager: Manager, caplog: pytest.LogCaptureFixture) -> None:
+    manager.put_bytes(b"\xff\xfe")
+
+    with api_with(DB_PASSWORD=manager.arn), pytest.raises(Unavailable):
+        api_database.ping()
+
+    assert "Unusable: it holds no text" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "password"),
+    [("p@ss w/%40rd", "p@ss w/%40rd"), ("pass\n", "pass"), ("{pass", "{pass"), (' {"password": "{}"}', "{}")],
+)
+def test_a_password_is_taken_as_it_is(text: str, password: str) -> None:
+    assert secrets.variables(text) == {"DB_PASSWORD": password}
+
+
+def test_a_plain_secret_needs_the_other_variables(shop: Database, manager: Manager) -> None:
+    manager.put(shop.password)
+
+    with api_with(DB_PASSWORD=manager.arn), pytest.raises(SettingsError, match="DB_HOST is not set"):
+        api_database.ping()
+
+
+def test_nothing_is_told_even_at_debug_level(
+    alice: Client, shop: Database, manager: Manager, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager.put(shop.json())
+    caplog.set_level(logging.DEBUG)
+
+    with api_with(DB_PASSWORD=manager.arn):
+        assert alice.place().status == 201
+        shop.hang_up()
+        manager.door.behaviour = "broken"
+        shop.change_password()
+        assert_unavailable(alice.place())
+        assert manager.arn in repr(settings.database())
+
+    assert "cannot fetch" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
+def test_no_repr_tells_the_password() -> None:
+    with api_with(DB_PASSWORD="s3cret", DB_HOST="db.example", DB_NAME="orders", DB_USER="orders_app"):
+        assert settings.database().connect["password"] == "s3cret"
+        assert "s3cret" not in repr(settings.database())
+
+
+@pytest.mark.parametrize(
+    ("reference", "parts"),
+    [
+        (ARN, (ARN, "eu-west-1")),
+        (ARN.replace("aws:", "aws-us-gov:"), (ARN.replace("aws:", "aws-us-gov:"), "eu-west-1")),
+        (ARN.replace("aws:", "aws-cn:"), (ARN.replace("aws:", "aws-cn:"), "eu-west-1")),
+        (ARN.replace("shop/db", "rds!cluster-1f"), (ARN.replace("shop/db", "rds!cluster-1f"), "eu-west-1")),
+        (AZURE_SECRET, ("https://shop.vault.azure.net", "db-password", None)),
+        (f"{AZURE_SECRET}/{'0f' * 16}", ("https://shop.vault.azure.net", "db-password", "0f" * 16)),
+        (GOOGLE_SECRET, (GOOGLE_SECRET, None)),
+        (f"{GOOGLE_SECRET}/versions/latest", (GOOGLE_SECRET, "latest")),
+        (f"{GOOGLE_SECRET}/versions/12", (GOOGLE_SECRET, "12")),
+        (OCI_SECRET, (OCI_SECRET,)),
+    ],
+)
+def test_a_reference_is_recognised(reference: str, parts: tuple[str | None, ...]) -> None:
+    with api_with(DB_PASSWORD=reference):
+        found = settings.database().secret
+
+    assert found is not None
+    assert (str(found), found.parts) == (reference, parts)
+
+
+@pytest.mark.parametrize(
+    ("almost", "form"),
+    [
+        (ARN[:-7], "arn:aws:secretsmanager:<region>"),
+        (f"{ARN}:password::", "arn:aws:secretsmanager:<region>"),
+        (f"{ARN}\n", "arn:aws:secretsmanager:<region>"),
+        (f'"{ARN}"', "arn:aws:secretsmanager:<region>"),
+        (ARN.upper(), "arn:aws:secretsmanager:<region>"),
+        ("arn:aws:ssm:eu-west-1:123456789012:parameter/s3cret", "arn:aws:secretsmanager:<region>"),
+        ("{{resolve:secretsmanager:s3cret}}", "arn:aws:secretsmanager:<region>"),
+        (AZURE_SECRET.replace("https", "http"), "https://<vault>.vault.azure.net"),
+        (AZURE_SECRET.removeprefix("https://"), "https://<vault>.vault.azure.net"),
+        (AZURE_SECRET.replace(".net", ".net.example"), "https://<vault>.vault.azure.net"),
+        (f"{AZURE_SECRET}/s3cret", "https://<vault>.vault.azure.net"),
+        (f"@Microsoft.KeyVault(SecretUri={AZURE_SECRET})", "https://<vault>.vault.azure.net"),
+        (f"{GOOGLE_SECRET}/versions/", "projects/<project>/secrets/<name>"),
+        (f"{GOOGLE_SECRET}/../s3cret", "projects/<project>/secrets/<name>"),
+        (f"//secretmanager.googleapis.com/{GOOGLE_SECRET}", "projects/<project>/secrets/<name>"),
+        (OCI_SECRET.replace("vaultsecret", "vault"), "ocid1.vaultsecret.<realm>"),
+        (f" {OCI_SECRET}", "ocid1.vaultsecret.<realm>"),
+    ],
+)
+def test_what_only_looks_like_a_reference_is_never_a_password(almost: str, form: str) -> None:
+    with api_with(DB_PASSWORD=almost), pytest.raises(SettingsError) as raised:
+        settings.database()
+
+    assert "DB_PASSWORD" in str(raised.value)
+    assert form in str(raised.value)
+    assert almost.strip() not in str(raised.value)
+    assert "s3cret" not in str(raised.value)
+
+
+def test_a_missing_sdk_is_named() -> None:
+    for reference, package in (
+        (OCI_SECRET, "oci"),
+        (AZURE_SECRET, "azure-identity"),
+        (GOOGLE_SECRET, "google-cloud"),
+    ):
+        with api_with(DB_PASSWORD=reference), pytest.raises(SettingsError) as raised:
+            api_database.ping()
+        assert f"install {package}" in str(raised.value)
+        assert reference in str(raised.value)
+
+
+def test_a_plain_password_imports_no_store(shop: Database) -> None:
+    code = (
+        "import sys; from chalicelib import database; database.ping();"
+        "ours = {'chalicelib.settings.secrets', 'chalicelib.settings.secret_stores'};"
+        "theirs = {'botocore', 'azure.identity', 'google.cloud.secretmanager', 'oci'};"
+        "found = (ours | theirs) & set(sys.modules); sys.exit(str(found) if found else 0)"
+    )
+    variables = {**without_database_url(), **shop.parts, "DB_PASSWORD": shop.password}
+
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=PROJECT, env=variables, check=False).returncode == 0
+    )
+
+
+def without_database_url() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "PYTHONPATH")}
+
+
+class Reader:
+    """tests/support/secret_reader.py under a cloud's own packages."""
+
+    def __init__(self, python: Path, log: Path, variables: dict[str, str]) -> None:
+        self._log = log
+        self.process = subprocess.Popen(
+            [python, PROJECT / "tests/support/secret_reader.py"],
+            cwd=PROJECT,
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT), **variables},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log.open("w"),
+            text=True,
+        )
+
+    def asks(self) -> Any:
+        """What the next login says."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else pytest.fail(self.log())
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+
+CLOUDS = {
+    "azure": (secret_servers.azure, AZURE_SECRET, "azure.keyvault"),
+    "gcp": (secret_servers.google, GOOGLE_SECRET, "google.cloud.secretmanager"),
+    "oci": (secret_servers.oci, OCI_SECRET, "oci"),
+}
+
+
+@pytest.fixture(params=CLOUDS)
+def cloud(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[tuple[Store, Callable[..., Reader], str]]:
+    """A cloud's store, how to start a reader of it, and its SDK."""
+    reply, reference, sdk = CLOUDS[request.param]
+    store = Store(reply)
+    readers: list[Reader] = []
+    with secret_servers.serving(store, tmp_path) as variables:
+
+        def start(**more: str) -> Reader:
+            everything = {**variables, "DB_PASSWORD": reference, **more}
+            readers.append(Reader(environment(request.param), tmp_path / f"log-{len(readers)}", everything))
+            return readers[-1]
+
+        yield store, start, sdk
+        for reader in readers:
+            reader.process.kill()
+            reader.process.wait()
+            hear_text("a reader's log", reader.log())
+
+
+@pytest.mark.slow
+def test_every_cloud_follows_a_rotation(
+    cloud: tuple[Store, Callable[..., Reader], str], shop: Database
+) -> None:
+    store, start, sdk = cloud
+    store.text = shop.json()
+    reader = start()
+
+    said = reader.asks()
+    assert (said["said"], said["sdks"]) == ("ready", [sdk]), reader.log()
+    assert (store.fetches, store.signed_in) == (1, 1), reader.log()
+
+    shop.change_password()
+    store.text = shop.json()
+    shop.hang_up()
+    assert reader.asks()["said"] == "ready", reader.log()
+    assert store.fetches == 2
+    assert "s3cret" not in reader.log()
+    assert secret_servers.TOKEN not in reader.log()
+
+
+@pytest.mark.slow
+def test_every_cloud_takes_a_plain_secret(
+    cloud: tuple[Store, Callable[..., Reader], str], shop: Database
+) -> None:
+    store, start, _ = cloud
+    store.text = shop.password
+
+    assert start(**shop.parts).asks()["said"] == "ready"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("behaviour", ["down", "forbidden", "broken", "slow"])
+def test_every_clouds_failure_is_a_503_that_tells_nothing(
+    cloud: tuple[Store, Callable[..., Reader], str], shop: Database, behaviour: str
+) -> None:
+    store, start, _ = cloud
+    store.text, store.behaviour = shop.json(), behaviour
+    reader = start()
+
+    said = reader.asks()
+
+    assert said["said"] == "unavailable"
+    assert said["seconds"] < secrets.FIRST_WAIT + 4  # importing an SDK comes on top
+    assert "cannot fetch the secret" in reader.log()
+    assert secret_servers.ERRORS.get(behaviour, ("", "", ""))[2] in reader.log()
+    assert "s3cret" not in reader.log()
+    assert secret_servers.TOKEN not in reader.log()
+    store.behaviour = "good"
+    time.sleep(secrets.FIRST_PAUSE)
+    assert reader.asks()["said"] == "ready", reader.log()

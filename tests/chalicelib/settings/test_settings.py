@@ -1,0 +1,649 @@
+"""Environment variables: what they mean, what they default to, and how a wrong one is explained."""
+
+import ast
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chalicelib import settings
+from chalicelib.database import tenant_scope as api_database
+from chalicelib.errors import Unavailable
+from chalicelib.settings import SettingsError
+from local.database import Urls
+from tests.support.servers import api_on
+
+Set = Callable[..., None]
+URL = "postgresql://orders_app:s3cret@db.example:5432/orders"
+PARTS = {"DB_HOST": "db.example", "DB_NAME": "orders", "DB_USER": "orders_app"}
+ARN = "arn:aws:cognito-idp:eu-west-1:123456789012:userpool/eu-west-1_AbCdEfGhI"
+VARIABLES = {
+    "AUTH_AUDIENCE",
+    "AUTH_EMAIL_CLAIM",
+    "AUTH_ISSUER",
+    "AUTH_JWKS_URL",
+    "AUTH_PROVIDER",
+    "AUTH_TENANT_CLAIM",
+    "AUTH_USER_CLAIM",
+    "AWS_LAMBDA_FUNCTION_NAME",
+    "AWS_LAMBDA_INITIALIZATION_TYPE",
+    "BASE_PATH",
+    "COGNITO_USER_POOL_ARN",
+    "CORS_ORIGIN",
+    "DATABASE_URL",
+    "DB_ALLOW_UNSAFE_ROLE",
+    "DB_CONNECT_TIMEOUT",
+    "DB_HOST",
+    "DB_NAME",
+    "DB_PASSWORD",
+    "DB_POOL_MAX",
+    "DB_POOL_RECYCLE",
+    "DB_POOL_SIZE",
+    "DB_POOL_TIMEOUT",
+    "DB_PORT",
+    "DB_PREPARE",
+    "DB_READ_TIMEOUT",
+    "DB_SECRET_LIFETIME",
+    "DB_SSLMODE",
+    "DB_SSLROOTCERT",
+    "DB_USER",
+    "DEFAULT_CURRENCY",
+    "DOCS",
+    "RATE_LIMIT",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+    "OTEL_METRICS_EXPORTER",
+}
+
+
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch) -> Set:
+    """Set these variables and none of the others."""
+
+    def set_(**variables: str) -> None:
+        for name in VARIABLES:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return set_
+
+
+def complaint(read: Callable[[], Any]) -> str:
+    """What an operator sees, the traceback included."""
+    with pytest.raises(SettingsError) as raised:
+        read()
+    return "".join(traceback.format_exception(raised.value))
+
+
+def complaints() -> Iterator[str]:
+    readers: tuple[Callable[[], Any], ...] = (
+        settings.database,
+        settings.tokens,
+        settings.user_pools,
+        settings.cors_origin,
+        settings.default_currency,
+        settings.rate_limit,
+    )
+    for read in readers:
+        try:
+            read()
+        except SettingsError as error:
+            yield "".join(traceback.format_exception(error))
+
+
+def test_these_are_all_the_variables() -> None:
+    """So that a new one is tested here too."""
+    texts = {
+        node.value
+        for node in ast.walk(ast.parse(inspect.getsource(settings)))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+
+    assert {text for text in texts if (text.isupper() and "_" in text) or text == "DOCS"} == VARIABLES
+
+
+@pytest.mark.parametrize(
+    ("missing", "hint"),
+    [
+        ("DB_HOST", "DATABASE_URL=postgresql://user:password@host:5432/name"),
+        ("DB_NAME", "the database's name"),
+        ("DB_USER", "orders_app"),
+    ],
+)
+def test_a_missing_part_of_the_database_is_named(only: Set, missing: str, hint: str) -> None:
+    only(**{name: value for name, value in PARTS.items() if name != missing})
+
+    text = complaint(settings.database)
+
+    assert f"{missing} is not set" in text
+    assert hint in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [
+        ("DB_PORT", "none", "from 1 to 65535"),
+        ("DB_PORT", "0", "from 1 to 65535"),
+        ("DB_PORT", "65536", "from 1 to 65535"),
+        ("DB_POOL_SIZE", "0", "from 1 to"),
+        ("DB_POOL_SIZE", "5.0", "whole number"),
+        ("DB_PREPARE", "yes", "use on or off"),
+        ("DB_POOL_SIZE", "\u0665", "whole number"),
+        ("DB_POOL_MAX", "4", "from 5 to"),
+        ("DB_POOL_MAX", "-1", "whole number"),
+        ("DB_POOL_RECYCLE", "soon", "whole number"),
+        ("DB_POOL_TIMEOUT", "0", "from 1 to"),
+        ("DB_SECRET_LIFETIME", "59", "from 60 to 86400"),
+        ("DB_CONNECT_TIMEOUT", "1", "from 2 to"),
+        ("DB_SSLMODE", "yes", "disable, allow, prefer, require, verify-ca, verify-full"),
+    ],
+)
+def test_a_malformed_database_variable_is_named_and_explained(
+    only: Set, name: str, value: str, hint: str
+) -> None:
+    only(**{**PARTS, name: value})
+
+    text = complaint(settings.database)
+
+    assert f"{name} is {value!r}" in text
+    assert hint in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "read", "hint"),
+    [
+        ("COGNITO_USER_POOL_ARN", "eu-west-1_AbCdEfGhI", settings.tokens, "arn:aws:cognito-idp:eu-west-1:"),
+        ("COGNITO_USER_POOL_ARN", ARN + "/x", settings.user_pools, "arn:aws:cognito-idp:eu-west-1:"),
+        ("CORS_ORIGIN", "shop.example", settings.cors_origin, "https://shop.example"),
+        ("CORS_ORIGIN", "https://a.example,https://b.example", settings.cors_origin, "one origin"),
+        ("CORS_ORIGIN", "https://shop.example/", settings.cors_origin, "https://shop.example"),
+        ("CORS_ORIGIN", "https://shop.example\nX: y", settings.cors_origin, "one origin"),
+        ("DEFAULT_CURRENCY", "usd", settings.default_currency, "such as USD"),
+        ("DEFAULT_CURRENCY", "XXX", settings.default_currency, "ISO 4217"),
+        ("OTEL_METRICS_EXPORTER", "prometheus", settings.metrics_are_exported, "otlp or none"),
+    ],
+)
+def test_a_malformed_variable_is_named_and_explained(
+    only: Set, name: str, value: str, read: Callable[[], Any], hint: str
+) -> None:
+    only(**{name: value})
+
+    text = complaint(read)
+
+    assert f"{name} is {value!r}" in text
+    assert hint in text
+
+
+@pytest.mark.parametrize(
+    ("given", "missing", "read"),
+    [
+        ({}, "COGNITO_USER_POOL_ARN", settings.user_pools),
+        ({}, "COGNITO_USER_POOL_ARN", settings.tokens),
+        ({"COGNITO_USER_POOL_ARN": ARN}, "AUTH_AUDIENCE", settings.tokens),
+        ({"COGNITO_USER_POOL_ARN": ARN, "AUTH_AUDIENCE": " , "}, "AUTH_AUDIENCE", settings.tokens),
+    ],
+)
+def test_a_missing_variable_of_the_tokens_is_named(
+    only: Set, given: dict[str, str], missing: str, read: Callable[[], Any]
+) -> None:
+    only(**given)
+
+    assert f"{missing} is not set: the " in complaint(read)
+
+
+def test_tokens_default_to_cognitos_own_addresses(only: Set) -> None:
+    only(COGNITO_USER_POOL_ARN=ARN, AUTH_AUDIENCE="web, mobile,")
+
+    tokens = settings.tokens()
+
+    assert (tokens.region, tokens.user_pool) == ("eu-west-1", "eu-west-1_AbCdEfGhI")
+    assert tokens.issuer == "https://cognito-idp.eu-west-1.amazonaws.com/eu-west-1_AbCdEfGhI"
+    assert tokens.jwks_url == f"{tokens.issuer}/.well-known/jwks.json"
+    assert tokens.audience == ("web", "mobile")
+
+
+def test_issuer_and_keys_can_be_elsewhere(only: Set) -> None:
+    elsewhere = {"AUTH_ISSUER": "https://id.example", "AUTH_JWKS_URL": "https://keys.example/jwks"}
+    only(COGNITO_USER_POOL_ARN=ARN, AUTH_AUDIENCE="web", **elsewhere)
+
+    tokens = settings.tokens()
+
+    assert {"AUTH_ISSUER": tokens.issuer, "AUTH_JWKS_URL": tokens.jwks_url} == elsewhere
+
+
+def test_an_empty_variable_is_an_unset_one(only: Set) -> None:
+    only(**{**dict.fromkeys(VARIABLES - {"AWS_LAMBDA_FUNCTION_NAME"}, ""), **PARTS})
+
+    assert settings.database().connect["port"] == "5432"
+    assert settings.cors_origin() == "*"
+    assert settings.default_currency() == "USD"
+    assert not settings.docs_are_on()
+
+
+@pytest.mark.parametrize(("value", "served"), [("on", True), ("1", True), ("TRUE", True), ("off", False)])
+def test_docs_are_switched_on(only: Set, value: str, served: bool) -> None:
+    only(DOCS=value)
+
+    assert settings.docs_are_on() is served
+
+
+@pytest.mark.parametrize(
+    ("variables", "exported"),
+    [
+        ({}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector.example"}, True),
+        ({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "https://collector.example/v1/metrics"}, True),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "https://collector.example/v1/metrics",
+                "OTEL_METRICS_EXPORTER": "none",
+            },
+            False,
+        ),
+    ],
+)
+def test_metrics_go_where_either_endpoint_is(only: Set, variables: dict[str, str], exported: bool) -> None:
+    only(**variables)
+
+    assert settings.metrics_are_exported() is exported
+
+
+@pytest.mark.parametrize("origin", ["*", "https://shop.example", "http://localhost:3000"])
+def test_an_origin_is_taken_as_it_is(only: Set, origin: str) -> None:
+    only(CORS_ORIGIN=origin)
+
+    assert settings.cors_origin() == origin
+
+
+def test_claims_count_as_verified_only_on_lambda(only: Set) -> None:
+    only()
+    assert not settings.on_lambda()
+
+    only(AWS_LAMBDA_FUNCTION_NAME="order-api")
+    assert settings.on_lambda() is ("chalice.local" not in sys.modules)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        (URL, {"user": "orders_app", "password": "s3cret", "host": "db.example", "dbname": "orders"}),
+        (URL.replace("postgresql:", "postgres:"), {"host": "db.example", "port": "5432"}),
+        (URL.replace("postgresql:", "postgresql+psycopg2:"), {"host": "db.example", "password": "s3cret"}),
+        (URL.replace("s3cret", "s3%40cr%2Fet%25"), {"password": "s3@cr/et%", "host": "db.example"}),
+        (
+            URL + "?sslmode=verify-full&sslrootcert=/ca.pem",
+            {"sslmode": "verify-full", "sslrootcert": "/ca.pem"},
+        ),
+        (URL + "?application_name=blue", {"application_name": "blue"}),
+        ("postgresql://orders_app@/orders?host=/run/postgresql", {"host": "/run/postgresql"}),
+        ("host=db.example dbname=orders user=orders_app", {"host": "db.example", "dbname": "orders"}),
+    ],
+)
+def test_a_database_url_is_understood(only: Set, url: str, expected: dict[str, str]) -> None:
+    only(DATABASE_URL=url)
+
+    connect = settings.database().connect
+
+    assert {name: connect.get(name) for name in expected} == expected
+
+
+def test_the_database_can_be_given_in_parts(only: Set) -> None:
+    only(**PARTS, DB_PORT="6432", DB_PASSWORD="p@ss/w%40rd")
+
+    connect = settings.database().connect
+
+    assert (connect["host"], connect["port"], connect["dbname"]) == ("db.example", "6432", "orders")
+    assert (connect["user"], connect["password"]) == ("orders_app", "p@ss/w%40rd")
+
+
+@pytest.mark.parametrize(
+    ("ports", "sent"), [({}, "5432"), ({"DB_PORT": "6000"}, "6000"), ({"DB_PORT": "6000,6001"}, "6000,6001")]
+)
+def test_of_several_hosts_the_primary_is_asked_for(only: Set, ports: dict[str, str], sent: str) -> None:
+    only(**{**PARTS, "DB_HOST": "db-1.example,db-2.example", **ports})
+
+    connect = settings.database().connect
+
+    assert (connect["host"], connect["port"]) == ("db-1.example,db-2.example", sent)
+    assert connect["target_session_attrs"] == "read-write"
+    assert connect["sslmode"] == "require"
+
+
+def test_a_url_may_ask_for_any_of_several_hosts(only: Set) -> None:
+    only(DATABASE_URL="postgresql://orders_app@a.example,b.example/orders?target_session_attrs=any")
+
+    assert settings.database().connect["target_session_attrs"] == "any"
+
+
+def test_connections_at_rest_are_kept_alive_unless_the_url_says_otherwise(only: Set) -> None:
+    only(**PARTS)
+    assert settings.database().connect["keepalives_idle"] == 60
+
+    only(DATABASE_URL="postgresql://orders_app@a.example/orders?keepalives=0&keepalives_idle=7")
+    connect = settings.database().connect
+    assert (connect["keepalives"], connect["keepalives_idle"]) == ("0", "7")
+
+
+def test_one_host_is_taken_as_it_is(only: Set) -> None:
+    only(**PARTS)
+
+    assert "target_session_attrs" not in settings.database().connect
+
+
+@pytest.mark.parametrize("ports", ["6000,6001,6002", "6000,", "6000,x", "0,6000", "6000,70000"])
+def test_ports_that_are_not_the_hosts_are_refused(only: Set, ports: str) -> None:
+    only(**{**PARTS, "DB_HOST": "db-1.example,db-2.example", "DB_PORT": ports})
+
+    text = complaint(settings.database)
+
+    assert f"DB_PORT is {ports!r}" in text
+    assert "as many as DB_HOST has hosts" in text
+
+
+SECRET = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:orders-AbCdEf"
+
+
+@pytest.mark.parametrize("named", [{"DB_HOST": "db-1.example,db-2.example"}, {}], ids=["variable", "secret"])
+def test_with_a_secret_too_each_of_several_hosts_may_have_its_port(only: Set, named: dict[str, str]) -> None:
+    """How many hosts a secret names nobody knows before it is fetched."""
+    only(**named, DB_PORT="6000,6001", DB_PASSWORD=SECRET)
+
+    database = settings.database()
+
+    assert str(database.secret) == SECRET
+    several = {"host": "db-1.example,db-2.example", "port": "6000,6001"}
+    secret = {"DB_HOST": several["host"], "DB_NAME": "orders", "DB_USER": "orders_app"}
+    assert several.items() <= settings.login(secret).items()
+
+
+@pytest.mark.parametrize("ports", ["6000,6001,6002", "6000,x"])
+def test_with_a_secret_too_ports_that_are_not_the_hosts_are_refused(only: Set, ports: str) -> None:
+    only(DB_HOST="db-1.example,db-2.example", DB_PORT=ports, DB_PASSWORD=SECRET)
+
+    assert f"DB_PORT is {ports!r}" in complaint(settings.database)
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"), [("100/s", (100, 1)), ("1/m", (1, 60)), ("5000/h", (5000, 3600)), ("", None)]
+)
+def test_a_rate_limit_is_so_many_in_a_period(only: Set, text: str, rate: tuple[int, int] | None) -> None:
+    only(RATE_LIMIT=text)
+
+    found = settings.rate_limit()
+
+    assert (found and (found.requests, found.seconds)) == rate
+
+
+@pytest.mark.parametrize("text", ["100", "0/s", "-1/s", "100/d", "1.5/s", "100/ s", "s", "12345678/s", "१/s"])
+def test_a_rate_limit_of_another_form_is_refused(only: Set, text: str) -> None:
+    only(RATE_LIMIT=text)
+
+    assert "such as 100/s" in complaint(settings.rate_limit)
+
+
+@pytest.mark.parametrize(("value", "allowed"), [("1", True), ("0", False), ("", False)])
+def test_an_unsafe_role_is_allowed_by_one_value(only: Set, value: str, allowed: bool) -> None:
+    only(**PARTS, DB_ALLOW_UNSAFE_ROLE=value)
+
+    assert settings.database().unsafe_role is allowed
+
+
+def test_an_unsafe_role_is_allowed_by_no_other(only: Set) -> None:
+    only(**PARTS, DB_ALLOW_UNSAFE_ROLE="yes")
+
+    assert "DB_ALLOW_UNSAFE_ROLE is 'yes'" in complaint(settings.database)
+
+
+def test_a_url_goes_before_parts(only: Set) -> None:
+    only(DATABASE_URL=URL, **{**PARTS, "DB_HOST": "elsewhere.example"})
+
+    assert settings.database().connect["host"] == "db.example"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3cret",
+        "mysql://orders_app:s3cret@db.example/orders",
+        "postgresql://orders_app:s3cret%zz@db.example/orders",
+        "postgresql://orders_app:s3cret@[db.example/orders",
+        "postgresql://orders_app:s3cret@db.example/orders?colour=blue",
+        "postgresql://orders_app:x@s3cret@db.example/orders",
+        "postgresql://orders_app:s3cret/x@db.example/orders",
+        "postgresql://orders_app:s3cret@db.example:five/orders",
+    ],
+)
+def test_a_malformed_url_is_explained_without_its_password(only: Set, url: str) -> None:
+    only(DATABASE_URL=url)
+
+    text = complaint(settings.database)
+
+    assert "DATABASE_URL" in text
+    assert "postgresql://user:password@host:5432/name" in text
+    assert "s3cret" not in text
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "orders_app:s3cret@db.example",
+        "db-1.example,orders_app:s3cret@db-2.example",
+        "postgresql://orders_app:s3cret@db.example/orders",
+        "postgresql://db.example",
+    ],
+)
+def test_a_host_with_more_than_its_name_is_explained_without_its_password(only: Set, host: str) -> None:
+    """libpq would put all of it into its messages."""
+    only(**{**PARTS, "DB_HOST": host})
+
+    text = complaint(settings.database)
+
+    assert "DB_HOST is more than a host name" in text
+    assert "s3cret" not in text
+
+
+@pytest.mark.parametrize("name", sorted(VARIABLES - {"DATABASE_URL"}))
+def test_no_complaint_tells_the_password(only: Set, name: str) -> None:
+    only(**{"DATABASE_URL": URL, "DB_PASSWORD": "s3cret", name: "?"})
+
+    assert all("s3cret" not in text for text in complaints())
+
+
+def test_a_refused_login_is_logged_without_the_password(
+    database: Urls, caplog: pytest.LogCaptureFixture
+) -> None:
+    with api_on(database.app.replace("orders_app@", "nobody:s3cret@")), pytest.raises(Unavailable):
+        api_database.ping()
+
+    assert "nobody" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("where", "mode"),
+    [
+        ("@db.example/orders", "require"),
+        ("@10.0.0.5/orders", "require"),
+        ("@localhost.example/orders", "require"),
+        ("@127.0.0.1.example/orders", "require"),
+        ("@[2001:db8::1]/orders", "require"),
+        ("@localhost,db.example/orders", "require"),
+        ("@/orders?host=/run/postgresql,db.example", "require"),
+        ("@/orders?hostaddr=10.0.0.5", "require"),
+        ("@localhost/orders?hostaddr=10.0.0.5", "require"),
+        ("@localhost/orders", None),
+        ("@localhost:6432,127.0.0.1/orders", None),
+        ("@127.8.9.1/orders", None),
+        ("@[::1]/orders", None),
+        ("@/orders", None),
+        ("@/orders?host=/run/postgresql", None),
+        ("@/orders?hostaddr=127.0.0.1", None),
+        ("@db.example/orders?sslmode=disable", "disable"),
+        ("@localhost/orders?sslmode=verify-full", "verify-full"),
+    ],
+)
+def test_other_hosts_are_reached_through_tls(only: Set, where: str, mode: str | None) -> None:
+    only(DATABASE_URL=f"postgresql://orders_app{where}")
+
+    assert settings.database().connect.get("sslmode") == mode
+
+
+@pytest.mark.parametrize("mode", settings.SSL_MODES)
+@pytest.mark.parametrize("given", [{"DATABASE_URL": URL}, {"DATABASE_URL": f"{URL}?sslmode=prefer"}, PARTS])
+def test_db_sslmode_decides(only: Set, mode: str, given: dict[str, str]) -> None:
+    only(**given, DB_SSLMODE=mode)
+
+    assert settings.database().connect["sslmode"] == mode
+
+
+@pytest.fixture
+def pem(tmp_path: Path) -> str:
+    """A file that looks like an authority's."""
+    path = tmp_path / "authority.pem"
+    path.write_text("Root\n-----BEGIN CERTIFICATE-----\n")
+    return str(path)
+
+
+@pytest.mark.parametrize("asked", [None, *settings.SSL_MODES])
+@pytest.mark.parametrize("given", [{"DATABASE_URL": URL}, PARTS, {**PARTS, "DB_HOST": "a.example,b.example"}])
+def test_with_an_authority_the_database_is_verified_unless_a_mode_is_asked_for(
+    only: Set, pem: str, given: dict[str, str], asked: str | None
+) -> None:
+    only(**given, DB_SSLROOTCERT=pem, **({"DB_SSLMODE": asked} if asked else {}))
+
+    connect = settings.database().connect
+
+    assert (connect["sslmode"], connect["sslrootcert"]) == (asked or "verify-full", pem)
+
+
+@pytest.mark.parametrize("secret", [{"DB_HOST": "a.example", "DB_NAME": "orders", "DB_USER": "orders_app"}])
+def test_a_database_that_a_secret_names_is_verified_too(only: Set, pem: str, secret: dict[str, str]) -> None:
+    only(DB_PASSWORD=SECRET, DB_SSLROOTCERT=pem)
+
+    connect = settings.login(secret)
+
+    assert (connect["host"], connect["sslmode"]) == ("a.example", "verify-full")
+    assert connect["sslrootcert"] == pem
+
+
+@pytest.mark.parametrize(
+    ("query", "mode", "own"),
+    [
+        ("?sslmode=require", "require", None),
+        ("?sslmode=disable", "disable", None),
+        ("?sslrootcert=/own.pem", "verify-full", "/own.pem"),
+        ("?sslrootcert=system", "verify-full", "system"),
+        ("?sslmode=verify-ca&sslrootcert=/own.pem", "verify-ca", "/own.pem"),
+    ],
+)
+def test_what_a_url_says_of_mode_and_authority_holds(
+    only: Set, pem: str, query: str, mode: str, own: str | None
+) -> None:
+    only(DATABASE_URL=URL + query, DB_SSLROOTCERT=pem)
+
+    connect = settings.database().connect
+
+    assert (connect["sslmode"], connect["sslrootcert"]) == (mode, own or pem)
+
+
+@pytest.mark.parametrize("where", ["@localhost/orders", "@/orders?host=/run/postgresql"])
+def test_this_machine_is_not_verified_unless_a_mode_is_asked_for(only: Set, pem: str, where: str) -> None:
+    url = f"postgresql://orders_app{where}"
+    only(DATABASE_URL=url, DB_SSLROOTCERT=pem)
+    assert settings.database().connect.keys().isdisjoint({"sslmode", "sslrootcert"})
+
+    only(DATABASE_URL=url, DB_SSLROOTCERT=pem, DB_SSLMODE="verify-full")
+    assert settings.database().connect["sslrootcert"] == pem
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (None, "No such file or directory"),
+        ("folder", "Is a directory"),
+        ("", "it holds no certificate"),
+        ("<html>404</html>", "it holds no certificate"),
+        ("-----BEGIN PRIVATE KEY-----", "it holds no certificate"),
+    ],
+)
+@pytest.mark.parametrize("given", [{"DATABASE_URL": URL}, PARTS, {"DB_PASSWORD": SECRET}])
+def test_a_file_without_an_authority_is_named_and_explained(
+    only: Set, tmp_path: Path, given: dict[str, str], content: str | None, fault: str
+) -> None:
+    path = tmp_path if content == "folder" else tmp_path / "authority.pem"
+    if content not in (None, "folder"):
+        path.write_text(content)
+    only(**given, DB_SSLROOTCERT=str(path))
+
+    text = complaint(settings.database)
+
+    assert f"DB_SSLROOTCERT is {str(path)!r}: {fault}. Use a PEM file" in text
+
+
+def test_parts_name_a_host_that_is_reached_through_tls(only: Set) -> None:
+    only(**PARTS)
+
+    assert settings.database().connect["sslmode"] == "require"
+
+
+def test_the_pools_limits_have_defaults(only: Set) -> None:
+    only(**PARTS)
+
+    found = settings.database()
+
+    assert (found.pool_idle, found.pool_most) == (5, 25)
+    assert (found.pool_recycle, found.pool_timeout) == (300, 3)
+    assert found.connect["connect_timeout"] == 3
+
+
+def test_a_larger_pool_needs_one_number_only(only: Set) -> None:
+    only(**PARTS, DB_POOL_SIZE="40")
+
+    found = settings.database()
+
+    assert (found.pool_idle, found.pool_most) == (40, 40)
+
+
+@pytest.mark.parametrize(
+    ("variable", "address", "prepares"),
+    [
+        ({}, "db.example:5432", True),
+        ({}, "db.example:6432", False),
+        ({}, "orders.proxy-abcdefghijkl.eu-west-1.rds.amazonaws.com:5432", False),
+        ({}, "orders.cluster-abcdefghijkl.eu-west-1.rds.amazonaws.com:5432", True),
+        ({}, "ep-cool-darkness-123456-pooler.eu-west-2.aws.neon.tech:5432", False),
+        ({}, "aws-0-eu-west-1.pooler.supabase.com:5432", False),
+        ({"DB_PREPARE": "on"}, "db.example:6432", True),
+        ({"DB_PREPARE": "off"}, "db.example:5432", False),
+        ({"DB_PREPARE": ""}, "db.example:5432", True),
+    ],
+)
+def test_statements_are_prepared_but_not_behind_a_pooler(
+    only: Set, variable: dict[str, str], address: str, prepares: bool
+) -> None:
+    only(**PARTS, **variable)
+    host, _, port = address.partition(":")
+
+    assert settings.database().prepares(host, int(port)) is prepares
+
+
+def test_no_url_changes_the_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://orders_app@/orders?client_encoding=latin1")
+
+    assert settings.database().connect["client_encoding"] == "UTF8"
+
+
+def test_the_owner_too_is_reached_through_tls(only: Set, pem: str) -> None:
+    url = "postgresql://owner@db.example/orders"
+    only()
+
+    assert settings.connection(url, "OWNER_DATABASE_URL")["sslmode"] == "require"
+    assert settings.connection(f"{url}?sslmode=verify-full", "OWNER_DATABASE_URL")["sslmode"] == "verify-full"
+
+    only(DB_SSLROOTCERT=pem)
+    assert settings.connection(url, "OWNER_DATABASE_URL")["sslmode"] == "verify-full"

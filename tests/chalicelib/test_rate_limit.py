@@ -1,0 +1,277 @@
+"""RATE_LIMIT: a tenant's requests are counted for all processes together, and its flood is its own."""
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import psycopg2
+import pytest
+from psycopg2.extensions import parse_dsn
+
+from chalicelib import rate_limit as rates
+from local.database import Urls, apply_schema
+from tests.conftest import NewClient
+from tests.support.client import Client
+from tests.support.postgres_proxy import Proxy
+from tests.support.servers import READ_ONLY, api_on, limited, private_server, standby_of
+
+Rows = Callable[..., list[tuple[Any, ...]]]
+
+
+def test_without_a_limit_nothing_is_counted(alice: Client, rows: Rows, tenant: str) -> None:
+    answer = alice.place()
+
+    assert not [name for name in answer.headers if name.startswith("ratelimit")]
+    assert rows("select count(*) from rate_limits where tenant_id = %s", tenant) == [(0,)]
+
+
+def test_every_answer_says_what_is_left(alice: Client, database: Urls) -> None:
+    with limited(database.app, "5/h"):
+        answers = [
+            alice.place(),
+            alice.get("/orders"),
+            alice.get("/orders/none"),
+            alice.get("/orders?limit=x"),
+            alice.place({}),
+        ]
+
+    assert [answer.status for answer in answers] == [201, 200, 404, 400, 422]
+    assert {answer.headers["ratelimit-policy"] for answer in answers} == {'"tenant";q=5;w=3600'}
+    left = [re.fullmatch(r'"tenant";r=(\d+);t=(\d+)', answer.headers["ratelimit"]) for answer in answers]
+    assert [match and int(match[1]) for match in left] == [4, 3, 2, 1, 0]
+
+
+def test_beyond_the_limit_a_request_is_refused_and_does_nothing(
+    alice: Client, database: Urls, rows: Rows, tenant: str
+) -> None:
+    with limited(database.app, "2/h"):
+        placed = [alice.place() for _ in range(4)]
+
+    assert [answer.status for answer in placed] == [201, 201, 429, 429]
+    for answer in placed[2:]:
+        assert answer.slug == "rate-limited"
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert 1700 < int(answer.headers["retry-after"]) <= 1800, "one every half an hour"
+        assert answer.headers["ratelimit"] == f'"tenant";r=0;t={answer.headers["retry-after"]}'
+    assert rows("select count(*) from orders where tenant_id = %s", tenant) == [(2,)]
+
+
+def test_health_and_refused_tokens_take_no_turn(alice: Client, nobody: Client, database: Urls) -> None:
+    with limited(database.app, "1/h"):
+        for _ in range(3):
+            assert alice.get("/health/ready").status == 200
+            assert nobody.get("/orders").status == 401
+        assert alice.get("/orders").status == 200
+        assert alice.get("/orders").status == 429
+        assert nobody.get("/orders").status == 401, "the token is looked at first"
+
+
+def test_turns_come_back_at_an_even_pace(alice: Client, database: Urls) -> None:
+    """One every three seconds: a busy machine does not turn two in a moment into two in six seconds."""
+    with limited(database.app, "20/m"):
+        assert [alice.get("/orders?limit=1").status for _ in range(21)] == [200] * 20 + [429]
+        time.sleep(3.1)
+        assert [alice.get("/orders?limit=1").status for _ in range(2)] == [200, 429]
+
+
+def test_the_users_of_a_tenant_share_its_turns_and_other_tenants_do_not(
+    client: NewClient, stranger: Client, database: Urls
+) -> None:
+    with limited(database.app, "1/h"):
+        assert client(user="alice").get("/orders").status == 200
+        assert client(user="bob").get("/orders").status == 429
+        assert stranger.get("/orders").status == 200
+
+
+def test_processes_share_the_turns(alice: Client, database: Urls) -> None:
+    """What a process remembers is not what counts: another one begins with nothing."""
+    with limited(database.app, "3/h"):
+        assert alice.get("/orders").status == 200
+    with limited(database.app, "3/h"):
+        assert [alice.get("/orders").status for _ in range(3)] == [200, 200, 429]
+    with limited(database.app, "3/h"):
+        assert alice.get("/orders").status == 429
+
+
+def test_as_many_turns_as_the_limit_whoever_asks_at_once(alice: Client, database: Urls) -> None:
+    with limited(database.app, "20/h"), ThreadPoolExecutor(16) as pool:
+        statuses = list(pool.map(lambda _: alice.get("/orders?limit=1").status, range(60)))
+
+    assert sorted(statuses) == [200] * 20 + [429] * 40
+
+
+@pytest.mark.parametrize("taken_until", ["0", "extract(epoch from now()) + 1800.5"], ids=["free", "soon"])
+def test_who_waited_while_another_took_the_last_turn_hears_when_the_next_one_comes(
+    alice: Client, database: Urls, admin_url: str, rows: Rows, tenant: str, taken_until: str
+) -> None:
+    """Its statement began before that, and still sees turns, or one in half a second."""
+    in_15_minutes = "extract(epoch from now()) + 3600 - 900"
+    waiting = "select count(*) from pg_locks where locktype = 'transactionid' and not granted"
+    rows(f"insert into rate_limits values (%s, {taken_until}) returning true", tenant)
+    with (
+        limited(database.app, "2/h"),
+        ThreadPoolExecutor(1) as pool,
+        closing(psycopg2.connect(admin_url)) as other,
+        other.cursor() as cursor,
+    ):
+        cursor.execute(f"update rate_limits set taken_until = {in_15_minutes} where tenant_id = %s", [tenant])
+        refused = pool.submit(alice.get, "/orders")
+        while rows(waiting) == [(0,)]:
+            assert not refused.done()
+        other.commit()
+
+        assert refused.result().status == 429
+        assert 880 < int(refused.result().headers["retry-after"]) <= 900
+
+
+def test_the_first_turns_of_a_tenant_taken_at_once_are_counted(client: NewClient, database: Urls) -> None:
+    with limited(database.app, "1/h"), ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            newcomer = client(tenant=f"new-{uuid4().hex}")
+            together = threading.Barrier(8)
+
+            def ask(_: int, newcomer: Client = newcomer, together: threading.Barrier = together) -> int:
+                together.wait(10)
+                return newcomer.get("/orders").status
+
+            assert sorted(pool.map(ask, range(8))) == [200] + [429] * 7
+
+
+@pytest.fixture
+def proxy(database: Urls) -> Iterator[Proxy]:
+    sockets = Path(parse_dsn(database.app)["host"])
+    with (
+        TemporaryDirectory(prefix="order-api-wire-") as folder,
+        closing(Proxy(Path(folder), sockets)) as proxy,
+    ):
+        yield proxy
+
+
+def test_a_turn_is_a_trip_and_a_flood_is_none(alice: Client, proxy: Proxy) -> None:
+    with limited(f"postgresql://orders_app@/orders?host={proxy.folder}", "3/h"):
+        assert alice.get("/orders").status == 200
+        with proxy.watched() as allowed:
+            assert alice.get("/orders").status == 200
+            assert allowed.trips == 2
+        assert alice.get("/orders").status == 200
+        with proxy.watched() as flood:
+            assert {alice.place().status for _ in range(50)} == {429}
+
+    assert flood.trips == 1, "the first refusal is the database's, and is remembered"
+
+
+def test_a_database_that_takes_no_writes_still_answers_reads(alice: Client, database: Urls) -> None:
+    with limited(f"{database.app}&options={READ_ONLY}", "1/h"):
+        assert [alice.get("/orders").status for _ in range(3)] == [200] * 3
+        assert alice.place().status == 503
+
+
+def test_a_standby_still_answers_reads_and_keeps_its_prepared_statements(
+    alice: Client, proxied_standby: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There the table of turns, which is unlogged, cannot even be read: another error than read-only."""
+    with limited(f"postgresql://orders_app@/orders?host={proxied_standby.folder}", "1/h"):
+        assert alice.get("/orders").status == 200
+        with proxied_standby.watched() as later:
+            assert [alice.get("/orders").status for _ in range(3)] == [200] * 3
+
+        assert later.trips == 3, "for a while nobody asks it for turns again"
+        assert later.messages.count("startup") == 0
+        assert "execute" in later.statements[-1]
+        assert alice.place().status == 503
+    assert "DB_PREPARE" not in caplog.text
+
+
+@pytest.fixture
+def proxied_standby(database: Urls) -> Iterator[Proxy]:  # noqa: ARG001 (as root it makes the server's user)
+    with private_server() as primary:
+        apply_schema(primary.urls.owner)
+        with (
+            standby_of(primary) as standby,
+            TemporaryDirectory(prefix="order-api-wire-") as folder,
+            closing(Proxy(Path(folder), standby.folder)) as proxy,
+        ):
+            yield proxy
+
+
+def test_another_limit_is_in_force_at_once(alice: Client, database: Urls) -> None:
+    """A tenant that was at the end of a long period is not kept waiting for it by a short one."""
+    with limited(database.app, "1/h"):
+        assert [alice.get("/orders").status for _ in range(2)] == [200, 429]
+    with limited(database.app, "50/s"):
+        assert alice.get("/orders").status == 200
+        time.sleep(0.1)
+        assert alice.get("/orders").status == 200
+
+
+def test_a_turn_that_the_database_never_gave_is_not_counted(
+    alice: Client, database: Urls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    monkeypatch.setattr(rates, "_next_turns", {})
+    with limited(database.app, "2/h"):
+        assert [alice.get("/orders").status for _ in range(3)] == [200, 200, 429]
+        (tenant,) = rates._next_turns
+    rates._next_turns[tenant] = due = now - 1  # as time would have it
+    with api_on("postgresql://orders_app@127.0.0.1:1/orders", RATE_LIMIT="2/h"):
+        rates.rate.cache_clear()
+        assert alice.get("/orders").status == 503
+
+        assert rates._next_turns[tenant] == due
+    rates.rate.cache_clear()
+
+
+def test_a_clock_that_is_set_back_keeps_nobody_out(
+    alice: Client, database: Urls, rows: Rows, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with limited(database.app, "2/m"):
+        assert [alice.get("/orders").status for _ in range(3)] == [200, 200, 429]
+        monkeypatch.setattr(rates, "time", SimpleNamespace(time=lambda: time.time() - 3600))
+        refused = alice.get("/orders")
+        assert (refused.status, int(refused.headers["retry-after"]) <= 30) == (429, True)
+        forgiven = rows("delete from rate_limits where tenant_id = %s returning true", tenant)
+
+        monkeypatch.setattr(rates, "time", SimpleNamespace(time=lambda: time.time() - 7200))
+        assert (forgiven, alice.get("/orders").status) == ([(True,)], 200)
+
+
+def test_after_a_clock_was_set_back_turns_are_counted_again(
+    alice: Client, database: Urls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with limited(f"{database.app}&options={READ_ONLY}", "1/h"):
+        assert [alice.get("/orders").status for _ in range(2)] == [200] * 2
+        monkeypatch.setattr(rates, "time", SimpleNamespace(time=lambda: time.time() - 3600))
+        with api_on(database.app, RATE_LIMIT="1/h"):
+            assert [alice.get("/orders").status for _ in range(2)] == [200, 429]
+
+
+def test_those_who_may_ask_again_are_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rates, "MOST_REMEMBERED", 3)
+    monkeypatch.setattr(rates, "_next_turns", {})
+    for tenant, wait in (("a", 60.0), ("b", -1.0), ("c", 60.0), ("d", 60.0)):
+        rates._remember(tenant, wait)
+    assert set(rates._next_turns) == {"a", "c", "d"}
+
+    rates._remember("e", 60)
+
+    assert set(rates._next_turns) == {"e"}
+
+
+def test_row_level_security_hides_other_tenants_rates(
+    alice: Client, stranger: Client, database: Urls, tenant: str
+) -> None:
+    from chalicelib.database.tenant_scope import Statement, TenantScope
+
+    with limited(database.app, "5/h"):
+        alice.get("/orders"), stranger.get("/orders")
+    unfiltered = Statement("select tenant_id from rate_limits", None)
+
+    assert TenantScope(tenant).read(unfiltered) == [(tenant,)]

@@ -1,0 +1,336 @@
+"""Lambda SnapStart: no instance of a snapshot lives on what has aged, and none repeats another."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from uuid import uuid4
+
+import psutil
+import pytest
+from psycopg2.extensions import parse_dsn
+
+from chalicelib.database.role_check import ROLE_CHECK
+from local import hosts
+from local.api_gateway import of_type
+from local.database import Urls
+from tests.support import secret_servers
+from tests.support.builds import PROJECT, AwsBuild
+from tests.support.client import Client, Transport, free_port, over_http
+from tests.support.cognito import UserPool
+from tests.support.log_lines import of_requests
+from tests.support.postgres_proxy import TERMINATE, Proxy, Traffic
+from tests.support.secret_servers import Asked, Store
+
+POOL_ARN = "arn:aws:cognito-idp:eu-west-1:123456789012:userpool/eu-west-1_AbCdEfGhI"
+SECRET_ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:orders-AbCdEf"
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
+LAMBDAS_PATIENCE = 10
+"""Seconds that the hooks may take after a restore."""
+Json = dict[str, Any]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Short enough for the name of a socket."""
+    with TemporaryDirectory(prefix="order-api-wire-") as name:
+        yield Path(name)
+
+
+@contextmanager
+def proxy_in(folder: Path, database: Urls) -> Iterator[Proxy]:
+    with closing(Proxy(folder, Path(parse_dsn(database.app)["host"]))) as proxy:
+        yield proxy
+
+
+def through(folder: Path) -> str:
+    return f"postgresql://orders_app@/orders?host={folder}"
+
+
+def spoken(traffic: Traffic) -> list[str]:
+    """The messages of all connections but their farewells, which two of them may say at any time."""
+    return [kind for kind in traffic.messages if kind != TERMINATE]
+
+
+def kinds(traffic: Traffic) -> list[set[str]]:
+    """The first words of the commands in each string, but for the check of the role."""
+    strings = [text.removeprefix(ROLE_CHECK.decode()) for text in traffic.statements]
+    return [{line.split()[0] for line in text.split(";\n") if line} for text in strings]
+
+
+class Instance:
+    """tests/support/snapstart_instance.py, which takes the steps that it is told."""
+
+    def __init__(self, tenant: str, *options: str, **variables: str) -> None:
+        inherited = {"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT)}
+        own = {"COGNITO_USER_POOL_ARN": POOL_ARN, "AWS_LAMBDA_FUNCTION_NAME": "order-api"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.snapstart_instance", tenant, *options],
+            cwd=PROJECT,
+            env={**inherited, **own, **variables},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def does(self, step: str) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{step}\n")
+        self.process.stdin.flush()
+        said = self.process.stdout.readline()
+        assert said, f"it ended at {step!r}"
+        return json.loads(said)
+
+    def sockets(self) -> list[Any]:
+        found: list[Any] = psutil.Process(self.process.pid).net_connections("all")
+        return found
+
+    def __enter__(self) -> "Instance":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.communicate(timeout=30)
+
+
+# What ages
+
+
+def test_no_connection_outlives_the_snapshot_and_the_first_create_needs_none(
+    folder: Path, database: Urls, tenant: str
+) -> None:
+    with proxy_in(folder, database) as proxy, Instance(tenant, DATABASE_URL=through(folder)) as instance:
+        with proxy.watched() as before:
+            instance.does("snapshot")
+            sockets = instance.sockets()
+        with proxy.watched() as restoring:
+            instance.does("restore")
+        with proxy.watched() as first:
+            status, _ = instance.does("create")
+
+    assert spoken(before) == ["startup", "Q", "Q"], "a page and an order were asked for"
+    assert sockets == []
+    assert spoken(restoring) == ["startup", "Q"]
+    assert kinds(restoring) == [{"prepare"}]
+    assert (status, first.trips, spoken(first)) == (201, 1, ["Q"])
+    assert kinds(first) == [{"select", "execute"}]
+
+
+def test_the_rehearsal_leaves_no_order(folder: Path, database: Urls, tenant: str) -> None:
+    with proxy_in(folder, database) as proxy, Instance(tenant, DATABASE_URL=through(folder)) as instance:
+        instance.does("snapshot")
+
+    assert proxy.traffic.statements
+    assert "insert" not in "".join(proxy.traffic.statements).lower()
+
+
+def test_with_a_rate_limit_the_rehearsal_takes_no_turn_and_a_restore_prepares_the_first(
+    folder: Path, database: Urls, tenant: str
+) -> None:
+    variables = {"DATABASE_URL": through(folder), "RATE_LIMIT": "100/s"}
+    with proxy_in(folder, database) as proxy, Instance(tenant, **variables) as instance:
+        with proxy.watched() as before:
+            instance.does("snapshot")
+        with proxy.watched() as restoring:
+            instance.does("restore")
+        with proxy.watched() as first:
+            status, _ = instance.does("create")
+
+    assert spoken(before) == ["startup", "Q", "Q"], "a page and an order were asked for"
+    assert "insert" not in "".join(before.statements).lower()
+    assert kinds(restoring) == [{"prepare"}]
+    assert (status, spoken(first)) == (201, ["Q", "Q"])
+    assert kinds(first) == [{"select", "execute"}] * 2
+
+
+def test_where_nothing_is_prepared_a_restore_connects_and_checks_the_role(
+    folder: Path, database: Urls, tenant: str
+) -> None:
+    variables = {"DATABASE_URL": through(folder), "DB_PREPARE": "off"}
+    with proxy_in(folder, database) as proxy, Instance(tenant, **variables) as instance:
+        instance.does("snapshot")
+        with proxy.watched() as restoring:
+            instance.does("restore")
+        with proxy.watched() as first:
+            status, _ = instance.does("create")
+
+    assert spoken(restoring) == ["startup", "Q"]
+    assert restoring.statements == [f"{ROLE_CHECK.decode()}select 1"]
+    assert (status, spoken(first)) == (201, ["Q"])
+
+
+def test_a_secret_is_fetched_anew_after_a_restore(folder: Path, database: Urls, tenant: str) -> None:
+    """While the snapshot rests the database moves: the old secret would lead to the old one."""
+    old, new = folder / "old", folder / "new"
+    for place in (old, new):
+        place.mkdir()
+
+    def secret(store: Store, _: Asked) -> secret_servers.Answer:
+        said = json.dumps({"ARN": SECRET_ARN, "Name": "orders", "SecretString": store.text}).encode()
+        return store.secret(lambda: (200, {"Content-Type": "application/x-amz-json-1.1"}, said))
+
+    store = Store(secret, rds(old))
+    with (
+        proxy_in(old, database) as before,
+        proxy_in(new, database) as after,
+        secret_servers.serving(store) as variables,
+        Instance(tenant, DB_PASSWORD=SECRET_ARN, **CREDENTIALS, **variables) as instance,
+    ):
+        instance.does("snapshot")
+        sockets, said = instance.sockets(), spoken(before.traffic)
+        store.text = rds(new)
+        instance.does("restore")
+        status, _ = instance.does("create")
+
+    assert sockets == []
+    assert (status, store.fetches) == (201, 2)
+    assert spoken(before.traffic) == said == ["startup", "Q", "Q"]
+    assert spoken(after.traffic) == ["startup", "Q", "Q"]
+
+
+def rds(host: Path) -> str:
+    """A secret as RDS writes it."""
+    members = {"host": str(host), "dbname": "orders", "username": "orders_app", "password": uuid4().hex}
+    return json.dumps(members)
+
+
+# What must be unique
+
+
+def test_instances_of_one_snapshot_place_orders_of_different_ids(database: Urls, tenant: str) -> None:
+    with Instance(tenant, DATABASE_URL=database.app) as instance:
+        instance.does("draw")
+        instance.does("snapshot")
+        same = [random_digits(instance.does("copied")) for _ in range(2)]
+        different = [random_digits(instance.does("restored")) for _ in range(3)]
+
+    assert len(set(same)) == 1, "copies that are not told of it do repeat each other"
+    assert len(set(different)) == 3
+
+
+def random_digits(drawn: Json) -> str:
+    """All of a UUID version 7 but its time (RFC 9562, 5.7)."""
+    status, order_id = drawn["order"]
+    assert status == 201
+    return str(order_id[15:])
+
+
+def test_instances_of_one_snapshot_share_no_generator(database: Urls, tenant: str) -> None:
+    """OpenSSL notices a copy by its process id, which on Lambda is the same."""
+    drawn = ("psycopg2's OpenSSL", "Python's OpenSSL", "random")
+    with Instance(tenant, "--alone", DATABASE_URL=database.app) as instance:
+        itself = instance.does("draw")["process"]
+        instance.does("snapshot")
+        first, second = instance.does("copied"), instance.does("copied")
+        if not itself == first["process"] == second["process"]:
+            pytest.skip("no copy under the same process id: this kernel makes no space of its own (unshare)")
+        one, other = instance.does("restored"), instance.does("restored")
+
+    assert [first[name] for name in drawn] == [second[name] for name in drawn], "copies repeat each other"
+    for name in drawn:
+        assert one[name] != other[name], name
+        assert one[name] != first[name], name
+
+
+def test_workers_that_a_server_forks_share_no_generator(database: Urls, tenant: str) -> None:
+    """gunicorn may import the API before it forks."""
+    with Instance(tenant, DATABASE_URL=database.app) as instance:
+        instance.does("draw")
+        instance.does("snapshot")  # a fork has no use for its parent's connections
+        workers = [instance.does("forked") for _ in range(3)]
+
+    assert len({random_digits(worker) for worker in workers}) == 3
+    assert len({worker["psycopg2's OpenSSL"] for worker in workers}) == 3
+
+
+# Under Lambda's own runtime
+
+
+class Lambda:
+    """The built zip with snapshots, under awslambdaric. What waits for Python 3.12 is Lambda alone."""
+
+    def __init__(self, build: AwsBuild, folder: Path, variables: dict[str, str]) -> None:
+        shutil.copytree(build.folder / "package", folder / "package")
+        template = json.loads(build.template.read_text())
+        of_type(template, "AWS::Serverless::Function")["SnapStart"] = {"ApplyOn": "PublishedVersions"}
+        (folder / "package" / "sam.json").write_text(json.dumps(template))
+        self._folder, self._variables = folder, variables
+
+    @contextmanager
+    def on(self, database_url: str) -> Iterator[Transport]:
+        """Serves from that database."""
+        port = free_port()
+        variables = {**self._variables, "DATABASE_URL": database_url}
+        with hosts.serving("lambda", self._folder, variables, "127.0.0.1", port):
+            yield over_http("127.0.0.1", port)
+
+
+@pytest.fixture
+def on_lambda(aws_build: AwsBuild, environment: dict[str, str], tmp_path: Path) -> Lambda:
+    return Lambda(aws_build, tmp_path, environment)
+
+
+@pytest.mark.slow
+def test_lambdas_runtime_calls_the_hooks(
+    on_lambda: Lambda, folder: Path, database: Urls, user_pool: UserPool, tenant: str
+) -> None:
+    with proxy_in(folder, database) as proxy, on_lambda.on(through(folder)) as transport:
+        start, alice = proxy.traffic, Client(transport, user_pool.token(tenant))
+        with proxy.watched() as first:
+            placed = alice.place()
+        with proxy.watched() as second:
+            listed = alice.get("/orders?limit=1")
+
+    assert spoken(start) == ["startup", "Q", "Q", "startup", "Q"]
+    assert (placed.status, first.trips, first.messages) == (201, 1, ["Q"])
+    assert kinds(first) == [{"select", "execute"}]
+    assert (listed.json["orders"], spoken(second)) == ([placed.json["order"]], ["Q"])
+
+
+@pytest.mark.slow
+def test_without_a_database_a_version_is_published_and_restored_all_the_same(
+    on_lambda: Lambda,
+    folder: Path,
+    database: Urls,
+    user_pool: UserPool,
+    tenant: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with on_lambda.on(through(folder)) as transport:
+        alice = Client(transport, user_pool.token(tenant))
+        refused = alice.place()
+        with proxy_in(folder, database):
+            placed = alice.place()
+
+    said = capfd.readouterr().err
+    assert (refused.status, refused.slug, placed.status) == (503, "unavailable", 201)
+    assert "SnapStart: the rehearsal ended with 503, the snapshot is taken all the same" in said
+    assert "SnapStart: restored without a connection" in said
+    lines = of_requests(said)
+    assert len(lines) == 2, "the rehearsal is nobody's request"
+    cold = [lines[answer.headers["x-request-id"]]["cold_start"] for answer in (refused, placed)]
+    assert cold == [True, False], "the first after the restore, not that of the rehearsal"
+
+
+@pytest.mark.slow
+def test_a_database_that_never_answers_does_not_use_up_lambdas_patience(folder: Path, tenant: str) -> None:
+    """libpq waits for each address of a host; the listeners here take a connection and say nothing."""
+    places = [folder / str(number) for number in range(6)]
+    variables = {"DATABASE_URL": through(Path(",".join(map(str, places)))), "DB_CONNECT_TIMEOUT": "2"}
+    with ExitStack() as stack:
+        for place in places:
+            place.mkdir()
+            silent = stack.enter_context(socket.socket(socket.AF_UNIX))
+            silent.bind(str(place / ".s.PGSQL.5432"))
+            silent.listen()
+        with Instance(tenant, **variables) as instance:
+            seconds = instance.does("restore")
+
+    assert 5 < seconds < LAMBDAS_PATIENCE - 1

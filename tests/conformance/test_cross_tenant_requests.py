@@ -1,0 +1,38 @@
+"""Every door, asked by everybody, naming another tenant in every way: the headers of every cloud too."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.support.client import Transport
+from tests.support.cognito import UserPool
+from tests.support.cross_tenant_requests import WAYS_AT_ONCE, Way
+from tests.support.tenancy_rule import Operation, Scene
+
+pytestmark = pytest.mark.slow
+
+Rows = Callable[..., list[tuple[Any, ...]]]
+
+
+def is_protected(operation: Operation) -> bool:
+    return operation.protected
+
+
+@pytest.mark.parametrize("way", WAYS_AT_ONCE, ids=str)
+def test_naming_another_tenant_changes_nothing(
+    way: Way,
+    door: tuple[str, Transport],
+    app: Any,
+    user_pool: UserPool,
+    rows: Rows,
+    in_process: Transport,
+) -> None:
+    """No door takes a header of its platform for who is asking, though each platform has such headers."""
+    from chalicelib.openapi import document as openapi
+
+    _, send = door
+    scene = Scene(app, json.loads(openapi.document()), user_pool, rows, plainly=in_process)
+
+    assert scene.trespasses(way, send, is_protected) == []

@@ -1,0 +1,144 @@
+"""The alarms of the SAM template watch figures that the function really writes, and lead to the runbook."""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tests.support.builds import AwsBuild
+from tests.support.log_lines import Line, lines
+
+pytestmark = pytest.mark.slow
+
+Json = dict[str, Any]
+OPERATIONS = Path(__file__).parents[2] / "docs/operations.md"
+ALARMS = ("ServerErrorsAlarm", "LatencyAlarm", "PoolWaitAlarm")
+FUNCTION = {"Ref": "APIHandler"}
+
+
+@pytest.fixture(scope="module")
+def template(aws_build: AwsBuild) -> Json:
+    found: Json = json.loads(aws_build.template.read_text())
+    return found
+
+
+@pytest.fixture
+def on_lambda(
+    app: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], Line]:
+    """The line of a GET, as the function writes it on Lambda."""
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "order-api-dev")
+    monkeypatch.delitem(sys.modules, "chalice.local", raising=False)  # an earlier test has served with it
+
+    def ask(path: str) -> Line:
+        request = {"resourcePath": path, "httpMethod": "GET", "requestId": uuid4().hex}
+        app(
+            {
+                "requestContext": request,
+                "headers": {},
+                "pathParameters": None,
+                "multiValueQueryStringParameters": None,
+                "stageVariables": None,
+                "body": None,
+            },
+            None,
+        )
+        (line,) = lines(capsys.readouterr().out)
+        return line
+
+    return ask
+
+
+def watched(alarm: Json) -> list[Json]:
+    """The metrics that an alarm looks at."""
+    stats = [each["MetricStat"]["Metric"] for each in alarm.get("Metrics", []) if "MetricStat" in each]
+    return stats or [alarm]
+
+
+def test_each_alarm_watches_what_the_function_writes(
+    template: Json, on_lambda: Callable[[str], Line]
+) -> None:
+    line = on_lambda("/health/ready")
+    (directive,) = line["_aws"]["CloudWatchMetrics"]
+    written = {metric["Name"] for metric in directive["Metrics"]}
+
+    found = {name: each for name, each in template["Resources"].items() if "Alarm" in each["Type"]}
+
+    assert found.keys() == {*ALARMS}
+    names = set()
+    for alarm in found.values():
+        assert alarm["Type"] == "AWS::CloudWatch::Alarm"
+        for metric in watched(alarm["Properties"]):
+            ((dimension, of),) = ((each["Name"], each["Value"]) for each in metric["Dimensions"])
+            assert of == FUNCTION
+            if metric["Namespace"] == directive["Namespace"]:
+                assert [[dimension]] == directive["Dimensions"]
+                assert metric["MetricName"] in written
+                names.add(metric["MetricName"])
+            else:
+                assert (metric["Namespace"], dimension) == ("AWS/Lambda", "FunctionName")
+    assert names == {"server_errors", "ms", "pool_ms"}
+    assert line["function"] == "order-api-dev"
+
+
+@pytest.mark.parametrize(
+    ("sums", "percent"),
+    [
+        ({"answered": 3, "crashed": 1, "all": 200}, 2),
+        ({"answered": 1, "throttled": 100, "all": 100}, 50.5),
+        ({"throttled": 7}, 100),
+    ],
+    ids=["answered and crashed", "out of concurrency", "nothing got through"],
+)
+def test_the_rate_counts_what_ended_without_a_line_too(
+    template: Json, sums: dict[str, int], percent: float
+) -> None:
+    """A throttled request is no invocation; a figure of which there is none in a minute is missing."""
+    *metrics, rate = template["Resources"]["ServerErrorsAlarm"]["Properties"]["Metrics"]
+
+    assert {each["Id"]: each["MetricStat"]["Metric"]["MetricName"] for each in metrics} == {
+        "answered": "server_errors",
+        "crashed": "Errors",
+        "throttled": "Throttles",
+        "all": "Invocations",
+    }
+    assert not any(each["ReturnData"] for each in metrics)
+    assert rate["ReturnData"]
+
+    def fill(found: int | None, otherwise: int) -> int:
+        return otherwise if found is None else found
+
+    figures = {**dict.fromkeys(("answered", "crashed", "throttled", "all")), **sums}
+    assert eval(rate["Expression"], {"FILL": fill, **figures}) == percent
+
+
+@pytest.mark.parametrize("name", ALARMS)
+def test_an_alarm_is_heard_where_a_topic_is_given(template: Json, name: str) -> None:
+    properties = template["Resources"][name]["Properties"]
+
+    heard = {"Fn::If": ["HasAlarmTopic", [{"Ref": "AlarmTopicArn"}], {"Ref": "AWS::NoValue"}]}
+    assert properties["AlarmActions"] == properties["OKActions"] == heard
+    assert template["Conditions"]["HasAlarmTopic"] == {
+        "Fn::Not": [{"Fn::Equals": [{"Ref": "AlarmTopicArn"}, ""]}]
+    }
+    assert template["Parameters"]["AlarmTopicArn"]["Default"] == ""
+    assert (properties["DatapointsToAlarm"], properties["EvaluationPeriods"]) == (3, 5)
+    assert properties["TreatMissingData"] == "notBreaching"
+
+
+@pytest.mark.parametrize("name", ALARMS)
+def test_an_alarm_leads_to_its_page_in_the_runbook(template: Json, name: str) -> None:
+    properties = template["Resources"][name]["Properties"]
+    (anchor,) = re.findall(r"docs/operations\.md#([\w-]+)$", properties["AlarmDescription"])
+    parts = re.split(r"^## (.+)$", OPERATIONS.read_text(), flags=re.MULTILINE)[1:]
+    sections = {
+        title.lower().replace(" ", "-"): text for title, text in zip(parts[::2], parts[1::2], strict=True)
+    }
+
+    assert sections[anchor].lstrip().startswith(f"`{name}`")
+    assert re.search(rf"\b{properties['Threshold']} (percent|milliseconds)\b", sections[anchor])

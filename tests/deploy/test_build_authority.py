@@ -1,0 +1,224 @@
+"""DB_SSLROOTCERT where a build is made: its file travels with the build, its path with nothing.
+
+That a build then takes the right database and no other: tests/chalicelib/database/test_database_tls.py;
+the zip: tests/deploy/test_build_aws.py.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+
+from chalicelib import settings
+from deploy import hosts, sbom, sources
+from tests.support.builds import PROJECT, python_m_deploy
+from tests.support.certificates import certify
+
+CLOUDS = tuple(hosts.OWN)
+LOGIN = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from chalicelib import settings
+secret = {"DB_HOST": "a.example,b.example", "DB_NAME": "orders", "DB_USER": "orders_app"}
+print(json.dumps(settings.login(secret)))
+"""
+"""What a build does with a secret that names the database."""
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority's, in a file that nobody else may read."""
+    path = certify(tmp_path_factory.mktemp("elsewhere-on-this-machine"))
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture
+def damaged(certificate: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """Files that hold no authority, each in its way."""
+
+    def make(how: str) -> Path:
+        text = certificate.read_text()
+        contents = {
+            "no certificate": "<html>404</html>",
+            "damaged": text.replace(text[200:220], "?" * 20),
+            "cut off": text[: len(text) // 2],
+            "private key": text + certificate.with_name("server.key").read_text(),
+        }
+        path = tmp_path / "authority.pem"
+        if how in contents:
+            path.write_text(contents[how])
+        return path
+
+    return make
+
+
+def build(cloud: str, into: Path, authority: Path | None = None) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DB_SSLROOTCERT", str(authority or ""))
+        hosts.build(cloud, into)
+    return into
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def login(built: Path, **variables: str) -> dict[str, str]:
+    """How a build would connect, told nothing but this."""
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", LOGIN, built],
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_the_file_travels_with_the_build_and_everybody_may_read_it(
+    tmp_path: Path, certificate: Path, cloud: str
+) -> None:
+    without = files(build(cloud, tmp_path / "without"))
+
+    before = os.umask(0o077)
+    try:
+        built = build(cloud, tmp_path / "with", certificate)
+    finally:
+        os.umask(before)
+
+    found = files(built)
+    assert found.keys() - without.keys() == {sources.AUTHORITY}
+    assert found[sources.AUTHORITY] == certificate.read_bytes()
+    assert (built / sources.AUTHORITY).stat().st_mode & 0o777 == 0o644
+    same = found.keys() - {sources.AUTHORITY, sbom.NAME}
+    assert {name: found[name] for name in same} == {name: without[name] for name in same}
+    assert not any(str(certificate.parent).encode() in content for content in found.values())
+
+
+def test_the_list_of_what_is_in_a_build_has_it(tmp_path: Path, certificate: Path) -> None:
+    listed = [
+        json.loads((build("oci", tmp_path / "oci", each) / sbom.NAME).read_text())
+        for each in (certificate, certify(tmp_path / "other"))
+    ]
+
+    ours, others = (
+        [each for each in document["components"] if each["type"] == "file"] for document in listed
+    )
+    digest = hashlib.sha256(certificate.read_bytes()).hexdigest()
+    hashes = [{"alg": "SHA-256", "content": digest}]
+    assert ours == [
+        {"bom-ref": sources.AUTHORITY, "type": "file", "name": sources.AUTHORITY, "hashes": hashes}
+    ]
+    assert others != ours
+    assert listed[0]["serialNumber"] != listed[1]["serialNumber"]
+    written = (tmp_path / "oci" / sbom.NAME).read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(written) is None
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_a_build_without_it_drops_the_older_ones(tmp_path: Path, certificate: Path, cloud: str) -> None:
+    built = build(cloud, tmp_path / "build", certificate)
+    assert (built / sources.AUTHORITY).exists()
+
+    build(cloud, built)
+
+    assert not (built / sources.AUTHORITY).exists()
+
+
+def test_the_file_may_be_that_of_the_build_which_is_made_anew(tmp_path: Path, certificate: Path) -> None:
+    built = build("gcp", tmp_path / "build", certificate)
+
+    build("gcp", built, built / sources.AUTHORITY)
+
+    assert (built / sources.AUTHORITY).read_bytes() == certificate.read_bytes()
+
+
+def test_what_lies_in_the_working_copy_does_not_travel(tmp_path: Path, certificate: Path) -> None:
+    project = tmp_path / "project"
+    for name in ("chalicelib", "deploy", "shims"):
+        shutil.copytree(PROJECT / name, project / name)
+    shutil.copy(PROJECT / "app.py", project)
+    shutil.copy(certificate, project / sources.AUTHORITY)
+
+    done = python_m_deploy("build", "gcp", "--into", tmp_path / "gcp", project=project)
+
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "gcp" / sources.AUTHORITY).exists()
+
+
+def test_the_function_verifies_with_the_builds_file_unless_it_is_told_of_another(
+    tmp_path: Path, certificate: Path
+) -> None:
+    built = build("gcp", tmp_path / "with", certificate)
+    ours = {"sslmode": "verify-full", "sslrootcert": str(built / sources.AUTHORITY)}
+
+    assert login(built).items() >= ours.items()
+    assert login(built, DB_SSLMODE="verify-ca").items() >= {**ours, "sslmode": "verify-ca"}.items()
+    told = login(built, DB_SSLROOTCERT=str(certificate))
+    assert told.items() >= {**ours, "sslrootcert": str(certificate)}.items()
+    without = login(build("gcp", tmp_path / "without"))
+    assert (without["sslmode"], without.get("sslrootcert")) == ("require", None)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("absent", "No such file or directory. Use a PEM file"),
+        ("no certificate", "it holds no certificate. Use a PEM file"),
+        ("damaged", "its certificates are damaged"),
+        ("cut off", "its certificates are damaged"),
+        ("private key", "it holds a private key"),
+    ],
+)
+def test_a_file_that_the_function_could_not_use_is_refused(
+    monkeypatch: pytest.MonkeyPatch, damaged: Callable[[str], Path], how: str, said: str
+) -> None:
+    path = damaged(how)
+    monkeypatch.setenv("DB_SSLROOTCERT", str(path))
+
+    with pytest.raises(SystemExit) as refused:
+        sources.authority()
+
+    assert f"DB_SSLROOTCERT is {str(path)!r}: {said}" in str(refused.value)
+    assert "PRIVATE" not in str(refused.value)
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_a_wrong_file_is_said_before_anything_is_written(
+    tmp_path: Path, certificate: Path, cloud: str
+) -> None:
+    built = build(cloud, tmp_path / "build", certificate)
+    before = files(built)
+
+    for into in (built, tmp_path / "new"):
+        with pytest.raises(SystemExit, match="DB_SSLROOTCERT is '/nowhere': No such file"):
+            build(cloud, into, Path("/nowhere"))
+
+    assert files(built) == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_aws_too_says_it_before_anything_is_written(tmp_path: Path) -> None:
+    variables = {"DB_SSLROOTCERT": "/nowhere/authority.pem"}
+
+    done = python_m_deploy("build", "aws", "--into", tmp_path / "build", variables=variables)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("DB_SSLROOTCERT is '/nowhere/authority.pem': No such file or directory.")
+    assert not (tmp_path / "build").exists()
+
+
+def test_the_place_in_a_build_is_the_one_that_the_settings_look_at() -> None:
+    assert settings.BUILT_AUTHORITY == PROJECT / sources.AUTHORITY
+    assert not settings.BUILT_AUTHORITY.exists()

@@ -1,0 +1,411 @@
+"""`make build-aws`: the zip runs on Lambda as it is, or the build fails."""
+
+import importlib.util
+import json
+import os
+import shutil
+import stat
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
+
+import pytest
+
+from deploy import archive, aws, sbom, sources
+from tests.support.builds import ARCHITECTURE, PROJECT, AwsBuild, build_aws, copy_of_project, python_m_deploy
+from tests.support.certificates import certify
+
+pytestmark = pytest.mark.slow
+
+REQUIREMENTS = PROJECT / "deploy" / "requirements.txt"
+SECRET_ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:orders-AbCdEf"
+POOL_ARN = "arn:aws:cognito-idp:eu-west-1:123456789012:userpool/eu-west-1_AbCdEfGhI"
+PYC = f"cpython-{sys.version_info.major}{sys.version_info.minor}.pyc"
+Json = dict[str, Any]
+Members = dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Who vouches for the database."""
+    return certify(tmp_path_factory.mktemp("elsewhere-on-this-machine"))
+
+
+@pytest.fixture(scope="module")
+def configured(tmp_path_factory: pytest.TempPathFactory, authority: Path) -> AwsBuild:
+    """Production on the other architecture, in a VPC, its password in Secrets Manager, its database known."""
+    return build_aws(
+        tmp_path_factory.mktemp("configured") / "build",
+        other_architecture(),
+        "prod",
+        COGNITO_USER_POOL_ARN=POOL_ARN,
+        CORS_ORIGIN="https://shop.example",
+        DB_HOST="db.example",
+        DB_PASSWORD=SECRET_ARN,
+        DB_SSLROOTCERT=str(authority),
+        DATABASE_URL="postgresql://orders_app:hunter2@db.example/orders",
+        SUBNET_IDS="subnet-1, subnet-2",
+        SECURITY_GROUP_IDS="sg-1",
+    )
+
+
+def other_architecture() -> str:
+    (other,) = set(archive.MACHINES) - {ARCHITECTURE}
+    return other
+
+
+@pytest.fixture(scope="module")
+def members(aws_build: AwsBuild) -> Members:
+    with ZipFile(aws_build.zip) as zipped:
+        return {name: zipped.read(name) for name in zipped.namelist()}
+
+
+def written(folder: Path, members: Members, compression: int = ZIP_STORED) -> Path:
+    path = folder / "deployment.zip"
+    with ZipFile(path, "w", compression) as zipped:
+        for name, content in members.items():
+            zipped.writestr(name, content)
+    return path
+
+
+def config_of(build: AwsBuild) -> Json:
+    config: Json = json.loads((build.folder / ".chalice" / "config.json").read_text())
+    return config
+
+
+def test_the_zip_has_the_app_its_pinned_packages_and_nothing_of_other_hosts(members: Members) -> None:
+    tops = {name.partition("/")[0] for name in members if not name.partition("/")[0].endswith(".dist-info")}
+
+    assert tops == {
+        *("app.py", "chalice", "chalicelib", "__pycache__"),
+        *("annotated_types", "psycopg2", "psycopg2_binary.libs", "pydantic", "pydantic_core"),
+        *("typing_extensions.py", "typing_inspection", "uuid_utils"),
+    }
+
+
+def test_every_module_has_bytecode_that_is_used_without_a_look_at_its_source(members: Members) -> None:
+    modules = [name for name in members if name.endswith(".py")]
+
+    for name in modules:
+        folder, _, file = name.rpartition("/")
+        compiled = f"{folder}/__pycache__/{file[:-3]}.{PYC}".lstrip("/")
+        assert struct.unpack("<I", members[compiled][4:8]) == (1,), name
+    assert {"app.py", "chalice/app.py", "chalicelib/orders/repository.py", "pydantic/__init__.py"} <= set(
+        modules
+    )
+
+
+def test_the_folder_is_what_chalice_deploy_needs(aws_build: AwsBuild) -> None:
+    """The packages are in vendor/: what requirements.txt named would be installed once more, uncompiled."""
+    assert (aws_build.folder / "requirements.txt").read_text() == ""
+    assert (aws_build.folder / "vendor" / "pydantic").is_dir()
+    (cached,) = (aws_build.folder / ".chalice" / "deployments").iterdir()
+    assert cached.read_bytes() == aws_build.zip.read_bytes()
+
+
+def test_what_is_deployed_is_remembered_outside_the_build(aws_build: AwsBuild) -> None:
+    deployed = (aws_build.folder / ".chalice" / "deployed").resolve()
+
+    assert deployed == PROJECT / ".chalice" / "deployed"
+
+
+def test_the_databases_authority_travels_in_the_zip_and_its_path_nowhere(
+    configured: AwsBuild, authority: Path, members: Members
+) -> None:
+    with ZipFile(configured.zip) as zipped:
+        assert zipped.read(sources.AUTHORITY) == authority.read_bytes()
+        told = [zipped.read(name) for name in zipped.namelist()]
+    assert sources.AUTHORITY not in members
+    told += [path.read_bytes() for path in configured.folder.rglob("*") if path.is_file()]
+    assert not any(str(authority.parent).encode() in content for content in told)
+    assert b"SSLROOTCERT" not in configured.template.read_bytes()
+    components = json.loads((configured.zip.parent / sbom.NAME).read_text())["components"]
+    assert sources.AUTHORITY in [each["name"] for each in components]
+
+
+def test_a_build_over_another_one_leaves_nothing_of_it(
+    aws_build: AwsBuild, configured: AwsBuild, tmp_path: Path
+) -> None:
+    older = shutil.copytree(configured.folder, tmp_path / "older", symlinks=True)
+
+    again = build_aws(older)
+
+    assert again.zip.read_bytes() == aws_build.zip.read_bytes()
+    assert again.template.read_bytes() == aws_build.template.read_bytes()
+
+
+def test_a_build_for_the_other_architecture_holds_its_machine_code(configured: AwsBuild) -> None:
+    assert archive.faults(configured.zip, REQUIREMENTS, other_architecture()) == []
+    wrong = archive.faults(configured.zip, REQUIREMENTS, ARCHITECTURE)
+    assert len(wrong) > 3
+    assert all(f"compiled for another machine than {ARCHITECTURE}" in fault for fault in wrong)
+    assert config_of(configured)["lambda_architecture"] == other_architecture()
+
+
+def without(prefix: str) -> Callable[[Members], Members]:
+    return lambda members: {name: body for name, body in members.items() if not name.startswith(prefix)}
+
+
+def with_member(name: str, body: bytes) -> Callable[[Members], Members]:
+    return lambda members: {**members, name: body}
+
+
+STAMPED = b"".join((importlib.util.MAGIC_NUMBER, struct.pack("<I", 0), bytes(8)))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (without("uuid_utils"), "uuid-utils==1.2.0 is pinned in requirements.txt but not in the zip"),
+        (without("psycopg2_binary-"), "is pinned in requirements.txt but not in the zip"),
+        (without("pydantic_core/_pydantic_core"), "of pydantic-core==2.50.4 is missing"),
+        (without("typing_extensions.py"), "typing_extensions.py of typing-extensions==4.16.0 is missing"),
+        (with_member("jwt/__init__.py", b""), "jwt is of no package that requirements.txt pins"),
+        (with_member("boto3/session.py", b""), "boto3 is of no package that requirements.txt pins"),
+        (without("__pycache__/app."), "app.py is not compiled"),
+        (without("chalice/__pycache__/"), "chalice/app.py is not compiled"),
+        (
+            with_member(f"chalicelib/orders/__pycache__/repository.{PYC}", STAMPED),
+            "chalicelib/orders/repository.py is not compiled",
+        ),
+        (with_member("chalicelib/x.so", b"\x7fELF" + bytes(40)), "chalicelib/x.so is compiled for another"),
+        (with_member("chalicelib/x.pyd", b"MZ"), "chalicelib/x.pyd is compiled for another system"),
+    ],
+)
+def test_a_zip_that_would_fail_on_lambda_is_noticed(
+    members: Members, tmp_path: Path, damage: Callable[[Members], Members], said: str
+) -> None:
+    damaged = written(tmp_path, damage(members))
+
+    assert any(said in fault for fault in archive.faults(damaged, REQUIREMENTS, ARCHITECTURE))
+
+
+def test_a_sound_zip_has_no_faults(members: Members, tmp_path: Path) -> None:
+    assert archive.faults(written(tmp_path, members, ZIP_DEFLATED), REQUIREMENTS, ARCHITECTURE) == []
+
+
+def test_a_zip_over_lambdas_limit_is_noticed(members: Members, tmp_path: Path) -> None:
+    (fault,) = archive.faults(
+        written(tmp_path, {**members, "chalicelib/large": bytes(archive.LARGEST)}), REQUIREMENTS, ARCHITECTURE
+    )
+
+    assert "more than Lambda's 52,428,800" in fault
+
+
+def test_a_fault_fails_the_build(tmp_path: Path) -> None:
+    project = copy_of_project(tmp_path)
+    module = project / "deploy" / "archive.py"
+    module.write_text(module.read_text().replace("LARGEST = 50 * 1024 * 1024", "LARGEST = 1024"))
+
+    done = python_m_deploy("build", "aws", "--arch", ARCHITECTURE, project=project)
+
+    assert done.returncode == 1
+    assert "more than Lambda's 1,024" in done.stderr
+
+
+def test_a_pin_without_a_wheel_for_lambda_fails_the_build(tmp_path: Path) -> None:
+    project = copy_of_project(tmp_path)
+    (project / "deploy" / "requirements.txt").write_text(f"psycopg2==2.9.11 --hash=sha256:{'0' * 64}\n")
+
+    done = python_m_deploy("build", "aws", project=project)
+
+    assert done.returncode != 0
+    assert "Wheels are required for `psycopg2`" in done.stderr
+
+
+@pytest.mark.parametrize("architecture", aws.ARCHITECTURES)
+@pytest.mark.parametrize("python", [(3, 11), (3, 12), (3, 13)], ids=str)
+def test_every_pin_has_a_wheel_for_lambda(architecture: str, python: tuple[int, int], tmp_path: Path) -> None:
+    version = f"{python[0]}.{python[1]}"
+    command = [sys.executable, "-m", "uv", "pip", "install", "--dry-run", "--no-config", "--no-deps"]
+    command += ["--target", str(tmp_path), "--requirement", str(REQUIREMENTS), "--python-version", version]
+
+    done = subprocess.run(
+        [*command, *aws.wheels(architecture, python)], capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "Would install" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "arguments", "said"),
+    [
+        ({"AUTH_PROVIDER": "entra"}, [], "AUTH_PROVIDER is 'entra'"),
+        ({"SUBNET_IDS": "subnet-1"}, [], "SUBNET_IDS and SECURITY_GROUP_IDS go together"),
+        ({"SECURITY_GROUP_IDS": "sg-1"}, [], "SUBNET_IDS and SECURITY_GROUP_IDS go together"),
+        ({"CORS_ORIGIN": "shop.example"}, [], "CORS_ORIGIN is 'shop.example'"),
+        ({"DEFAULT_CURRENCY": "EURO"}, [], "DEFAULT_CURRENCY is 'EURO'"),
+        ({"COGNITO_USER_POOL_ARN": "shops"}, [], "COGNITO_USER_POOL_ARN is 'shops'"),
+        ({}, ["--stage", "staging"], "STAGE is 'staging': .chalice/config.json has dev, prod"),
+    ],
+)
+def test_a_wrong_setting_is_said_before_anything_is_written(
+    variables: dict[str, str], arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    into = tmp_path / "build"
+
+    done = python_m_deploy("build", "aws", "--into", into, *arguments, variables=variables)
+
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert not into.exists()
+
+
+@pytest.mark.parametrize("python", [(3, 11), (3, 10)], ids=str)
+def test_snapstart_is_refused_for_a_python_that_lambda_takes_no_snapshots_of(python: tuple[int, int]) -> None:
+    with pytest.raises(SystemExit, match=r"SNAPSTART=on needs Python 3\.12 or later.* this is 3\.1[01]\."):
+        aws.refuse_without_snapstart(python)
+
+    for newer in ((3, 12), (3, 13)):
+        aws.refuse_without_snapstart(newer)
+
+
+def test_snapstart_is_built_where_this_python_has_it_and_else_refused(tmp_path: Path) -> None:
+    into = tmp_path / "build"
+
+    done = python_m_deploy("build", "aws", "--into", into, "--arch", ARCHITECTURE, "--snapstart", "on")
+
+    if sys.version_info < (3, 12):
+        assert (done.returncode, into.exists()) == (1, False)
+        assert "SNAPSTART=on needs Python 3.12 or later" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+        function = json.loads(AwsBuild(into).template.read_text())["Resources"]["APIHandler"]["Properties"]
+        assert function["SnapStart"] == {"ApplyOn": "PublishedVersions"}
+
+
+def test_snapstart_is_not_left_out_in_silence_by_chalice_deploy(aws_build: AwsBuild, tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    template = json.loads(aws_build.template.read_text())
+    template["Resources"]["APIHandler"]["Properties"]["SnapStart"] = {"ApplyOn": "PublishedVersions"}
+    (package / "sam.json").write_text(json.dumps(template))
+
+    done = python_m_deploy("deploy", "aws", "--from", tmp_path)
+
+    assert done.returncode == 1
+    assert "SNAPSTART=on needs VIA=sam" in done.stderr
+
+
+def test_every_user_may_read_the_zip_whatever_the_umask_was(tmp_path: Path) -> None:
+    """Lambda runs it as another user than the one that owns its files."""
+    before = os.umask(0o077)
+    try:
+        built = build_aws(tmp_path / "build")
+    finally:
+        os.umask(before)
+
+    with ZipFile(built.zip) as zipped:
+        assert {oct(member.external_attr >> 16) for member in zipped.infolist()} == {"0o644"}
+    (deployed,) = (built.folder / ".chalice/deployments").glob("*.zip")
+    assert deployed.read_bytes() == built.zip.read_bytes()
+    assert (built.folder / ".chalice/config.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_an_empty_requirements_file_makes_no_build_of_ours(tmp_path: Path) -> None:
+    for name in ("requirements.txt", "thesis.txt"):
+        (tmp_path / name).touch()
+
+    done = python_m_deploy("build", "aws", "--into", tmp_path)
+
+    assert (done.returncode, (tmp_path / "thesis.txt").exists()) == (1, True)
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    project = copy_of_project(tmp_path)
+    before = sorted(project.iterdir())
+
+    done = python_m_deploy("build", "aws", "--into", project)
+
+    assert done.returncode == 1
+    assert f"{project} is not a build of ours" in done.stderr
+    assert sorted(project.iterdir()) == before
+
+
+def test_the_environment_of_the_build_becomes_the_stages_configuration(configured: AwsBuild) -> None:
+    stages = config_of(configured)["stages"]
+
+    assert list(stages) == ["prod"]
+    assert stages["prod"]["subnet_ids"] == ["subnet-1", "subnet-2"]
+    assert stages["prod"]["security_group_ids"] == ["sg-1"]
+    assert stages["prod"]["environment_variables"] == {
+        "COGNITO_USER_POOL_ARN": POOL_ARN,
+        "CORS_ORIGIN": "https://shop.example",
+        "DB_HOST": "db.example",
+        "DB_PASSWORD": SECRET_ARN,
+    }
+
+
+def test_the_environment_of_the_build_becomes_the_templates_defaults(configured: AwsBuild) -> None:
+    text = configured.template.read_text()
+    template = json.loads(text)
+
+    defaults = {name: parameter.get("Default") for name, parameter in template["Parameters"].items()}
+
+    assert defaults == {
+        "AlarmTopicArn": "",
+        "CognitoUserPoolArn": POOL_ARN,
+        "DBHost": "db.example",
+        "DBName": "",
+        "DBPassword": "",
+        "DBPasswordSecretArn": SECRET_ARN,
+        "DBPort": "5432",
+        "DBUser": "",
+        "SecurityGroupIds": "sg-1",
+        "SubnetIds": "subnet-1,subnet-2",
+    }
+    assert template["Resources"]["ApiHandlerLogGroup"]["Properties"]["RetentionInDays"] == 90
+    assert "hunter2" not in text
+    assert "'https://shop.example'" in text
+    assert "\"'*'\"" not in text
+
+
+def test_the_role_may_read_its_secret_and_enter_its_network_and_write_its_own_log(
+    configured: AwsBuild,
+) -> None:
+    policy = json.loads((configured.folder / ".chalice" / "policy-prod.json").read_text())
+
+    allowed = {
+        action: statement["Resource"] for statement in policy["Statement"] for action in statement["Action"]
+    }
+
+    assert allowed["secretsmanager:GetSecretValue"] == SECRET_ARN
+    group = "arn:*:logs:*:*:log-group:/aws/lambda/order-api-prod"
+    assert allowed["logs:PutLogEvents"] == [group, f"{group}:*"]
+    assert "ec2:CreateNetworkInterface" in allowed
+
+
+def test_a_plain_password_stays_in_a_file_of_its_owner(tmp_path: Path) -> None:
+    build = build_aws(tmp_path / "build", DB_PASSWORD="hunter2")
+    config = build.folder / ".chalice" / "config.json"
+
+    assert "hunter2" in config.read_text()
+    assert stat.S_IMODE(config.stat().st_mode) == 0o600
+    assert "hunter2" not in build.template.read_text()
+    assert b"hunter2" not in build.zip.read_bytes()
+    policy = (build.folder / ".chalice" / "policy-dev.json").read_text()
+    assert "secretsmanager" not in policy
+    assert "ec2" not in policy
+
+
+def test_chalice_packages_the_project_as_it_is_checked_in(tmp_path: Path) -> None:
+    project = copy_of_project(tmp_path)
+    (project / "requirements.txt").write_text("")  # what is tested is the configuration
+
+    done = subprocess.run(
+        [aws.chalice_command(), "package", "--stage", "prod", "out"],
+        cwd=project,
+        env={"PATH": "", "AWS_DEFAULT_REGION": "eu-west-1", "COGNITO_USER_POOL_ARN": POOL_ARN},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    template = json.loads((project / "out" / "sam.json").read_text())
+    assert template["Resources"]["APIHandler"]["Properties"]["Architectures"] == ["arm64"]

@@ -1,0 +1,400 @@
+"""`make build-azure`, `build-gcp` and `build-oci`: exactly what that cloud takes, ready to run."""
+
+import ast
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.util import MAGIC_NUMBER, source_hash
+from pathlib import Path
+
+import pytest
+
+from chalicelib.orders import statements
+from deploy import hosts, pins, sbom, sources
+from local.environments import environment
+from tests.support.builds import PROJECT, python_m_deploy
+
+CLOUDS = tuple(hosts.OWN)
+OWN = {
+    "azure": {
+        ".funcignore",
+        "function_app.py",
+        "host.json",
+        "local.settings.example.json",
+        "requirements.txt",
+    },
+    "gcp": {"Dockerfile", "main.py", "requirements.txt"},
+    "oci": {"func.py", "func.yaml", "requirements.txt"},
+}
+SHARED = {
+    "app.py",
+    *(str(path.relative_to(PROJECT)) for path in (PROJECT / "chalicelib").rglob("*.py") if path.stem != "tables"),
+    "shims/__init__.py",
+    "shims/gateway.py",
+}
+SETTINGS = {
+    "DB_HOST": "127.0.0.1",
+    "DB_NAME": "orders",
+    "DB_USER": "orders_app",
+    "AUTH_AUDIENCE": "shops",
+    "COGNITO_USER_POOL_ARN": "arn:aws:cognito-idp:eu-west-1:123456789012:userpool/eu-west-1_AbCdEfGhI",
+}
+
+
+@pytest.fixture(scope="module", params=CLOUDS)
+def build(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A cloud and the folder that was built for it."""
+    cloud: str = request.param
+    folder = tmp_path_factory.mktemp("build") / cloud
+    hosts.build(cloud, folder)
+    return cloud, folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def bytecode_of(source: str) -> str:
+    return str(Path(importlib.util.cache_from_source(source)))
+
+
+# What is in it
+
+
+def test_a_build_holds_what_its_cloud_takes_and_nothing_else(build: tuple[str, Path]) -> None:
+    cloud, folder = build
+    shipped = OWN[cloud] | SHARED | {sbom.NAME}
+
+    assert files(folder).keys() == shipped | {bytecode_of(name) for name in shipped if name.endswith(".py")}
+
+
+def test_what_is_built_is_what_is_in_the_project(build: tuple[str, Path]) -> None:
+    cloud, folder = build
+
+    for name, content in files(folder).items():
+        if name == "chalicelib/orders/statements.py":
+            assert content.decode() == sources.compiled_statements()
+        elif name in SHARED:
+            assert content == (PROJECT / name).read_bytes()
+        elif name != sbom.NAME and not name.endswith(".pyc"):
+            assert content == (PROJECT / "shims" / cloud / name).read_bytes()
+
+
+def test_a_build_has_the_text_of_every_statement_and_not_what_makes_it() -> None:
+    built: dict[str, object] = {}
+    exec(sources.compiled_statements(), built)
+
+    for name in ("INSERT_KEY", "INSERT_ORDER", "INSERT_ITEMS", "ORDER_BY_ID", "ORDER_BY_KEY", "ORDERS_PAGES"):
+        assert repr(built[name]) == repr(getattr(statements, name))
+    assert "sql" not in "\n".join(re.findall("^.*import .*$", sources.compiled_statements(), re.MULTILINE))
+
+
+def test_bytecode_is_used_without_a_look_at_its_source(build: tuple[str, Path]) -> None:
+    """PEP 552: flags 1 say hash-based and unchecked."""
+    found = files(build[1])
+
+    for name, content in found.items():
+        if name.endswith(".pyc"):
+            source = found[str(Path(importlib.util.source_from_cache(name)))]
+            assert content[:16] == MAGIC_NUMBER + b"\x01\0\0\0" + source_hash(source), name
+
+
+def test_no_path_of_this_machine_is_in_a_build(build: tuple[str, Path]) -> None:
+    for name, content in files(build[1]).items():
+        for path in (build[1], PROJECT, Path.home()):
+            assert str(path).encode() not in content, name
+
+
+def test_builds_in_two_places_are_the_same_bytes(build: tuple[str, Path], tmp_path: Path) -> None:
+    cloud, folder = build
+
+    hosts.build(cloud, tmp_path / "elsewhere")
+
+    assert files(tmp_path / "elsewhere") == files(folder)
+
+
+def test_a_build_over_an_older_one_leaves_nothing_of_it(build: tuple[str, Path], tmp_path: Path) -> None:
+    cloud, folder = build
+    older = tmp_path / "older"
+    shutil.copytree(folder, older)
+    (older / "chalicelib/left.py").write_text("left over")
+    (older / "app.py").write_text("changed")
+    (older / "__pycache__/app.cpython-399.pyc").touch()
+
+    hosts.build(cloud, older)
+
+    assert files(older) == files(folder)
+
+
+@pytest.mark.parametrize("into", [".", "chalicelib", "shims/{cloud}", "{home}"])
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_a_folder_that_is_no_build_is_left_alone(tmp_path: Path, cloud: str, into: str) -> None:
+    """In a copy of the project: the folder is emptied before it is built."""
+    project, home = tmp_path / "project", tmp_path / "home"
+    for name in ("chalicelib", "deploy", "shims"):
+        shutil.copytree(PROJECT / name, project / name)
+    shutil.copy(PROJECT / "app.py", project)
+    home.mkdir()
+    (home / "letter.txt").write_text("mine")
+    before = files(tmp_path).keys()
+    target = project / into.format(cloud=cloud, home=home)
+
+    done = python_m_deploy("build", cloud, "--into", target, project=project)
+
+    assert "is not a build of ours: empty it, or choose another folder" in done.stderr
+    assert done.returncode == 1
+    assert {name for name in before if "__pycache__" not in name} <= files(tmp_path).keys()
+
+
+def test_the_builds_never_hold_what_belongs_to_this_machine(tmp_path: Path) -> None:
+    """Whatever lies in a working copy: settings, bytecode of other Pythons, editors' files."""
+    project = tmp_path / "project"
+    for name in ("chalicelib", "deploy", "shims"):
+        shutil.copytree(PROJECT / name, project / name)
+    shutil.copy(PROJECT / "app.py", project)
+    for cloud in CLOUDS:
+        (project / f"shims/{cloud}/__pycache__").mkdir(exist_ok=True)
+        (project / f"shims/{cloud}/__pycache__/old.cpython-39.pyc").touch()
+        for name in ("local.settings.json", ".env"):
+            (project / f"shims/{cloud}/{name}").write_text("DB_PASSWORD=hunter2")
+
+        done = python_m_deploy("build", cloud, "--into", tmp_path / cloud, project=project)
+
+        assert done.returncode == 0, done.stderr
+        built = files(tmp_path / cloud)
+        assert not any(b"hunter2" in content for content in built.values())
+        assert not any("cpython-39" in name for name in built)
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_every_user_may_read_a_build_whatever_the_umask_was(tmp_path: Path, cloud: str) -> None:
+    """The image of Cloud Run runs as another user than the one that owns its files."""
+    before = os.umask(0o077)
+    try:
+        done = python_m_deploy("build", cloud, "--into", tmp_path / cloud)
+    finally:
+        os.umask(before)
+
+    assert done.returncode == 0, done.stderr
+    paths = (tmp_path / cloud, *(tmp_path / cloud).rglob("*"))
+    assert {(path.is_dir(), oct(path.stat().st_mode & 0o777)) for path in paths} == {
+        (True, "0o755"),
+        (False, "0o644"),
+    }
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_an_app_of_somebody_else_is_no_build_of_ours(tmp_path: Path, cloud: str) -> None:
+    for name in ("app.py", hosts.OWN[cloud][0], "thesis.txt"):
+        (tmp_path / name).touch()
+
+    done = python_m_deploy("build", cloud, "--into", tmp_path)
+
+    assert (done.returncode, (tmp_path / "thesis.txt").exists()) == (1, True)
+
+
+# The files of each cloud
+
+
+def test_the_shims_have_the_same_functions_in_the_same_order_and_decide_nothing() -> None:
+    trees = {
+        cloud: ast.parse((PROJECT / "shims" / cloud / hosts.OWN[cloud][0]).read_text()) for cloud in CLOUDS
+    }
+
+    for cloud, tree in trees.items():
+        functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+        assert [function.name for function in functions][:3] == ["orders_api", "incoming", "outgoing"], cloud
+        decisions = (ast.If, ast.IfExp, ast.Match, ast.For, ast.While, ast.Try, ast.BoolOp, ast.Compare)
+        assert not [node for node in ast.walk(tree) if isinstance(node, decisions)], cloud
+
+
+def test_no_cloud_knows_the_database_another_cloud_or_the_tools() -> None:
+    foreign = {"azure": "azure", "gcp": "functions_framework", "oci": "fdk"}
+    for cloud in CLOUDS:
+        source = (PROJECT / "shims" / cloud / hosts.OWN[cloud][0]).read_text()
+        imported = modules_of(ast.parse(source))
+        others = {name for other, name in foreign.items() if other != cloud}
+        assert not imported & (others | {"tests", "local", "deploy", "chalicelib", "psycopg2", "sqlmodel"})
+    gateway = modules_of(ast.parse((PROJECT / "shims/gateway.py").read_text()))
+    assert not gateway & ({"tests", "local", "deploy"} | set(foreign.values()))
+
+
+def test_imports_run_from_the_shims_to_the_app_to_chalicelib_and_never_back() -> None:
+    for path in (PROJECT / "chalicelib").rglob("*.py"):
+        assert not modules_of(ast.parse(path.read_text())) & {"app", "shims", "tests", "local", "deploy"}, (
+            path
+        )
+    assert not modules_of(ast.parse((PROJECT / "app.py").read_text())) & {"shims", "tests", "local", "deploy"}
+
+
+def modules_of(tree: ast.AST) -> set[str]:
+    """Of all imports anywhere in it: what is imported, the modules, and the packages at their top."""
+    plain = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    chosen = [
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
+    return {*plain, *chosen} | {name.partition(".")[0] for name in plain + chosen}
+
+
+def test_azures_host_adds_no_prefix_and_keeps_no_secret() -> None:
+    host = json.loads((PROJECT / "shims/azure/host.json").read_text())
+    example = json.loads((PROJECT / "shims/azure/local.settings.example.json").read_text())["Values"]
+    ignored = (PROJECT / "shims/azure/.funcignore").read_text().split()
+
+    assert host["version"] == "2.0"
+    assert host["extensions"]["http"]["routePrefix"] == ""
+    assert "local.settings*.json" in ignored
+    assert example["DB_PASSWORD"].startswith("https://<vault>.")
+    assert example["FUNCTIONS_WORKER_RUNTIME"] == "python"
+
+
+def test_azures_host_keeps_every_line_of_the_log() -> None:
+    """A line is a trace there; of types that are not excluded a part is thrown away under load."""
+    host = json.loads((PROJECT / "shims/azure/host.json").read_text())
+    sampling = host["logging"]["applicationInsights"]["samplingSettings"]
+
+    assert {"Request", "Trace"} <= set(sampling["excludedTypes"].split(";"))
+
+
+def test_oracles_function_file_names_what_the_build_holds() -> None:
+    lines = (PROJECT / "shims/oci/func.yaml").read_text().splitlines()
+    members = dict(line.split(": ", 1) for line in lines)
+
+    assert members["entrypoint"] == "/python/bin/fdk /function/func.py orders_api"
+    assert members["name"] == hosts.NAME
+    assert members["runtime"] == "python"
+    assert members["build_image"] == f"{members['run_image']}-dev"
+
+
+def test_the_image_runs_a_production_server_as_nobody_special_on_any_machine() -> None:
+    lines = (PROJECT / "shims/gcp/Dockerfile").read_text().splitlines()
+    steps = [line.split(" ", 1) for line in lines if line and not line.startswith((" ", "#"))]
+    (user,) = [value for name, value in steps if name == "USER"]
+    command = next(value for name, value in steps if name == "CMD")
+
+    assert user.isdigit()
+    assert int(user) > 0
+    assert [name for name, _ in steps].index("USER") < [name for name, _ in steps].index("CMD")
+    assert json.loads(command) == ["functions-framework", "--source", "main.py"]  # --debug is Flask's server
+    assert not re.search("--platform|amd64|arm64|x86_64|aarch64", "\n".join(value for _, value in steps))
+
+
+@pytest.mark.slow
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+    hadolint = environment("audit").with_name("hadolint")
+
+    done = subprocess.run(
+        [hadolint, "shims/gcp/Dockerfile"], cwd=PROJECT, capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+# Requirements
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "group",
+    ["aws", "runtime", *CLOUDS, "lambda", "template", "audit", "dev", *("peer-fastapi", "peer-chalice")],
+)
+def test_the_pins_are_those_of_the_dependency_groups(group: str, tmp_path: Path) -> None:
+    """`make lock` changes nothing: versions and hashes are the index's, all of them and no others."""
+    recipe = (PROJECT / "Makefile").read_text()
+    (command,) = re.findall(rf"\$\(LOCK\) (--group {group} .*)-o (\S+)\n", recipe)
+    options = re.search(r"^LOCK .*?uv (pip compile .*)$", recipe, re.MULTILINE)
+    assert options
+    pinned = command[1]
+    (tmp_path / "pins").write_text(pins.without_hashes((PROJECT / pinned).read_text()))
+
+    subprocess.run(
+        [sys.executable, "-m", "uv", *options[1].split(), *command[0].split(), "-o", tmp_path / "pins"],
+        cwd=PROJECT,
+        check=True,
+    )
+
+    assert (tmp_path / "pins").read_text() == (PROJECT / pinned).read_text()
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_the_clouds_agree_on_every_package_that_lambda_has_too(cloud: str) -> None:
+    lambdas = {*map(str, pins.read(PROJECT / "deploy" / "requirements.txt"))}
+
+    assert lambdas <= {*map(str, pins.read(PROJECT / "shims" / cloud / "requirements.txt"))}
+    assert lambdas < {*map(str, pins.read(PROJECT / "requirements.txt"))}
+
+
+def test_no_cloud_gets_what_is_for_development() -> None:
+    groups = tomllib.loads((PROJECT / "pyproject.toml").read_text())["dependency-groups"]
+    direct = {re.split("[=\\[]", each)[0] for each in groups["dev"] if isinstance(each, str)}
+    meant = {"azure-functions", "functions-framework", "packaging", "pytest"}  # pytest: fdk requires it
+
+    for cloud in CLOUDS:
+        pinned = {pin.name for pin in pins.read(PROJECT / "shims" / cloud / "requirements.txt")}
+        assert not pinned & (direct - meant), cloud
+
+
+# It runs
+
+
+@pytest.mark.slow
+def test_every_module_of_a_build_imports_with_its_own_requirements_alone(build: tuple[str, Path]) -> None:
+    cloud, folder = build
+    names = [
+        ".".join(Path(name).with_suffix("").parts) for name in SHARED if not name.endswith("__init__.py")
+    ]
+
+    loaded = imported(cloud, folder, names)
+
+    assert loaded >= {*names}
+
+
+@pytest.mark.slow
+def test_the_start_loads_no_secret_store_and_no_tools(build: tuple[str, Path]) -> None:
+    cloud, folder = build
+
+    loaded = imported(cloud, folder, [])
+
+    assert "app" in loaded
+    assert not loaded & {
+        *(
+            "boto3",
+            "chalice.local",
+            "chalice.cli",
+            "chalice.deploy",
+            "chalicelib.settings.secret_stores",
+            "chalicelib.openapi.document",
+        ),
+        *("azure.identity", "azure.keyvault", "google.cloud.secretmanager", "oci"),
+    }
+    assert not {name for name in loaded if name.startswith(("tests", "local.", "deploy"))}
+
+
+def imported(cloud: str, folder: Path, names: list[str]) -> set[str]:
+    """All modules that are loaded after the cloud's entry and `names` in its own environment."""
+    start = {
+        "azure": "import function_app",
+        # As gunicorn's worker does it: main.py needs an app context.
+        "gcp": "import functions_framework; functions_framework.create_app('orders_api', 'main.py')",
+        "oci": "import func",
+    }[cloud]
+    more = "".join(f"; import {name}" for name in names)
+    code = f"import sys; sys.path.insert(0, '.'); {start}{more}; print(*sys.modules)"
+    done = subprocess.run(
+        [environment(cloud), "-I", "-c", code],
+        cwd=folder,
+        env=SETTINGS,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())

@@ -1,0 +1,393 @@
+"""`make deploy-azure`, `deploy-gcp`, `deploy-run`, `deploy-oci`: what they call, and what they say instead.
+
+The clouds' own programs need accounts; programs that write down how they were called stand in for them.
+"""
+
+import json
+import re
+import stat
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+
+from deploy import hosts
+from tests.support.builds import python_m_deploy
+
+Json = dict[str, Any]
+Deploy = Callable[..., "Done"]
+
+PASSWORD = "hunter2"
+SECRET = "ocid1.vaultsecret.oc1.eu-frankfurt-1.amaaaaaaexample"
+SETTINGS = {
+    "DB_HOST": "db.example",
+    "DB_NAME": "orders",
+    "DB_USER": "orders_app",
+    "DB_PASSWORD": PASSWORD,
+    "AUTH_PROVIDER": "oidc",
+    "AUTH_ISSUER": "https://issuer.example",
+    "AUTH_AUDIENCE": "shops",
+    "AUTH_JWKS_URL": "https://issuer.example/keys",
+}
+WHERE = {
+    "azure": {"AZURE_FUNCTIONAPP": "shop-orders", "AZURE_RESOURCE_GROUP": "shop"},
+    "gcp": {"GCP_PROJECT": "shop-1234", "GCP_REGION": "europe-west1"},
+    "run": {"GCP_PROJECT": "shop-1234", "GCP_REGION": "europe-west1"},
+    "oci": {"OCI_APP": "shop", "DB_PASSWORD": SECRET},
+}
+OTLP_HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_METRICS_HEADERS")
+PROGRAMS = {"azure": ("func", "az"), "gcp": ("gcloud",), "run": ("gcloud",), "oci": ("fn",)}
+RECORDER = f"""#!{sys.executable} -I
+import json, os, stat, sys
+from pathlib import Path
+
+name, folder = Path(sys.argv[0]).name, Path(sys.argv[0]).parent
+named = [Path(argument.removeprefix("@")) for argument in sys.argv[1:]]
+files = [path for path in named if path.is_file()]
+call = {{
+    "argv": [name, *sys.argv[1:]],
+    "cwd": os.getcwd(),
+    "files": {{str(path): [path.read_text(), stat.S_IMODE(path.stat().st_mode)] for path in files}},
+}}
+with (folder / "calls").open("a") as calls:
+    calls.write(json.dumps(call) + "\\n")
+sys.exit(3 if (folder / f"{{name}} fails").exists() else 0)
+"""
+
+
+@dataclass(frozen=True)
+class Done:
+    """How the command ended, and what it had called."""
+
+    process: CompletedProcess[str]
+    calls: list[Json]
+
+    @property
+    def argv(self) -> list[list[str]]:
+        return [call["argv"] for call in self.calls]
+
+
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("build")
+    for cloud in hosts.OWN:
+        hosts.build(cloud, folder / cloud)
+    return folder
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> Path:
+    """A PATH that holds the clouds' programs and nothing else."""
+    for name in ("az", "fn", "func", "gcloud"):
+        (tmp_path / name).write_text(RECORDER)
+        (tmp_path / name).chmod(0o755)
+    return tmp_path
+
+
+@pytest.fixture
+def deploy(builds: Path, tools: Path) -> Deploy:
+    """Runs `python -m deploy deploy <target>` with these changes to what it needs."""
+
+    def run(target: str, folder: Path | None = None, **changes: str) -> Done:
+        given = {**SETTINGS, **WHERE[target], "PATH": str(tools), **changes}
+        source = folder or builds / {"run": "gcp"}.get(target, target)
+        process = python_m_deploy("deploy", target, "--from", source, variables=given)
+        calls = tools / "calls"
+        lines = calls.read_text().splitlines() if calls.exists() else []
+        return Done(process, [json.loads(line) for line in lines])
+
+    return run
+
+
+def only_file(call: Json) -> tuple[str, Any]:
+    """The one file that a call names: its path and its content, which nobody else could read."""
+    ((path, (text, mode)),) = call["files"].items()
+    assert mode == stat.S_IRUSR | stat.S_IWUSR
+    assert not Path(path).exists()  # any more
+    return path, json.loads(text)
+
+
+# What is called
+
+
+def test_azure_gets_its_settings_from_a_private_file_and_then_the_folder(
+    deploy: Deploy, builds: Path
+) -> None:
+    done = deploy("azure")
+
+    settings, publish = done.calls
+    path, content = only_file(settings)
+    assert done.argv == [
+        [
+            *("az", "functionapp", "config", "appsettings", "set"),
+            *("--name", "shop-orders", "--resource-group", "shop", "--output", "none"),
+            *("--settings", f"@{path}"),
+        ],
+        ["func", "azure", "functionapp", "publish", "shop-orders", "--python", "--build", "remote"],
+    ]
+    assert {each["name"]: each["value"] for each in content} == SETTINGS
+    assert {each["slotSetting"] for each in content} == {False}
+    assert publish["cwd"] == str(builds / "azure")
+    assert done.process.returncode == 0
+
+
+def test_cloud_functions_gets_the_folder_and_its_settings_from_a_private_file(
+    deploy: Deploy, builds: Path
+) -> None:
+    done = deploy("gcp")
+
+    path, content = only_file(done.calls[0])
+    runtime = f"python{sys.version_info.major}{sys.version_info.minor}"
+    assert done.argv == [
+        [
+            *("gcloud", "functions", "deploy", "orders-api", "--gen2", "--runtime", runtime),
+            *("--entry-point", "orders_api", "--trigger-http", "--timeout", "30s"),
+            *("--project", "shop-1234", "--region", "europe-west1", "--source", str(builds / "gcp")),
+            *("--memory", "512Mi", "--cpu", "1", "--concurrency", "4", "--allow-unauthenticated"),
+            *("--env-vars-file", path, "--quiet"),
+        ]
+    ]
+    assert path.endswith(".yaml")
+    assert content == {**SETTINGS, "THREADS": "4", "FORWARDED_ALLOW_IPS": ""}
+
+
+def test_cloud_run_builds_the_same_folder_with_its_dockerfile(deploy: Deploy, builds: Path) -> None:
+    done = deploy("run", GCP_VPC_CONNECTOR="shop-vpc", GCP_SERVICE_ACCOUNT="orders@shop.example")
+
+    path, content = only_file(done.calls[0])
+    assert done.argv == [
+        [
+            *("gcloud", "run", "deploy", "orders-api", "--timeout", "30"),
+            *("--project", "shop-1234", "--region", "europe-west1", "--source", str(builds / "gcp")),
+            *("--memory", "512Mi", "--cpu", "1", "--concurrency", "4", "--allow-unauthenticated"),
+            *("--vpc-connector", "shop-vpc", "--service-account", "orders@shop.example"),
+            *("--env-vars-file", path, "--quiet"),
+        ]
+    ]
+    assert content == {**SETTINGS, "THREADS": "4", "FORWARDED_ALLOW_IPS": ""}
+    assert (builds / "gcp/Dockerfile").exists()
+
+
+def test_oracle_gets_the_folder_and_then_each_setting(deploy: Deploy, builds: Path) -> None:
+    done = deploy("oci")
+
+    first, *others = done.argv
+    assert first == ["fn", "deploy", "--app", "shop"]
+    assert done.calls[0]["cwd"] == str(builds / "oci")
+    assert {tuple(argv[:5]) for argv in others} == {("fn", "config", "function", "shop", "orders-api")}
+    assert dict(argv[5:] for argv in others) == {**SETTINGS, "DB_PASSWORD": SECRET}
+
+
+def test_each_deployment_to_oracle_has_a_version_of_its_own(deploy: Deploy, builds: Path) -> None:
+    """Oracle Functions keeps the first image that it saw under a tag."""
+    description = builds / "oci/func.yaml"
+    built = description.read_text()
+
+    deploy("oci")
+
+    deployed = description.read_text()
+    before, after = (re.findall(r"(?m)^version: 0\.0\.(\d+)$", text) for text in (built, deployed))
+    assert (len(before), len(after)) == (1, 1)
+    assert int(after[0]) > time.time() - 60
+    assert deployed.replace(after[0], before[0]) == built
+
+
+@pytest.mark.parametrize("target", hosts.TARGETS)
+def test_every_variable_that_the_api_reads_is_handed_on_and_no_other(deploy: Deploy, target: str) -> None:
+    read = {
+        "DB_PORT": "6432",
+        "DB_SSLMODE": "verify-full",
+        "DB_CONNECT_TIMEOUT": "4",
+        "DB_POOL_SIZE": "1",
+        "DB_POOL_MAX": "2",
+        "DB_POOL_RECYCLE": "60",
+        "DB_POOL_TIMEOUT": "5",
+        "DB_SECRET_LIFETIME": "60",
+        "AUTH_TENANT_CLAIM": "shop",
+        "AUTH_USER_CLAIM": "sub",
+        "AUTH_EMAIL_CLAIM": "mail",
+        "DEFAULT_CURRENCY": "EUR",
+        "CORS_ORIGIN": "https://shop.example",
+        "BASE_PATH": "/shop",
+        "DOCS": "on",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector.example",
+        "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "https://collector.example/v1/metrics",
+        "OTEL_EXPORTER_OTLP_CERTIFICATE": "ca.pem",
+        "OTEL_EXPORTER_OTLP_METRICS_CERTIFICATE": "ca.pem",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "5",
+        "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT": "5",
+        "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip",
+        "OTEL_EXPORTER_OTLP_METRICS_COMPRESSION": "gzip",
+        "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": "delta",
+        "OTEL_METRIC_EXPORT_TIMEOUT": "5000",
+        "OTEL_METRICS_EXPORTER": "otlp",
+        "OTEL_METRIC_EXPORT_INTERVAL": "10000",
+        "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=prod",
+        "OTEL_SERVICE_NAME": "orders",
+        **({} if target == "oci" else dict.fromkeys(OTLP_HEADERS, "authorization=Basic%20x")),
+    }
+
+    done = deploy(target, **read, DB_UNKNOWN="1", AUTH_AUDIENCE="shops", DEFAULT_COLOUR="red")
+
+    if target == "oci":
+        handed = dict(argv[5:] for argv in done.argv[1:])
+    else:
+        content = only_file(done.calls[0])[1]
+        handed = {each["name"]: each["value"] for each in content} if target == "azure" else content
+    for name in ("THREADS", "FORWARDED_ALLOW_IPS"):
+        handed.pop(name, None)
+    assert handed == {**SETTINGS, **read, "DB_PASSWORD": handed["DB_PASSWORD"]}
+
+
+@pytest.mark.parametrize("target", hosts.TARGETS)
+def test_the_path_of_the_databases_authority_stays_here(deploy: Deploy, tmp_path: Path, target: str) -> None:
+    """The build has the file itself."""
+    authority = tmp_path / "authority.pem"
+    authority.write_text("-----BEGIN CERTIFICATE-----")
+
+    done = deploy(target, DB_SSLROOTCERT=str(authority))
+
+    assert done.process.returncode == 0, done.process.stderr
+    told = json.dumps(done.calls)
+    assert "DB_HOST" in told
+    assert "DB_SSLROOTCERT" not in told
+    assert str(authority) not in told
+
+
+@pytest.mark.parametrize("target", hosts.TARGETS)
+@pytest.mark.parametrize("url", [f"postgresql://orders_app:{PASSWORD}@db.example/orders", ""])
+def test_no_password_stands_on_a_command_line_or_is_printed(deploy: Deploy, target: str, url: str) -> None:
+    done = deploy(target, DATABASE_URL=url, DB_PASSWORD=PASSWORD)
+
+    assert PASSWORD not in json.dumps(done.argv)
+    assert PASSWORD not in done.process.stdout + done.process.stderr
+
+
+@pytest.mark.parametrize("name", OTLP_HEADERS)
+def test_headers_that_fn_would_show_are_refused_before_anything_is_called(deploy: Deploy, name: str) -> None:
+    done = deploy("oci", **{name: "authorization=secret"})
+
+    assert f"{name} would stand on fn's command line" in done.process.stderr
+    assert done.calls == []
+
+
+def test_a_password_that_fn_would_show_is_refused_before_anything_is_called(deploy: Deploy) -> None:
+    plain = deploy("oci", DB_PASSWORD=PASSWORD)
+    url = deploy("oci", DB_PASSWORD="", DATABASE_URL=f"postgresql://a:{PASSWORD}@db.example/orders")
+
+    assert plain.process.stderr.startswith("DB_PASSWORD would stand on fn's command line")
+    assert url.process.stderr.startswith("DATABASE_URL would stand on fn's command line")
+    assert "OCI Vault" in plain.process.stderr
+    assert (plain.calls, url.calls) == ([], [])
+
+
+# What is missing is said before anything is called
+
+
+@pytest.mark.parametrize(
+    ("target", "tool"), [(target, tool) for target, tools in PROGRAMS.items() for tool in tools]
+)
+def test_a_missing_program_comes_with_the_way_to_get_it(
+    deploy: Deploy, tools: Path, target: str, tool: str
+) -> None:
+    (tools / tool).unlink()
+
+    done = deploy(target)
+
+    assert done.process.stderr.startswith(f"{tool} is missing. To get it: ")
+    assert (done.process.returncode, done.calls) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("azure", "AZURE_FUNCTIONAPP"),
+        ("azure", "AZURE_RESOURCE_GROUP"),
+        ("gcp", "GCP_PROJECT"),
+        ("gcp", "GCP_REGION"),
+        ("run", "GCP_PROJECT"),
+        ("run", "GCP_REGION"),
+        ("oci", "OCI_APP"),
+    ],
+)
+def test_a_missing_variable_comes_with_its_meaning(deploy: Deploy, target: str, name: str) -> None:
+    done = deploy(target, **{name: ""})
+
+    assert done.process.stderr.startswith(f"{name} is not set: ")
+    assert (done.process.returncode, done.calls) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"DB_HOST": ""}, "DB_HOST is not set"),
+        ({"AUTH_AUDIENCE": ""}, "AUTH_AUDIENCE is not set"),
+        ({"AUTH_PROVIDER": "okta"}, "AUTH_PROVIDER is 'okta'"),
+        ({"DB_POOL_MAX": "many"}, "DB_POOL_MAX is 'many'"),
+        ({"DB_SSLROOTCERT": "/nowhere"}, "DB_SSLROOTCERT is '/nowhere': No such file"),
+        ({"DB_PASSWORD": "ocid1.vaultsecret"}, "DB_PASSWORD"),
+        ({"DEFAULT_CURRENCY": "XXL"}, "DEFAULT_CURRENCY is 'XXL'"),
+        ({"CORS_ORIGIN": "shop.example"}, "CORS_ORIGIN is 'shop.example'"),
+        ({"BASE_PATH": "shop"}, "BASE_PATH is 'shop'"),
+    ],
+)
+def test_a_setting_with_which_the_function_would_not_start_is_said(
+    deploy: Deploy, changes: dict[str, str], says: str
+) -> None:
+    done = deploy("azure", **changes)
+
+    assert done.process.stderr.startswith(f"The function would not start. {says}")
+    assert (done.process.returncode, done.calls) == (1, [])
+
+
+@pytest.mark.parametrize("target", WHERE)
+def test_the_settings_of_make_run_are_not_deployed(deploy: Deploy, target: str) -> None:
+    done = deploy(target, AUTH_JWKS_URL="http://127.0.0.1:8000/.well-known/jwks.json")
+
+    assert done.process.returncode == 1
+    assert "AUTH_JWKS_URL names this machine" in done.process.stderr
+    assert done.calls == []
+
+
+@pytest.mark.parametrize("target", hosts.TARGETS)
+def test_a_folder_that_holds_no_build_is_said_with_the_command_that_makes_it(
+    deploy: Deploy, tmp_path: Path, target: str
+) -> None:
+    absent = deploy(target, folder=tmp_path / "absent")
+    empty = deploy(target, folder=tmp_path)
+
+    cloud = {"run": "gcp"}.get(target, target)
+    assert absent.process.stderr == f"{tmp_path / 'absent'} holds no build: run make build-{cloud} first\n"
+    assert empty.process.stderr == f"{tmp_path} holds no build: run make build-{cloud} first\n"
+    assert (absent.calls, empty.calls) == ([], [])
+
+
+def test_another_clouds_build_is_not_deployed(deploy: Deploy, builds: Path) -> None:
+    done = deploy("azure", folder=builds / "gcp")
+
+    assert done.process.stderr == f"{builds / 'gcp'} holds no build: run make build-azure first\n"
+    assert done.calls == []
+
+
+# What fails stops the rest
+
+
+@pytest.mark.parametrize(
+    ("target", "tool"), [("azure", "az"), ("gcp", "gcloud"), ("run", "gcloud"), ("oci", "fn")]
+)
+def test_after_a_program_that_fails_nothing_is_called(
+    deploy: Deploy, tools: Path, target: str, tool: str
+) -> None:
+    (tools / f"{tool} fails").touch()
+
+    done = deploy(target)
+
+    assert done.process.stderr == f"{tool} failed, see above. Nothing after it was done.\n"
+    assert done.process.returncode == 1
+    assert len(done.calls) == 1
+    assert not any(Path(path).exists() for path in done.calls[0]["files"])

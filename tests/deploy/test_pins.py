@@ -1,0 +1,129 @@
+"""What is installed is what was pinned, to the byte: every requirements file, and every way to install it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from deploy import pins
+from local import environments
+from tests.support.builds import PROJECT, copy_of_project, python_m_deploy
+
+RECIPE = (PROJECT / "Makefile").read_text()
+LOCKED = re.findall(r"^\t\$\(LOCK\) .*-o (\S+)$", RECIPE, re.MULTILINE)
+TRAVELS = (
+    "requirements.txt",
+    "deploy/requirements.txt",
+    *(f"shims/{c}/requirements.txt" for c in ("azure", "gcp", "oci")),
+)
+PIN = re.compile(r"[a-z0-9-]+==[0-9][0-9a-z.]*( ; [^@/\\]+)?( --hash=sha256:[0-9a-f]{64})+")
+FORGED = "six==1.17.0 --hash=sha256:" + "0" * 64 + "\n"
+UNHASHED = "six==1.17.0\n"
+
+
+def test_make_lock_writes_every_requirements_file() -> None:
+    folders = [PROJECT / name for name in ("bench", "deploy", "local", "shims", "tests")]
+    found = [*PROJECT.glob("*.txt"), *(path for folder in folders for path in folder.rglob("*.txt"))]
+
+    assert sorted(LOCKED) == sorted(str(path.relative_to(PROJECT)) for path in found)
+    assert {*environments.REQUIREMENTS.values()} <= {*LOCKED}
+
+
+def test_every_dependency_group_is_locked() -> None:
+    groups = tomllib.loads((PROJECT / "pyproject.toml").read_text())["dependency-groups"]
+
+    assert {*re.findall(r"\$\(LOCK\) --group (\S+)", RECIPE)} == {*groups} - {"host"}  # in azure, gcp and oci
+
+
+@pytest.mark.parametrize("file", LOCKED)
+def test_every_pin_is_a_version_and_its_hashes_and_nothing_of_one_machine(file: str) -> None:
+    """No path, no index, no option: whoever installs it elsewhere gets the same bytes from the same place."""
+    text = (PROJECT / file).read_text().replace(" \\\n   ", "")
+
+    for line in text.splitlines():
+        assert PIN.fullmatch(line), line[:120]
+    assert len(pins.read(PROJECT / file)) == len(text.splitlines()) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("system", "version"),
+    [
+        ("x86_64-manylinux_2_28", "3.13"),
+        ("aarch64-manylinux_2_28", "3.12"),
+        ("x86_64-manylinux_2_28", "3.11"),
+        ("aarch64-apple-darwin", "3.13"),
+    ],
+)
+def test_no_packages_own_code_has_to_run_to_install_it(system: str, version: str, tmp_path: Path) -> None:
+    """Each has a wheel; that the file lists the hashes of all of them is what `make lock` is tested for."""
+    every = {str(pin): pin.line for file in TRAVELS for pin in pins.read(PROJECT / file)}
+    union = tmp_path / "requirements.txt"
+    union.write_text("\n".join(every.values()))
+    command = [sys.executable, "-m", "uv", "pip", "install", "--dry-run", "--no-config", "--no-deps"]
+    command += ["--require-hashes", "--only-binary", ":all:", "--target", str(tmp_path / "packages")]
+    command += ["--python-version", version, "--python-platform", system, "--requirement", str(union)]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert "Would install" in done.stderr
+
+
+@pytest.mark.slow
+def test_make_installs_nothing_that_is_not_hashed(tmp_path: Path) -> None:
+    shutil.copy(PROJECT / "Makefile", tmp_path)
+    (tmp_path / "requirements-dev.txt").write_text(UNHASHED)
+
+    done = subprocess.run(
+        ["make", ".venv/.installed", f"PYTHON={sys.executable}"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode != 0
+    assert "hash" in done.stderr.lower()
+    assert not [*tmp_path.glob(".venv/lib/*/site-packages/six*")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pin", [FORGED, UNHASHED], ids=["forged", "without a hash"])
+def test_no_environment_holds_what_is_not_hashed(
+    pin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environments, "PROJECT", tmp_path)
+    for file in environments.REQUIREMENTS.values():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(pin)
+
+    for cloud in environments.REQUIREMENTS:
+        with pytest.raises(SystemExit, match=r"(?i)hash"):
+            environments.environment(cloud)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pin", [FORGED, UNHASHED], ids=["forged", "without a hash"])
+def test_no_zip_holds_what_is_not_hashed(pin: str, tmp_path: Path) -> None:
+    project = copy_of_project(tmp_path)
+    (project / "deploy/requirements.txt").write_text(pin)
+
+    done = python_m_deploy("build", "aws", project=project)
+
+    assert done.returncode != 0
+    assert "hash" in done.stderr.lower()
+    assert not (project / "build/aws/package").exists()
+
+
+def test_a_requirement_that_pins_no_version_is_refused(tmp_path: Path) -> None:
+    for line in ("six>=1.17", "six", "six @ https://shop.example/six.whl"):
+        (tmp_path / "requirements.txt").write_text(line)
+        with pytest.raises(ValueError, match="pins no version"):
+            pins.read(tmp_path / "requirements.txt")

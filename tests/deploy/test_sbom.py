@@ -1,0 +1,140 @@
+"""Every build says what it brings along: sbom.cdx.json, CycloneDX 1.6."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+
+from deploy import hosts, pins, sbom
+from tests.support.builds import PROJECT, AwsBuild
+
+Json = dict[str, Any]
+CLOUDS = tuple(hosts.OWN)
+NOT_ON_LINUX = {"ansicon", "colorama", "pywin32"}
+
+
+@pytest.fixture(scope="module", params=CLOUDS)
+def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    cloud: str = request.param
+    folder = tmp_path_factory.mktemp("sbom") / cloud
+    hosts.build(cloud, folder)
+    return cloud, folder
+
+
+def listed(folder: Path) -> Json:
+    found: Json = json.loads((folder / sbom.NAME).read_text())
+    return found
+
+
+def versions(document: Json) -> set[tuple[str, str]]:
+    return {(each["name"], each["version"]) for each in document["components"]}
+
+
+def faults(folder: Path) -> object:
+    """What is wrong with it by CycloneDX's own schema, unknown members included."""
+    return JsonStrictValidator(SchemaVersion.V1_6).validate_str((folder / sbom.NAME).read_text())
+
+
+def test_the_list_of_each_host_is_sound(host: tuple[str, Path]) -> None:
+    assert faults(host[1]) is None
+
+
+def test_each_host_lists_what_its_requirements_file_installs_on_linux(host: tuple[str, Path]) -> None:
+    cloud, folder = host
+    found = versions(listed(folder))
+
+    assert found == {
+        (pin.name, pin.version)
+        for pin in pins.read(folder / "requirements.txt")
+        if pin.name not in NOT_ON_LINUX
+    }
+    assert {("psycopg2-binary", "2.9.11"), ("psycopg2-binary", "2.9.13"), ("chalice", "1.34.0")} <= found
+    assert listed(folder)["metadata"]["component"]["name"] == f"order-api-{cloud}"
+
+
+def test_every_component_has_the_hashes_of_its_pin(host: tuple[str, Path]) -> None:
+    folder = host[1]
+    pinned = {str(pin): {*pin.hashes} for pin in pins.read(folder / "requirements.txt")}
+
+    for each in listed(folder)["components"]:
+        (files,) = each["externalReferences"]
+        hashes = {f"sha256:{digest['content']}" for digest in files["hashes"]}
+        assert hashes == pinned[f"{each['name']}=={each['version']}"]
+
+
+def test_what_is_only_for_some_pythons_says_for_which(host: tuple[str, Path]) -> None:
+    markers = {
+        (each["name"], each["version"]): [told["value"] for told in each.get("properties", [])]
+        for each in listed(host[1])["components"]
+    }
+
+    assert markers["psycopg2-binary", "2.9.11"] == ['python_full_version < "3.12"']
+    assert markers["pydantic", "2.14.3"] == []
+
+
+def test_licences_are_told_where_a_package_is_at_hand(host: tuple[str, Path]) -> None:
+    licences = {each["name"]: each.get("licenses") for each in listed(host[1])["components"]}
+
+    assert licences["pydantic"] == [{"license": {"id": "MIT"}}]
+    assert licences["requests"] is not None
+
+
+def test_the_time_is_the_one_that_the_build_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = pins.read(PROJECT / "deploy/requirements.txt")
+
+    def written() -> bytes:
+        sbom.write(tmp_path, "aws", pinned, sbom.PYTHONS)
+        return (tmp_path / sbom.NAME).read_bytes()
+
+    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
+    timeless = written()
+    assert "timestamp" not in listed(tmp_path)["metadata"]
+    assert written() == timeless
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    assert written() == written() != timeless
+    assert listed(tmp_path)["metadata"]["timestamp"] == "2023-11-14T22:13:20+00:00"
+    assert faults(tmp_path) is None
+
+
+def test_other_packages_make_another_list(tmp_path: Path) -> None:
+    pinned = pins.read(PROJECT / "deploy/requirements.txt")
+    sbom.write(tmp_path, "aws", pinned, sbom.PYTHONS)
+    whole = listed(tmp_path)
+
+    sbom.write(tmp_path, "aws", pinned[1:], sbom.PYTHONS)
+
+    assert listed(tmp_path)["serialNumber"] != whole["serialNumber"]
+    assert versions(listed(tmp_path)) < versions(whole)
+
+
+def test_azure_is_not_sent_the_list() -> None:
+    assert sbom.NAME in (PROJECT / "shims/azure/.funcignore").read_text().splitlines()
+
+
+@pytest.mark.slow
+def test_lambda_lists_exactly_what_is_in_the_zip(aws_build: AwsBuild) -> None:
+    folder = aws_build.zip.parent
+    document = listed(folder)
+
+    assert faults(folder) is None
+    assert versions(document) == {*packages_in(aws_build.zip), ("chalice", "1.34.0")}
+    digest = hashlib.sha256(aws_build.zip.read_bytes()).hexdigest()
+    assert document["metadata"]["component"]["hashes"] == [{"alg": "SHA-256", "content": digest}]
+    assert all(each["licenses"] and each["externalReferences"] for each in document["components"])
+
+
+def packages_in(archive: Path) -> Iterator[tuple[str, str]]:
+    with ZipFile(archive) as zipped:
+        assert sbom.NAME not in zipped.namelist()
+        for name in zipped.namelist():
+            if found := re.fullmatch(r"([^/]+)-([^/-]+)\.dist-info/METADATA", name):
+                yield found[1].replace("_", "-").lower(), found[2]

@@ -1,0 +1,444 @@
+"""The SAM template, as AWS's own translator and the field's linters read it; and the OpenAPI document."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy import aws
+from local.environments import environment
+from tests.support.builds import PROJECT, AwsBuild
+from tests.support.client import Client
+
+pytestmark = pytest.mark.slow
+
+UNMEANT = ("x-request-id", "content-length", "date", "server")
+REDOCLY = "@redocly/cli@2.77.0"
+Json = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def template(aws_build: AwsBuild) -> Json:
+    found: Json = json.loads(aws_build.template.read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def translated(aws_build: AwsBuild) -> Json:
+    return translated_by_sam(aws_build)
+
+
+@pytest.fixture(scope="module")
+def with_snapstart(
+    aws_build: AwsBuild,
+    app: Any,  # noqa: ARG001 (it is read by the packaging)
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AwsBuild:
+    """The same build packaged with SNAPSTART=on, which asks for a Python that Lambda takes snapshots of."""
+    build = AwsBuild(tmp_path_factory.mktemp("snapstart") / "build")
+    shutil.copytree(aws_build.folder, build.folder, symlinks=True)
+    packaged(build)
+    if sys.version_info < (3, 12):
+        build.template.write_text(build.template.read_text().replace('"python3.11"', '"python3.12"'))
+    return build
+
+
+def packaged(build: AwsBuild, **variables: str) -> Json:
+    """Its template with snapshots and with these settings."""
+    config = json.loads((build.folder / ".chalice" / "config.json").read_text())
+    config["stages"]["dev"]["environment_variables"] = variables
+    (build.folder / ".chalice" / "config.json").write_text(json.dumps(config))
+    aws.package(build.folder, "dev", config, snapstart=True)
+    found: Json = json.loads(build.template.read_text())
+    return found
+
+
+def translated_by_sam(build: AwsBuild) -> Json:
+    """The CloudFormation template that SAM makes of it."""
+    done = subprocess.run(
+        [environment("template"), PROJECT / "tests" / "sam_translated.py"],
+        stdin=build.template.open(),
+        env={**os.environ, "AWS_DEFAULT_REGION": "eu-west-1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: Json = json.loads(done.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def api(translated: Json) -> Json:
+    """The API as API Gateway imports it."""
+    body: Json = translated["Resources"]["RestAPI"]["Properties"]["Body"]
+    return body
+
+
+@pytest.fixture(scope="module")
+def gateway_responses(api: Json) -> Json:
+    found: Json = api["x-amazon-apigateway-gateway-responses"]
+    return found
+
+
+def resource(template: Json, kind: str) -> Json:
+    (found,) = (one for one in template["Resources"].values() if one["Type"] == kind)
+    properties: Json = found["Properties"]
+    return properties
+
+
+def checked(*command: str | Path) -> str:
+    """What it says; it must be content."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=PROJECT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(params=["on demand", "from snapshots"])
+def build(request: pytest.FixtureRequest, aws_build: AwsBuild) -> AwsBuild:
+    """Both kinds, for what judges any template."""
+    found: AwsBuild = aws_build if request.param == "on demand" else request.getfixturevalue("with_snapstart")
+    return found
+
+
+def test_cfn_lint_finds_nothing_in_the_template(build: AwsBuild) -> None:
+    checked(Path(sys.executable).with_name("cfn-lint"), build.template)
+
+
+def test_cfn_lint_finds_nothing_in_what_sam_makes_of_it(build: AwsBuild, tmp_path: Path) -> None:
+    template = tmp_path / "template.json"
+    template.write_text(json.dumps(translated_by_sam(build)))
+
+    checked(Path(sys.executable).with_name("cfn-lint"), template)
+
+
+def test_checkov_finds_what_is_skipped_with_a_reason_and_nothing_else(
+    build: AwsBuild, tmp_path: Path
+) -> None:
+    lines = (PROJECT / ".checkov.yaml").read_text().splitlines()
+    skipped = {line.split()[1] for line in lines if line.startswith("  - ")}
+    checkov = environment("template").with_name("checkov")
+
+    report = subprocess.run(
+        [checkov, "-f", build.template, "--framework", "cloudformation", "-o", "json", "--skip-download"],
+        cwd=tmp_path,  # in the project it would read .checkov.yaml
+        capture_output=True,
+        check=False,
+    )
+
+    failed = {check["check_id"] for check in json.loads(report.stdout)["results"]["failed_checks"]}
+    assert failed == skipped
+    for before, line in pairwise(lines):
+        assert not line.startswith("  - ") or before.startswith("  # ")
+
+
+def test_redocly_finds_nothing_in_the_openapi_document(alice: Client, tmp_path: Path) -> None:
+    npx = shutil.which("npx")
+    if npx is None:
+        assert not os.environ.get("CI"), "npx is missing: make system-packages"
+        pytest.skip("npx is missing: the OpenAPI document is not linted (make system-packages)")
+    document = tmp_path / "openapi.json"
+    document.write_bytes(alice.get("/openapi.json").body)
+
+    said = checked(npx, "--yes", REDOCLY, "lint", "--config", "redocly.yaml", document)
+
+    assert "Warning was generated" not in said
+
+
+def test_the_template_takes_the_database_the_pool_and_the_network(template: Json) -> None:
+    parameters = template["Parameters"]
+
+    assert {"DBHost", "DBName", "DBUser", "DBPassword", "DBPasswordSecretArn", "CognitoUserPoolArn"} <= set(
+        parameters
+    )
+    assert parameters["DBPassword"]["NoEcho"] is True
+    assert "Default" not in parameters["CognitoUserPoolArn"]
+    assert "OrderApiUrl" in template["Outputs"]
+
+
+def test_no_made_up_user_pool_reaches_the_template(aws_build: AwsBuild) -> None:
+    assert "userpool/us-east-1_none" not in aws_build.template.read_text()
+
+
+def test_the_function_is_what_config_json_says(translated: Json) -> None:
+    function = resource(translated, "AWS::Lambda::Function")
+
+    assert function["Timeout"] < 29, "API Gateway waits 29 seconds"
+    assert function["TracingConfig"] == {"Mode": "Active"}
+    assert function["Runtime"] == f"python{sys.version_info.major}.{sys.version_info.minor}"
+    assert resource(translated, "AWS::Logs::LogGroup")["RetentionInDays"] == 14
+    assert function["LoggingConfig"] == {"LogGroup": {"Ref": "ApiHandlerLogGroup"}}
+
+
+def test_the_function_gets_its_settings_from_the_parameters(translated: Json) -> None:
+    function = resource(translated, "AWS::Lambda::Function")
+
+    variables = function["Environment"]["Variables"]
+
+    assert variables.pop("DB_PASSWORD") == {
+        "Fn::If": ["HasSecret", {"Ref": "DBPasswordSecretArn"}, {"Ref": "DBPassword"}]
+    }
+    assert variables == {
+        "COGNITO_USER_POOL_ARN": {"Ref": "CognitoUserPoolArn"},
+        "DB_HOST": {"Ref": "DBHost"},
+        "DB_NAME": {"Ref": "DBName"},
+        "DB_PORT": {"Ref": "DBPort"},
+        "DB_USER": {"Ref": "DBUser"},
+    }
+    network = {"SubnetIds": {"Ref": "SubnetIds"}, "SecurityGroupIds": {"Ref": "SecurityGroupIds"}}
+    assert function["VpcConfig"] == {"Fn::If": ["InVpc", network, {"Ref": "AWS::NoValue"}]}
+
+
+NAMED = {"DBHost": "db.example", "DBName": "orders", "DBUser": "orders_app"}
+UNNAMED = {"DBHost": "", "DBName": "", "DBUser": ""}
+PASSWORD, SECRET = {"DBPassword": "hunter2"}, {"DBPasswordSecretArn": "arn:aws:secretsmanager:..."}
+
+
+@pytest.mark.parametrize(
+    ("given", "broken"),
+    [
+        ({**NAMED, **PASSWORD}, []),
+        ({**NAMED, **SECRET}, []),
+        (SECRET, []),
+        (NAMED, ["OnePassword"]),
+        ({**NAMED, **PASSWORD, **SECRET}, ["OnePassword"]),
+        (PASSWORD, ["DatabaseIsNamed"]),
+        ({**NAMED, **PASSWORD, "DBName": ""}, ["DatabaseIsNamed"]),
+    ],
+)
+def test_the_template_wants_one_password_and_a_database(
+    template: Json, given: dict[str, str], broken: list[str]
+) -> None:
+    values = {**UNNAMED, "DBPassword": "", "DBPasswordSecretArn": "", **given}
+
+    found = [
+        name
+        for name, rule in template["Rules"].items()
+        if holds(rule.get("RuleCondition", True), values)
+        and not all(holds(assertion["Assert"], values) for assertion in rule["Assertions"])
+    ]
+
+    assert found == broken
+
+
+@pytest.mark.parametrize(("subnets", "in_vpc"), [([], False), (["subnet-1", "subnet-2"], True)])
+def test_the_function_is_in_a_vpc_when_subnets_are_given(
+    template: Json, subnets: list[str], in_vpc: bool
+) -> None:
+    assert holds(template["Conditions"]["InVpc"], {"SubnetIds": subnets}) is in_vpc
+
+
+def holds(condition: Any, values: Mapping[str, Any]) -> Any:
+    """CloudFormation's conditions, worked out."""
+    if not isinstance(condition, dict):
+        return condition
+    ((function, given),) = condition.items()
+    if function == "Ref":
+        return values[given]
+    if function == "Fn::Join":
+        return given[0].join(holds(given[1], values))
+    known = [holds(part, values) for part in given]
+    return {
+        "Fn::And": all(known),
+        "Fn::Or": any(known),
+        "Fn::Not": not known[0],
+        "Fn::Equals": known[0] == known[-1],
+    }[function]
+
+
+def test_with_snapstart_a_version_is_published_and_only_that_one_is_called(
+    with_snapstart: AwsBuild, app: Any
+) -> None:
+    template = translated_by_sam(with_snapstart)
+    (version, published), (alias, live) = (
+        next((name, each) for name, each in template["Resources"].items() if each["Type"] == kind)
+        for kind in ("AWS::Lambda::Version", "AWS::Lambda::Alias")
+    )
+    api = resource(template, "AWS::ApiGateway::RestApi")["Body"]
+
+    assert resource(template, "AWS::Lambda::Function")["SnapStart"] == {"ApplyOn": "PublishedVersions"}
+    assert live["Properties"]["FunctionVersion"] == {"Fn::GetAtt": [version, "Version"]}
+    assert published["DeletionPolicy"] == "Delete"
+    assert resource(template, "AWS::Lambda::Permission")["FunctionName"] == {"Ref": alias}
+    for path, methods in app.routes.items():
+        for method in methods:
+            uri = api["paths"][path][method.lower()]["x-amazon-apigateway-integration"]["uri"]
+            text, called = uri["Fn::Sub"]
+            assert list(called.values()) == [{"Ref": alias}]
+            assert re.findall(r"\$\{(\w+)\}", text) == list(called)
+
+
+def test_with_snapstart_another_setting_publishes_another_version(
+    with_snapstart: AwsBuild, tmp_path: Path
+) -> None:
+    """A password itself is not in a template, and so nobody can try one against a version's name."""
+    build = AwsBuild(tmp_path / "build")
+    shutil.copytree(with_snapstart.folder, build.folder, symlinks=True)
+
+    def version(**variables: str) -> str:
+        packaged(build, **variables)
+        resources = translated_by_sam(build)["Resources"]
+        (found,) = [name for name, each in resources.items() if each["Type"] == "AWS::Lambda::Version"]
+        return str(found)
+
+    one = version(DB_HOST="one.example", DB_PASSWORD="hunter2")
+    assert version(DB_HOST="one.example", DB_PASSWORD="hunter3") == one
+    assert version(DB_HOST="other.example", DB_PASSWORD="hunter2") != one
+    assert version(DB_HOST="one.example", DB_PASSWORD="hunter2", DB_POOL_RECYCLE="60") != one
+
+
+def test_without_snapstart_nothing_is_published(translated: Json) -> None:
+    kinds = {each["Type"] for each in translated["Resources"].values()}
+
+    assert not kinds & {"AWS::Lambda::Version", "AWS::Lambda::Alias"}
+    assert "SnapStart" not in resource(translated, "AWS::Lambda::Function")
+
+
+def test_the_endpoint_is_regional(translated: Json) -> None:
+    assert resource(translated, "AWS::ApiGateway::RestApi")["EndpointConfiguration"] == {
+        "Types": ["REGIONAL"]
+    }
+
+
+def test_the_function_may_do_nothing_but_log_trace_and_what_its_settings_need(translated: Json) -> None:
+    (policy,) = resource(translated, "AWS::IAM::Role")["Policies"]
+    nothing = {"Ref": "AWS::NoValue"}
+
+    log, trace, secret, network, not_by_code = policy["PolicyDocument"]["Statement"]
+
+    assert log["Resource"] == {"Fn::GetAtt": ["ApiHandlerLogGroup", "Arn"]}
+    assert trace["Action"] == ["xray:PutTraceSegments", "xray:PutTelemetryRecords"]
+    assert secret["Fn::If"][0] == "HasSecret"
+    assert secret["Fn::If"][1]["Action"] == ["secretsmanager:GetSecretValue"]
+    assert secret["Fn::If"][1]["Resource"] == {"Ref": "DBPasswordSecretArn"}
+    assert network["Fn::If"][0] == "InVpc"
+    assert all(action.startswith("ec2:") for action in network["Fn::If"][1]["Action"])
+    assert secret["Fn::If"][2] == network["Fn::If"][2] == not_by_code["Fn::If"][2] == nothing
+    assert (not_by_code["Fn::If"][0], not_by_code["Fn::If"][1]["Effect"]) == ("InVpc", "Deny")
+
+
+def test_the_authorizer_is_the_pool_of_the_parameter_on_every_route_that_needs_a_token(
+    api: Json, app: Any
+) -> None:
+    (authorizer,) = api["securityDefinitions"].values()
+
+    assert authorizer["x-amazon-apigateway-authorizer"]["providerARNs"] == [{"Ref": "CognitoUserPoolArn"}]
+    for path, methods in app.routes.items():
+        for method, route in methods.items():
+            assert bool(api["paths"][path][method.lower()].get("security")) == bool(route.authorizer)
+    assert api["paths"]["/orders"]["post"]["security"] == [{"customers": []}]
+
+
+def as_answered(response: Json) -> tuple[str, dict[str, str], str]:
+    """Status, headers and body of a gateway response, with the request id that a test can know."""
+    headers = {
+        name.removeprefix("gatewayresponse.header.").lower(): value.removeprefix("'").removesuffix("'")
+        for name, value in response["responseParameters"].items()
+    }
+    assert headers.pop("x-request-id") == "context.requestId"
+    (body,) = response["responseTemplates"].values()
+    return response["statusCode"], headers, body.replace("$context.requestId", "<id>")
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "target", "body"),
+    [
+        ("UNAUTHORIZED", "GET", "/orders", b""),
+        ("EXPIRED_TOKEN", "POST", "/orders", b"{}"),
+        ("MISSING_AUTHENTICATION_TOKEN", "GET", "/nowhere", b""),
+        ("RESOURCE_NOT_FOUND", "GET", "/orders/", b""),
+        ("DEFAULT_4XX", "GET", "/nowhere", b""),
+    ],
+)
+def test_api_gateways_own_errors_are_the_apps_to_the_byte(
+    gateway_responses: Json, nobody: Client, kind: str, method: str, target: str, body: bytes
+) -> None:
+    ours = nobody.send(method, target, body)
+
+    status, headers, template = as_answered(gateway_responses[kind])
+
+    assert (int(status), template) == (ours.status, masked(ours.body.decode()))
+    assert headers == {name: value for name, value in ours.headers.items() if name not in UNMEANT}
+
+
+def test_a_body_too_large_for_api_gateway_is_answered_as_one_too_large_for_us(
+    gateway_responses: Json, alice: Client
+) -> None:
+    ours = alice.place(raw=b" " * (1024 * 1024 + 1))
+
+    status, headers, template = as_answered(gateway_responses["REQUEST_TOO_LARGE"])
+
+    assert (int(status), template) == (ours.status, masked(ours.body.decode()))
+    assert headers == {name: value for name, value in ours.headers.items() if name not in UNMEANT}
+
+
+def masked(body: str) -> str:
+    return re.sub(r'"request_id":"[^"]*"', '"request_id":"<id>"', body)
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "slug"),
+    [
+        ("ACCESS_DENIED", 401, "unauthorized"),
+        ("API_CONFIGURATION_ERROR", 500, "internal"),
+        ("AUTHORIZER_CONFIGURATION_ERROR", 500, "internal"),
+        ("AUTHORIZER_FAILURE", 500, "internal"),
+        ("BAD_REQUEST_BODY", 400, "malformed-request"),
+        ("BAD_REQUEST_PARAMETERS", 400, "malformed-request"),
+        ("EXPIRED_TOKEN", 401, "unauthorized"),
+        ("INTEGRATION_FAILURE", 503, "unavailable"),
+        ("INTEGRATION_TIMEOUT", 503, "unavailable"),
+        ("INVALID_API_KEY", 401, "unauthorized"),
+        ("INVALID_SIGNATURE", 404, "not-found"),
+        ("MISSING_AUTHENTICATION_TOKEN", 404, "not-found"),
+        ("QUOTA_EXCEEDED", 429, "rate-limited"),
+        ("REQUEST_TOO_LARGE", 413, "payload-too-large"),
+        ("RESOURCE_NOT_FOUND", 404, "not-found"),
+        ("THROTTLED", 429, "rate-limited"),
+        ("UNAUTHORIZED", 401, "unauthorized"),
+        ("UNSUPPORTED_MEDIA_TYPE", 415, "unsupported-media-type"),
+        ("WAF_FILTERED", 400, "malformed-request"),
+        ("DEFAULT_4XX", 404, "not-found"),
+        ("DEFAULT_5XX", 500, "internal"),
+    ],
+)
+def test_each_of_api_gateways_own_errors_is_a_problem_of_the_contract(
+    gateway_responses: Json, kind: str, status: int, slug: str
+) -> None:
+    response = gateway_responses.get(kind) or gateway_responses[f"DEFAULT_{status // 100}XX"]
+
+    answered, headers, body = as_answered(response)
+
+    assert (int(answered), json.loads(body)["type"]) == (status, f"urn:order-api:problem:{slug}")
+    assert json.loads(body)["status"] == status
+    assert headers["content-type"] == "application/problem+json"
+    assert headers["access-control-allow-origin"] == "*"
+    assert ("retry-after" in headers) == (status in (429, 503))
+    assert headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
+
+
+def test_a_preflight_has_the_headers_of_every_other_answer(api: Json, nobody: Client, app: Any) -> None:
+    ordinary = nobody.get("/health").headers
+    common = set(ordinary) - set(UNMEANT)
+
+    for path in app.routes:
+        preflight = api["paths"][path]["options"]
+        (response,) = preflight["x-amazon-apigateway-integration"]["responses"].values()
+        sent = {
+            name.removeprefix("method.response.header.").lower(): value
+            for name, value in response["responseParameters"].items()
+        }
+        assert sent.pop("x-request-id") == "context.requestId"
+        assert sent.pop("access-control-allow-methods").strip("'").split(",")[-1] == "OPTIONS"
+        assert sent == {name: f"'{ordinary[name]}'" for name in common}
+        assert {name.lower() for name in preflight["responses"]["200"]["headers"]} >= common | {
+            "x-request-id"
+        }

@@ -1,0 +1,219 @@
+"""docs/operations.md: its statements run, and the log's own words lead to the row that is meant."""
+
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from psycopg2.extras import RealDictCursor
+
+from chalicelib.database.errors import Refused
+from chalicelib.database.tenant_scope import Statement, TenantScope
+from local.database import apply_schema
+from tests.conftest import connected
+from tests.support.client import Client
+from tests.support.servers import Server, api_on, private_server
+from tests.support.waiting import until
+
+PAGE = (Path(__file__).parents[2] / "docs/operations.md").read_text()
+ROWS = re.findall(r"^\| (.+?) \| (.+?) \| .+ \|$", PAGE.split("## Server errors")[1].split("```")[0], re.M)
+CONNECTIONS, RESERVED = 8, 2
+"""What the server takes, and how many of them only superusers get."""
+
+
+def meaning(line: str) -> str:
+    """What it is, says the first row of which a quotation stands in this line of the log."""
+    for symptom, means in ROWS:
+        for quoted in re.findall(r"`(.+?)`", symptom):
+            if re.search(".*".join(map(re.escape, re.split(r"\.{3}|NAME|TABLE", quoted))), line):
+                return str(means)
+    pytest.fail(f"no row of the runbook fits {line!r}")
+
+
+def statements() -> list[str]:
+    text = "\n".join(re.findall(r"^ *```sql\n(.*?)^ *```$", PAGE, re.M | re.S))
+    return [each.strip() for each in re.sub("--.*", "", text).split(";") if each.strip()]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with private_server() as server:
+        apply_schema(server.urls.owner)
+        server.stop()
+        server.options = "-c shared_preload_libraries=pg_stat_statements"
+        server.start()
+        yield server
+
+
+@pytest.fixture
+def small_server() -> Iterator[Server]:
+    with private_server() as server:
+        apply_schema(server.urls.owner)
+        server.stop()
+        server.options = (
+            f"-c max_connections={CONNECTIONS} -c superuser_reserved_connections={RESERVED} "
+            "-c max_wal_senders=0"
+        )
+        server.start()
+        yield server
+
+
+def said(
+    server: Server,
+    client: Client,
+    caplog: pytest.LogCaptureFixture,
+    method: str = "GET",
+    **variables: str,
+) -> str:
+    """What a request to this server has the log say before its own line."""
+    with api_on(server.urls.app, **variables):
+        answer = client.get("/orders") if method == "GET" else client.place()
+    assert answer.status in (500, 503)
+    record = [record for record in caplog.records if record.name == "order-api"][-1]
+    error = record.exc_info[1] if record.exc_info else None
+    return f"{type(error).__name__}: {error}" if error else record.getMessage()
+
+
+def test_every_statement_of_the_runbook_runs(server: Server) -> None:
+    with connected(server.url("postgres")) as connection, connection.cursor() as cursor:
+        cursor.execute("create extension pg_stat_statements")
+        for statement in statements():
+            cursor.execute(statement)
+
+    assert len(statements()) == 8
+
+
+def test_the_runbook_names_who_holds_a_lock_and_how_to_end_it(server: Server) -> None:
+    (who,) = [each for each in statements() if "pg_blocking_pids" in each]
+    (end,) = [each for each in statements() if "pg_terminate_backend" in each]
+    with (
+        ThreadPoolExecutor(1) as pool,
+        connected(server.urls.owner) as waiting,
+        connected(server.url("postgres")) as superuser,
+        # Left first, so that what waits goes on before anybody waits for it.
+        connected(f"{server.urls.owner}&application_name=migration") as holder,
+    ):
+        holder.cursor().execute("begin")
+        holder.cursor().execute("delete from schema_version where version = 1")
+        holder.cursor().execute("lock table orders; select 'ann@example.com'")
+        waits = pool.submit(waiting.cursor().execute, "select from orders")
+        cursor = superuser.cursor(cursor_factory=RealDictCursor)
+        until(lambda: cursor.execute(who) or cursor.rowcount)
+        (found,) = cursor.fetchall()
+        cursor.execute(end.replace("1234", str(found["holder"])))
+        waits.result(timeout=10)
+        cursor.execute("select count(*) from schema_version")
+        left = cursor.fetchone()
+
+    named = (found["usename"], found["application_name"], found["state"], found["holds"])
+    assert named == ("orders_owner", "migration", "idle in transaction", "lock table orders; select '..'")
+    assert found["pid"] != found["holder"]
+    assert found["held_for"] >= found["waits"]
+    assert left == {"count": 2}  # what the holder had deleted is there
+
+
+def test_connections_that_are_used_up_have_a_row_before_the_general_one(
+    small_server: Server, alice: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = []
+    with ExitStack() as taken:
+        with connected(small_server.url("postgres")) as superuser:
+            superuser.cursor().execute("alter role orders_app connection limit 0")
+        lines.append(said(small_server, alice, caplog))
+        with connected(small_server.url("postgres")) as superuser:
+            superuser.cursor().execute("alter role orders_app connection limit -1")
+        for _ in range(CONNECTIONS - RESERVED):
+            taken.enter_context(connected(small_server.urls.owner))
+        lines.append(said(small_server, alice, caplog))
+        for _ in range(RESERVED):
+            taken.enter_context(connected(small_server.url("postgres")))
+        lines.append(said(small_server, alice, caplog))
+
+    assert "too many connections for role" in lines[0]
+    assert "slots are reserved" in lines[1]
+    assert "too many clients" in lines[2]
+    assert [meaning(line) for line in lines] == [meaning(lines[0])] * 3
+    assert "used up" in meaning(lines[0])
+
+
+def test_a_database_that_cannot_be_reached_has_the_general_row(
+    alice: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    for address in ("127.0.0.1:1", "nowhere.invalid"):
+        with api_on(f"postgresql://orders_app@{address}/orders"):
+            assert alice.get("/orders").status == 503
+        line = [record.getMessage() for record in caplog.records if record.name == "order-api"][-1]
+        assert "no way to the database" in meaning(line)
+
+
+def test_what_is_silent_locked_or_read_only_has_its_row(
+    server: Server, alice: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    with connected(server.url("postgres")) as superuser:
+        cursor = superuser.cursor()
+        cursor.execute("alter role orders_app set default_transaction_read_only = on")
+        read_only = said(server, alice, caplog, method="POST")
+        cursor.execute("alter role orders_app set default_transaction_read_only = off")
+        cursor.execute("begin; lock table orders")
+        locked = said(server, alice, caplog)
+        silent = said(server, alice, caplog, DB_READ_TIMEOUT="1")
+        cursor.execute("rollback")
+
+    assert "default_transaction_read_only" in meaning(read_only)
+    assert "lock" in meaning(locked)
+    assert "silent" in meaning(silent)
+
+
+@pytest.mark.parametrize(
+    ("harm", "helps"),
+    [
+        ("alter role orders_app superuser", "alter role orders_app nosuperuser"),
+        ("create policy everybody on orders using (true)", "drop policy everybody on orders"),
+        ("drop policy tenant_isolation on orders", ""),
+        ("alter table orders no force row level security", ""),
+    ],
+)
+def test_a_role_that_is_refused_has_a_row_and_what_it_says_helps(
+    server: Server, alice: Client, caplog: pytest.LogCaptureFixture, harm: str, helps: str
+) -> None:
+    with connected(server.url("postgres")) as superuser:
+        superuser.cursor().execute(harm)
+        line = said(server, alice, caplog)
+        superuser.cursor().execute(helps or "select")
+    apply_schema(server.urls.owner)
+
+    assert line.startswith("refuses to serve: the role orders_app ")
+    assert meaning(line) != "row-level security would not bind this role" or "superuser" in harm
+    with api_on(server.urls.app):
+        assert alice.get("/orders").status == 200
+
+
+def test_a_schema_that_is_older_than_the_release_has_a_row(server: Server) -> None:
+    """What needs the new function says so; see docs/database.md, Applying it."""
+    with connected(server.urls.owner) as owner:
+        owner.cursor().execute("drop function set_tenant(text, integer)")
+        try:
+            with api_on(server.urls.app), pytest.raises(Refused) as refused:
+                TenantScope("acme", time.monotonic() + 3).read(Statement("select 1", None))
+        finally:
+            apply_schema(server.urls.owner)
+
+    assert "older than the release" in meaning(f"Refused: {refused.value}")
+
+
+def test_a_language_that_was_revoked_has_a_row_and_its_statement_helps(
+    server: Server, alice: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    with connected(server.url("postgres")) as superuser:
+        superuser.cursor().execute("revoke usage on language plpgsql from public")
+        line = said(server, alice, caplog)
+        (helps,) = re.findall(r"`(grant usage on language .+?)`", PAGE)
+        superuser.cursor().execute(helps)
+
+    assert line == "Refused: SQLSTATE 42501: permission denied for language plpgsql"
+    assert "revoked USAGE" in meaning(line)
+    with api_on(server.urls.app):
+        assert alice.get("/orders").status == 200

@@ -1,0 +1,94 @@
+"""docs/security.md promises nothing without a test, and names none that is not there."""
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[2]
+PAGE = (PROJECT / "docs/security.md").read_text()
+NODE = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+ACTORS, PROMISES, RISKS, SECTIONS = (
+    "Who may attack, and what stops them",
+    "Promises",
+    "OWASP API Security Top 10, 2023",
+    "OWASP ASVS 5.0.0",
+)
+
+
+def table(title: str) -> list[list[str]]:
+    """The rows of a section's table, without its head."""
+    section = re.split(r"^## (.+)$", PAGE, flags=re.MULTILINE)
+    text = section[section.index(title) + 1]
+    rows = re.findall(r"^\| (.+) \|$", text, re.MULTILINE)
+    return [row.split(" | ") for row in rows[1:]]
+
+
+def numbers(cell: str) -> Iterator[int]:
+    """`1, 3 to 5` is 1, 3, 4 and 5."""
+    for first, last in re.findall(r"(\d+)(?: to (\d+))?", re.sub(r"\[.*", "", cell)):
+        yield from range(int(first), int(last or first) + 1)
+
+
+@cache
+def functions_in(file: str) -> set[str]:
+    """Those at the top of a file, which is not imported for that; none where there is no such file."""
+    path = PROJECT / file
+    found = ast.parse(path.read_text()).body if path.is_file() else []
+    return {each.name for each in found if isinstance(each, ast.FunctionDef)}
+
+
+def is_there(path: str) -> bool:
+    """As the page says it: a path without a folder is in chalicelib/, and a star stands for anything."""
+    where = PROJECT if "/" in path or (PROJECT / path).exists() or "*" in path else PROJECT / "chalicelib"
+    return any(where.glob(path.rstrip("/")))
+
+
+def test_every_test_that_the_page_names_exists() -> None:
+    named = NODE.findall(PAGE)
+
+    assert len(named) > 50
+    assert [f"{file}::{name}" for file, name in named if name not in functions_in(file)] == []
+    assert len(re.findall(r"`[^`]*test_[^`]*::[^`]*`", PAGE)) == len(named), "a test is misspelt"
+
+
+def test_every_promise_names_a_test_and_where_it_is_kept() -> None:
+    promises = table(PROMISES)
+
+    assert [int(number) for number, *_ in promises] == list(range(1, len(promises) + 1))
+    for _, promise, where, tests in promises:
+        assert NODE.findall(tests), promise
+        files = re.findall(r"`([^`]+)`", where)
+        assert files, promise
+        assert [path for path in files if not is_there(path)] == [], promise
+
+
+def test_every_file_that_the_page_names_exists() -> None:
+    files = re.findall(r"`((?:tests|chalicelib|deploy|shims|local|audit)/[\w/.]+|\w+\.(?:py|sql))[`:]", PAGE)
+
+    assert [path for path in files if not is_there(path)] == []
+
+
+def test_all_ten_risks_are_there() -> None:
+    risks = [risk.split(" ")[0] for risk, *_ in table(RISKS)]
+
+    assert risks == [f"API{number}:2023" for number in range(1, 11)]
+
+
+def test_every_number_leads_to_a_promise_and_every_promise_is_led_to() -> None:
+    promises = set(range(1, len(table(PROMISES)) + 1))
+    mapped = [cells[-1] for title in (ACTORS, RISKS, SECTIONS) for cells in table(title)]
+
+    for cell in mapped:
+        assert set(numbers(cell)), cell
+        assert set(numbers(cell)) <= promises, cell
+    assert {number for cell in mapped for number in numbers(cell)} == promises
+
+
+def test_a_section_of_asvs_is_named_once_and_in_order() -> None:
+    sections = [re.fullmatch(r"V(\d+)\.(\d+) [A-Z].+", section) for section, *_ in table(SECTIONS)]
+    found = [(int(section[1]), int(section[2])) for section in sections if section]
+
+    assert len(found) == len(sections)
+    assert found == sorted(set(found))

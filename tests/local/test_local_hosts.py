@@ -1,0 +1,379 @@
+"""`make local-<cloud>`: what was built, served by that cloud's own runtime, until it is told to stop."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from deploy import hosts as builds
+from local import hosts
+from local.database import Urls
+from local.issuer import Issuer
+from tests.support.builds import AwsBuild
+from tests.support.client import SEED_BYTES, Answer, Client, free_port, item, over_http, seed
+from tests.support.log_leak_plugin import hear_text
+
+pytestmark = pytest.mark.slow
+
+PROJECT = Path(__file__).parents[2]
+BUILT = tuple(builds.OWN)
+STARTED = "Stop: Ctrl-C"
+
+
+@dataclass
+class Host:
+    """`python -m local serve <cloud>`, running."""
+
+    process: "subprocess.Popen[bytes]"
+    project: Path
+    port: int
+    said: Path
+
+    def text(self) -> str:
+        return self.said.read_text()
+
+    def client(self, tenant: str = "acme") -> Client:
+        token = Issuer(self.project / ".local").token(tenant, "alice")
+        return Client(over_http("127.0.0.1", self.port), token)
+
+    def wait_until_started(self) -> None:
+        deadline = time.monotonic() + 90
+        while STARTED not in self.text():
+            assert self.process.poll() is None, self.text()
+            assert time.monotonic() < deadline, self.text()
+            time.sleep(0.05)
+
+    def family(self) -> list[psutil.Process]:
+        return [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+
+
+Serve = Callable[..., Host]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project of its own, with nothing built; the virtual environments are those of this one."""
+    folder = tmp_path / "project"
+    nothing_compiled = shutil.ignore_patterns("__pycache__", "deployments", "deployed")
+    for name in ("chalicelib", "deploy", "local", "shims", ".chalice"):
+        shutil.copytree(PROJECT / name, folder / name, ignore=nothing_compiled)
+    for name in ("app.py", "pyproject.toml", "requirements.txt", "schema.sql", "test_order.json"):
+        shutil.copy(PROJECT / name, folder)
+    venvs = PROJECT / "build/venvs"
+    venvs.mkdir(parents=True, exist_ok=True)
+    (folder / "build").mkdir()
+    (folder / "build/venvs").symlink_to(venvs)
+    return folder
+
+
+@pytest.fixture
+def made(project: Path, request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """What `make build-<cloud>` does, where there is something to build."""
+
+    def build(cloud: str) -> None:
+        if cloud == "lambda":
+            aws: AwsBuild = request.getfixturevalue("aws_build")
+            (project / "build/aws").symlink_to(aws.folder)
+        elif cloud != "aws":
+            builds.build(cloud, project / "build" / cloud)
+
+    return build
+
+
+@pytest.fixture
+def serve(project: Path, database: Urls, tmp_path: Path) -> Iterator[Serve]:
+    """Starts a host in a process group of its own, as a terminal does; all of it is gone afterwards."""
+    started: list[Host] = []
+
+    def start(cloud: str, port: int | None = None, **variables: str) -> Host:
+        port = port or free_port()
+        said = tmp_path / f"said-{len(started)}"
+        given = {
+            "DATABASE_URL": database.app,
+            "OWNER_DATABASE_URL": "",
+            "HOST": "127.0.0.1",
+            "PORT": str(port),
+        }
+        with said.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "local", "serve", cloud],
+                cwd=project,
+                env={**os.environ, **given, **variables},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        started.append(Host(process, project, port, said))
+        return started[-1]
+
+    yield start
+    for host in started:
+        with suppress(psutil.NoSuchProcess):
+            for each in host.family():  # hosts have sessions of their own
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
+        host.process.wait(10)
+        # Before, there are tokens for its user.
+        hear_text("what was said while it served", host.text().rpartition(STARTED)[2])
+
+
+def ended(host: Host) -> str:
+    """What a host says that ends by itself, with status 1."""
+    assert host.process.wait(60) == 1, host.text()
+    return host.text()
+
+
+def stop_by_ctrl_c(host: Host) -> None:
+    os.killpg(host.process.pid, signal.SIGINT)
+
+
+def stop_by_sigterm(host: Host) -> None:
+    host.process.terminate()
+
+
+@pytest.mark.parametrize("stop", [stop_by_ctrl_c, stop_by_sigterm])
+@pytest.mark.parametrize("cloud", hosts.RUNTIMES)
+def test_a_host_serves_orders_and_stops_with_all_its_processes(
+    serve: Serve, made: Callable[[str], None], cloud: str, stop: Callable[[Host], None]
+) -> None:
+    made(cloud)
+    host = serve(cloud)
+    host.wait_until_started()
+    alice = host.client()
+
+    placed = alice.place()
+
+    order = placed.json["order"]
+    assert (placed.status, order["tenant_id"]) == (201, "acme")
+    assert alice.get(f"/orders/{order['order_id']}").json == {"order": order}
+    assert host.client("globex").get(f"/orders/{order['order_id']}").status == 404
+    family = host.family()
+
+    stop(host)
+
+    host.process.wait(30)
+    assert not psutil.wait_procs(family, timeout=5)[1]
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", host.port)).close()
+    assert host.text().endswith("\nStopped. The orders are kept.\n")
+
+
+@pytest.mark.parametrize("cloud", hosts.RUNTIMES)
+def test_ctrl_c_before_a_host_listens_stops_it_too(
+    serve: Serve, made: Callable[[str], None], cloud: str
+) -> None:
+    made(cloud)
+    host = serve(cloud)
+    deadline = time.monotonic() + 60
+    while len(family := host.family()) == 1:
+        assert host.process.poll() is None, host.text()
+        assert time.monotonic() < deadline, host.text()
+        time.sleep(0.01)
+
+    stop_by_ctrl_c(host)
+
+    host.process.wait(30)
+    assert not psutil.wait_procs(family, timeout=5)[1]
+    assert STARTED not in host.text()
+    assert host.text().endswith("\nStopped. The orders are kept.\n")
+
+
+@pytest.mark.parametrize("number", hosts.ENDING)
+def test_a_signal_while_the_child_is_being_made_leaves_no_child(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The moment between a child's fork and its parent's knowing of it, which the test above seldom meets."""
+    made: list[int] = []
+
+    class Interrupted(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            made.append(self.pid)
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), hosts.serving("aws", tmp_path, {}, "127.0.0.1", free_port()):
+            pytest.fail("it went on")
+        assert signal.getsignal(number) is signal.default_int_handler
+        lives = [pid for pid in made if psutil.pid_exists(pid)]
+    finally:
+        signal.signal(number, before)
+        for pid in made:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    assert lives == []
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("cloud", BUILT)
+def test_a_taken_port_is_said_with_a_way_out(serve: Serve, made: Callable[[str], None], cloud: str) -> None:
+    made(cloud)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        said = ended(serve(cloud, port=port))
+
+    hint = f"Try: make local-{cloud} PORT=8001"
+    assert said.startswith(f"Cannot listen on 127.0.0.1:{port}: Address already in use")
+    assert said.endswith(f" {hint}\n")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(("cloud", "target"), [*((cloud, cloud) for cloud in BUILT), ("lambda", "aws")])
+def test_a_folder_that_was_not_built_is_said(serve: Serve, project: Path, cloud: str, target: str) -> None:
+    said = ended(serve(cloud))
+
+    assert said == f"{project / 'build' / target} is not there: run make build-{target} first\n"
+
+
+@pytest.mark.parametrize("cloud", [*BUILT, "aws"])
+def test_lambdas_variable_opens_no_door(serve: Serve, made: Callable[[str], None], cloud: str) -> None:
+    made(cloud)
+    host = serve(cloud, AWS_LAMBDA_FUNCTION_NAME="order-api-dev")
+    host.wait_until_started()
+    unsigned = ".".join(
+        urlsafe_b64encode(part).decode().rstrip("=")
+        for part in (b'{"alg":"none"}', b'{"sub":"mallory","custom:tenant_id":"acme","token_use":"id"}', b"")
+    )
+
+    forged: Answer = Client(over_http("127.0.0.1", host.port), unsigned).get("/orders")
+    good = host.client().place()
+
+    assert (forged.status, good.status) == (401, 201)
+
+
+@pytest.mark.parametrize("cloud", ["azure", "gcp"])
+def test_a_host_that_dies_at_its_start_says_why(
+    serve: Serve, project: Path, made: Callable[[str], None], cloud: str
+) -> None:
+    made(cloud)
+    built = project / "build" / cloud
+    shutil.rmtree(built / "__pycache__")
+    (built / "app.py").write_text('raise RuntimeError("broken on purpose")\n')
+
+    said = ended(serve(cloud))
+
+    assert "RuntimeError: broken on purpose" in said
+    assert said.endswith("The host did not start: its own words are above\n")
+
+
+@pytest.mark.parametrize("cloud", BUILT)
+def test_a_host_that_dies_later_ends_the_command(
+    serve: Serve, made: Callable[[str], None], cloud: str
+) -> None:
+    made(cloud)
+    host = serve(cloud)
+    host.wait_until_started()
+    runtime = next(
+        child
+        for child in psutil.Process(host.process.pid).children()
+        if {"functions-framework", "fdk", "local.azure_host"} & {Path(part).name for part in child.cmdline()}
+    )
+
+    runtime.kill()
+
+    assert ended(host).endswith("The host has ended: its own words are above\n")
+
+
+@pytest.mark.parametrize("cloud", BUILT)
+def test_a_malformed_setting_is_explained(serve: Serve, made: Callable[[str], None], cloud: str) -> None:
+    made(cloud)
+
+    host = serve(cloud, DATABASE_URL="mysql://a:s3cret@h/x")
+
+    said = ended(host)
+    assert said.startswith("DATABASE_URL is not a connection URL: ")
+    assert "s3cret" not in said
+
+
+@pytest.mark.parametrize("cloud", hosts.RUNTIMES)
+def test_a_host_is_told_what_a_deployed_function_reads(
+    serve: Serve, made: Callable[[str], None], cloud: str
+) -> None:
+    made(cloud)
+    host = serve(cloud, RATE_LIMIT="5/h", DEFAULT_CURRENCY="JPY", AUTH_PROVIDER="oidc", BASE_PATH="/shop")
+    host.wait_until_started()
+
+    order = seed(total_amount=5, items=[item(unit_price=5)])
+    del order["currency"]
+    placed = host.client(f"told-{cloud}").place(order)
+
+    assert placed.status == 201
+    assert placed.headers["ratelimit-policy"] == '"tenant";q=5;w=3600'
+    assert placed.json["order"]["currency"] == "JPY"
+
+
+def test_every_variable_is_handed_on_but_for_those_that_this_machine_decides(
+    serve: Serve, made: Callable[[str], None]
+) -> None:
+    own = {"DB_ALLOW_UNSAFE_ROLE": "0", "DB_PREPARE": "off", "DB_SSLMODE": "prefer", "RATE_LIMIT": "5/s"}
+    otel = {name: "http://127.0.0.1:1" for name in builds.SETTINGS if name.endswith("_ENDPOINT")}
+    headers = {"OTEL_EXPORTER_OTLP_HEADERS": "authorization=a", "OTEL_METRICS_EXPORTER": "none"}
+    given = {**own, **otel, **headers, "DB_POOL_SIZE": "2", "CORS_ORIGIN": "https://shop.example"}
+    made("oci")
+    host = serve("oci", **given, DB_HOST="elsewhere", DB_PASSWORD="s3cret", AUTH_TENANT_CLAIM="company")
+    host.wait_until_started()
+
+    (runtime,) = [each for each in host.family() if "fdk" in " ".join(each.cmdline())]
+
+    told = runtime.environ()
+    assert {name: told.get(name) for name in given} == given
+    assert told["AUTH_TENANT_CLAIM"] == ""
+    assert not {"DB_HOST", "DB_PASSWORD"} & told.keys()
+
+
+@pytest.mark.parametrize(("cloud", "told"), [("aws", True), ("gcp", False)])
+def test_the_databases_authority_is_the_builds_where_there_is_a_build(
+    serve: Serve, made: Callable[[str], None], tmp_path: Path, cloud: str, told: bool
+) -> None:
+    made(cloud)
+    authority = tmp_path / "authority.pem"
+    authority.write_text("-----BEGIN CERTIFICATE-----\n")
+    host = serve(cloud, DB_SSLROOTCERT=str(authority))
+    host.wait_until_started()
+
+    runtime = psutil.Process(host.process.pid).children()[0]
+
+    assert runtime.environ().get("DB_SSLROOTCERT") == (str(authority) if told else None)
+
+
+@pytest.mark.parametrize("cloud", ["aws", "gcp"])
+def test_a_malformed_setting_is_named_before_a_host_serves(
+    serve: Serve, made: Callable[[str], None], cloud: str
+) -> None:
+    made(cloud)
+
+    assert ended(serve(cloud, RATE_LIMIT="fast")).startswith("RATE_LIMIT is 'fast': use requests per second")
+    assert ended(serve(cloud, CORS_ORIGIN="shop")).startswith("CORS_ORIGIN is 'shop': use * or one origin")
+
+
+def test_orders_of_one_host_are_there_on_the_next(serve: Serve, made: Callable[[str], None]) -> None:
+    placed: list[str] = []
+    for cloud in BUILT:
+        made(cloud)
+        host = serve(cloud)
+        host.wait_until_started()
+        answer = host.client("moving").send(
+            "POST", "/orders", SEED_BYTES, {"Content-Type": "application/json", "Idempotency-Key": "moving"}
+        )
+        placed.append(answer.json["order"]["order_id"])
+        stop_by_ctrl_c(host)
+        host.process.wait(30)
+
+    assert len(placed) == len(BUILT)
+    assert len(set(placed)) == 1

@@ -1,0 +1,249 @@
+"""The gateway of the shims: what stands between a cloud's request and the app."""
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from chalice.app import Chalice, CognitoUserPoolAuthorizer, Response
+
+from chalicelib.caller import Invocation
+from chalicelib.http.parallel_chalice import ParallelChalice
+from chalicelib.settings import SettingsError
+from tests.support.client import SEED_BYTES, seed
+from tests.support.cognito import UserPool
+
+if TYPE_CHECKING:
+    from shims.gateway import Answer
+
+Ask = Callable[..., Any]
+ELSEWHERE = (
+    "/health",
+    "/shop/v1",
+    "/shop/v1health",
+    "/shop/v1//health",
+    "/shop/v2/health",
+    "/shop%2Fv1/health",
+)
+customers = CognitoUserPoolAuthorizer("customers", provider_arns=[])
+
+
+def through(
+    app: Chalice, target: str, method: str = "GET", body: bytes = b"", id: Any = "", **headers: str
+) -> "Answer":
+    """One request through a new gateway in front of `app`."""
+    from shims.gateway import Gateway, Request
+
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Gateway(app).answer(Request(method, target, named, body, id))
+
+
+@pytest.fixture
+def ask(app: Any) -> Ask:
+    """One request through a gateway in front of the real app."""
+
+    def send(target: str = "/health", *arguments: Any, **more: Any) -> "Answer":
+        return through(app, target, *arguments, **more)
+
+    return send
+
+
+@pytest.fixture
+def careless(environment: dict[str, str]) -> Chalice:  # noqa: ARG001 (the gateway reads it)
+    """An app whose routes forget everything."""
+    app = ParallelChalice("careless")
+    app.route("/open", methods=["GET"])(lambda: Response("open"))
+    app.route("/closed", methods=["GET"], authorizer=customers)(lambda: Response("closed"))
+
+    @app.middleware("http")
+    def split(event: Any, get_response: Any) -> Response:
+        response: Response = get_response(event)
+        if event.path == "/split":
+            response.headers["X-Name"] = "a\r\nX-Injected: yes"
+        return response
+
+    app.route("/split", methods=["GET"])(lambda: Response(""))
+    return app
+
+
+# Tokens
+
+
+def test_a_route_with_an_authorizer_is_closed_even_if_it_forgets_to_ask(
+    careless: Chalice, user_pool: UserPool
+) -> None:
+    assert through(careless, "/closed").status == 401
+    assert through(careless, "/closed", authorization="Bearer a.b.c").status == 401
+    assert through(careless, "/closed", authorization=user_pool.token("acme")).body == b"closed"
+    assert through(careless, "/open").body == b"open"
+
+
+def test_the_app_believes_the_gateway_and_verifies_once(
+    ask: Ask, user_pool: UserPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from chalicelib.identity import tokens
+
+    calls = []
+    verify = tokens.claims
+
+    def counted(header: str | None) -> Any:
+        calls.append(header)
+        return verify(header)
+
+    monkeypatch.setattr(tokens, "claims", counted)
+
+    assert ask("/orders", authorization=user_pool.token("acme")).status == 200
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    "context",
+    [{"claims": {"custom:tenant_id": "victim", "sub": "x"}}, None, object(), Invocation(ends_at=None)],
+    ids=str,
+)
+def test_nothing_else_passes_for_verified_claims(app: Any, context: Any) -> None:
+    event = {
+        "requestContext": {"resourcePath": "/orders", "httpMethod": "GET"},
+        "headers": {"claims": '{"custom:tenant_id": "victim"}'},
+        "pathParameters": {},
+        "multiValueQueryStringParameters": None,
+        "stageVariables": None,
+        "body": b"",
+    }
+
+    assert app(event, context)["statusCode"] == 401
+
+
+def test_a_gateway_does_not_start_where_claims_in_events_count(
+    app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "orders")
+
+    with pytest.raises(SettingsError, match="AWS_LAMBDA_FUNCTION_NAME"):
+        through(app, "/health")
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "AUTH_AUDIENCE", "COGNITO_USER_POOL_ARN"])
+def test_a_gateway_does_not_start_without_its_settings(
+    app: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delenv(name)
+
+    with pytest.raises(SettingsError, match="DB_HOST" if name == "DATABASE_URL" else name):
+        through(app, "/health")
+
+
+# The base path
+
+
+def test_what_a_gateway_in_front_puts_before_every_path_is_cut_off(
+    app: Any, user_pool: UserPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BASE_PATH", "/shop/v1/")
+    headers = {"authorization": user_pool.token("acme"), "content_type": "application/json"}
+
+    placed = through(app, "/shop/v1/orders", "POST", SEED_BYTES, **headers)
+
+    assert placed.status == 201
+    assert placed.headers["Location"].startswith("orders/")
+    assert through(app, "/shop/v1/health").status == 200
+    for elsewhere in ELSEWHERE:
+        assert through(app, elsewhere).status == 404
+
+
+@pytest.mark.parametrize("path", ["shop", "/shop?x", "/a//b", "/a b", "/ü", "/{x}", "https://x"])
+def test_a_base_path_that_is_none_is_refused(app: Any, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setenv("BASE_PATH", path)
+
+    with pytest.raises(SettingsError, match="BASE_PATH"):
+        through(app, "/health")
+
+
+# What a host hands over
+
+
+def test_the_hosts_own_request_id_is_the_answers(ask: Ask) -> None:
+    assert ask(id="0f1e-host").headers["X-Request-Id"] == "0f1e-host"
+
+
+@pytest.mark.parametrize(
+    "host_id", ["", None, "a\r\nX-Injected: yes", "a b", "x" * 129, "ü", 5.5, ["a"]], ids=repr
+)
+def test_an_id_that_is_none_is_replaced(ask: Ask, host_id: Any) -> None:
+    request_id = ask(id=host_id).headers["X-Request-Id"]
+
+    assert len(request_id) == 36
+    assert request_id.isascii()
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"target": None},
+        {"method": None},
+        {"body": None, "method": "POST", "target": "/orders"},
+        {"headers": None},
+        {"headers": {"authorization": ["a", "b"]}, "target": "/orders"},
+    ],
+    ids=str,
+)
+def test_a_request_that_no_host_should_hand_over_is_still_answered(app: Any, broken: dict[str, Any]) -> None:
+    from shims.gateway import Gateway, Request
+
+    request = {"method": "GET", "target": "/health", "headers": {}, "body": b"", **broken}
+
+    answer = Gateway(app).answer(Request(**request))
+
+    assert answer.status in (401, 405, 500)
+    assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+def test_a_line_break_never_gets_into_a_response_header(careless: Chalice) -> None:
+    answer = through(careless, "/split")
+
+    assert (answer.status, answer.headers["Content-Type"]) == (500, "application/problem+json")
+    assert "X-Injected" not in str(answer.headers)
+
+
+def test_header_names_are_of_any_case(ask: Ask, user_pool: UserPool) -> None:
+    answer = ask(
+        "/orders", "POST", SEED_BYTES, AUTHORIZATION=user_pool.token("acme"), cOnTeNt_TyPe="text/plain"
+    )
+
+    assert answer.status == 415
+
+
+def test_a_failed_request_leaves_the_routes_as_they_were(app: Any, ask: Ask) -> None:
+    """Chalice's routes are a defaultdict: a look-up of an unknown path would declare it."""
+    before = sorted(app.routes)
+
+    for method in ("GET", "OPTIONS", "POST"):
+        assert ask("/nowhere", method).status == 404
+
+    assert sorted(app.routes) == before
+
+
+# Preflight
+
+
+def test_a_preflight_names_the_methods_and_headers_of_the_path(ask: Ask) -> None:
+    answer = ask("/orders/5", "OPTIONS")
+
+    assert (answer.status, answer.body) == (200, b"")
+    allowed = answer.headers["Access-Control-Allow-Methods"].split(",")
+    assert {"GET", "HEAD", "OPTIONS"} <= set(allowed)
+    assert {"Authorization", "Content-Type", "Idempotency-Key", "If-None-Match"} <= set(
+        answer.headers["Access-Control-Allow-Headers"].split(",")
+    )
+    assert answer.headers["Access-Control-Allow-Origin"] == "*"
+
+
+def test_placed_through_the_gateway_an_order_is_its_tenants(
+    ask: Ask, user_pool: UserPool, tenant: str
+) -> None:
+    headers = {"authorization": user_pool.token(tenant), "content_type": "application/json"}
+    placed = json.loads(
+        ask("/orders", "POST", json.dumps(seed(customer_name="Ada")).encode(), **headers).body
+    )
+
+    assert (placed["order"]["tenant_id"], placed["order"]["customer_name"]) == (tenant, "Ada")

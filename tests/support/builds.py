@@ -1,0 +1,60 @@
+"""Builds of the AWS package, as `make build-aws` makes them."""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[2]
+ARCHITECTURE = "arm64" if platform.machine() in ("aarch64", "arm64") else "x86_64"
+"""Lambda's name of this machine's."""
+OURS = ("AUTH_", "AWS_", "COGNITO_", "CORS_", "DATABASE_", "DB_", "DEFAULT_", "DOCS", "SECURITY_", "SUBNET_")
+
+
+@dataclass(frozen=True)
+class AwsBuild:
+    folder: Path
+
+    @property
+    def zip(self) -> Path:
+        return self.folder / "package" / "deployment.zip"
+
+    @property
+    def template(self) -> Path:
+        return self.folder / "package" / "sam.json"
+
+
+def python_m_deploy(
+    *arguments: str | Path, variables: Mapping[str, str] | None = None, project: Path = PROJECT
+) -> subprocess.CompletedProcess[str]:
+    """Run it with these settings and no others."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    return subprocess.run(
+        [sys.executable, "-m", "deploy", *arguments],
+        cwd=project,
+        env={**inherited, **(variables or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def build_aws(into: Path, architecture: str = ARCHITECTURE, stage: str = "dev", **variables: str) -> AwsBuild:
+    arguments = ("--into", into, "--arch", architecture, "--stage", stage)
+    done = python_m_deploy("build", "aws", *arguments, variables=variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return AwsBuild(into)
+
+
+def copy_of_project(folder: Path) -> Path:
+    project = folder / "project"
+    shutil.copytree(
+        PROJECT,
+        project,
+        ignore=shutil.ignore_patterns(".git", ".venv", ".local", "build", ".*_cache", ".hypothesis"),
+    )
+    return project

@@ -1,0 +1,46 @@
+"""What the tests of refused requests share: how to write a wrong order, and what a refusal must be."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tests.support.client import Answer, item, seed
+
+Refused = Callable[..., None]
+
+MIB = 1024 * 1024
+UNSAID = "12 Never-Repeated-Street"
+STATUS = {
+    "malformed-request": 400,
+    "unauthorized": 401,
+    "missing-tenant": 403,
+    "not-found": 404,
+    "method-not-allowed": 405,
+    "payload-too-large": 413,
+    "unsupported-media-type": 415,
+    "validation": 422,
+}
+TEXT_FIELDS = ("customer_name", "customer_email", "customer_phone", "shipping_address", "billing_address")
+ITEM_TEXT_FIELDS = ("product_name", "product_sku")
+
+
+def written(item_: Mapping[str, str] | None = None, /, **members: str) -> bytes:
+    """The seed order with the JSON text of some members replaced, of its item's too."""
+
+    def text(values: Mapping[str, Any], texts: Mapping[str, str]) -> str:
+        found = {**{name: json.dumps(value) for name, value in values.items()}, **texts}
+        return "{" + ",".join(f"{json.dumps(name)}:{value}" for name, value in found.items()) + "}"
+
+    items = f"[{text(item(), item_ or {})}]"
+    return text(seed(shipping_address=UNSAID), {"items": items, **members}).encode()
+
+
+def brief(value: Any) -> str:
+    return ascii(value)[:40]
+
+
+def assert_unavailable(answer: Answer) -> None:
+    """A 503 that says when to ask again."""
+    assert (answer.status, answer.slug) == (503, "unavailable")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert int(answer.headers["retry-after"]) >= 1

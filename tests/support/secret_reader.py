@@ -1,0 +1,23 @@
+"""Logs in at every line it reads, as a cloud's host would. Run in that cloud's own virtual environment."""
+
+import json
+import logging
+import sys
+from time import monotonic
+
+from chalicelib.database import tenant_scope as database
+from chalicelib.errors import Unavailable
+
+SDKS = ("botocore", "azure.keyvault", "google.cloud.secretmanager", "oci")
+
+logging.basicConfig(level=logging.DEBUG)  # as on OCI, where the root logger is at DEBUG
+for _ in sys.stdin:
+    started = monotonic()
+    try:
+        database.ping()
+        said = "ready"
+    except Unavailable:
+        said = "unavailable"
+    imported = [sdk for sdk in SDKS if sdk in sys.modules]
+    sys.stdout.write(json.dumps({"said": said, "seconds": monotonic() - started, "sdks": imported}) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,217 @@
+"""The one rule of what must come of a request, whoever asks and whomever it names."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tests.support.client import Answer, Client, Transport, seed
+from tests.support.cognito import UserPool, signed
+from tests.support.cross_tenant_requests import Asked, Way
+from tests.support.refusals import STATUS
+from tests.support.tenants import Asker, Json, Shop, askers, opened
+
+Row = tuple[Any, ...]
+Rows = Callable[..., list[Row]]
+NOTHING = Way("nothing", "", lambda asked, _: asked)
+STATUSES = {**STATUS, "idempotency-mismatch": 422}
+UNLIKE = ("x-request-id", "date", "server", "content-length", "connection", "keep-alive")
+"""Headers in which answers and hosts may differ."""
+OWN_ORDERS = ("nothing", "header", "token", "id", "mine")
+"""By what a request is changed that the victim gets the victim's orders for."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A method of a route, as the app and its OpenAPI document have it."""
+
+    method: str
+    template: str
+    allowed: bool
+    protected: bool
+    parameters: frozenset[str] = frozenset()
+    takes_a_body: bool = False
+    success: int = 0
+
+
+def operations(app: Any, document: Json) -> Iterator[Operation]:
+    """Every method of every route: a new one is among them by itself."""
+    from app import METHODS, allowed_methods
+
+    for template, declared in app.routes.items():
+        for method in METHODS:
+            if method not in allowed_methods(template):
+                yield Operation(method, template, allowed=False, protected=False)
+                continue
+            described = document["paths"][template][method.lower()]
+            yield Operation(
+                method,
+                template,
+                allowed=True,
+                protected=declared[method].authorizer is not None,
+                parameters=frozenset(named(each, document) for each in described.get("parameters", [])),
+                takes_a_body="requestBody" in described,
+                success=min(int(status) for status in described["responses"]),
+            )
+
+
+def named(parameter: Json, document: Json) -> str:
+    """Its name, also where it is described once for several operations."""
+    shared = parameter.get("$ref", "").rpartition("/")[2]
+    found = document["components"]["parameters"][shared] if shared else parameter
+    return str(found["name"])
+
+
+def expected(operation: Operation, asker: Asker, way: Way, victim: Shop) -> int | str:
+    """The status, or a problem's slug, by the contract's order: path, method, token, tenant, fields."""
+    own = asker.tenant == victim.tenant
+    is_victim = own and asker.user == victim.user
+    if way.by == "path":
+        return "not-found"
+    if not operation.allowed:
+        return "method-not-allowed"
+    if not operation.protected:
+        return operation.success
+    if asker.refused:
+        return asker.refused
+    takes = operation.parameters
+    refusal = {
+        "query": "malformed-request",
+        "body": "validation" if operation.takes_a_body else None,
+        "no id": "not-found",
+        "id": None if own else "not-found",
+        "mine": None if "my_orders" in takes else "malformed-request",
+        "cursor": None if own and "cursor" in takes else "malformed-request",
+        "own cursor": None if is_victim and "cursor" in takes else "malformed-request",
+        "key": "idempotency-mismatch"
+        if is_victim and way.name == "with another order" and "Idempotency-Key" in takes
+        else None,
+    }.get(way.by)
+    return refusal or operation.success
+
+
+def request(operation: Operation, asker: Asker, way: Way, victim: Shop, other: Shop) -> Asked:
+    own_id = victim.order_id if asker.tenant != other.tenant else other.order_id
+    asked = Asked(
+        operation.method,
+        operation.template,
+        re.sub("{.*}", own_id, operation.template),
+        asker.claims,
+        body=seed() if operation.method in ("POST", "PUT", "PATCH") else None,
+    )
+    return way.change(asked, victim)
+
+
+def may_read(operation: Operation, asker: Asker, way: Way, victim: Shop) -> bool:
+    """Whether the victim's orders may be in the answer."""
+    is_victim = asker.user == victim.user
+    own_only = way.by == "mine" or (way.by == "key" and operation.method == "POST")
+    return not asker.refused and asker.tenant == victim.tenant and (is_victim or not own_only)
+
+
+def masked(answer: Answer) -> tuple[int, dict[str, str], str]:
+    """An answer without what differs from request to request and from host to host."""
+    headers = {name: value for name, value in answer.headers.items() if name not in UNLIKE}
+    return answer.status, {n: _unmarked(v) for n, v in headers.items()}, _unmarked(answer.body.decode())
+
+
+def _unmarked(text: str) -> str:
+    text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "<id>", text)
+    text = re.sub(r'"request_id":\s*"[^"]*"', "<request>", text)
+    text = re.sub(r'"next_cursor":"[^"]*"', "<cursor>", text)
+    return re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "<moment>", text)
+
+
+def wrong(
+    operation: Operation, asker: Asker, way: Way, answer: Answer, plain: Answer | None, victim: Shop
+) -> list[str]:
+    """What is wrong with an answer. `plain`: what the same asker got who named nobody."""
+    due = expected(operation, asker, way, victim)
+    found: list[str] = []
+    status = due if isinstance(due, int) else STATUSES[due]
+    if answer.status != status:
+        found.append(f"{answer.status} instead of {due}")
+    elif isinstance(due, str) and operation.method != "HEAD" and answer.slug != due:
+        found.append(f"{answer.slug} instead of {due}")
+    said = answer.body.decode() + json.dumps(dict(answer.headers))
+    if not may_read(operation, asker, way, victim):
+        kept = victim.placed if asker.tenant == victim.tenant and not asker.refused else victim.secrets
+        if operation.method == "POST" and way.name == "with the same order":  # the asker knows what is sent
+            kept = [order["order_id"] for order in victim.orders]
+        own = "" if asker.refused else asker.user
+        found += [f"says {secret}" for secret in kept if secret in said and secret != own]
+    elif due == 200 and operation.protected and operation.method == "GET" and way.by in OWN_ORDERS:
+        found += [f"does not say {secret}" for secret in victim.placed[:4] if secret not in said]
+    if plain is not None and masked(answer) != masked(plain):
+        found.append("another answer than without naming anybody")
+    if way.by == "key" and isinstance(due, int) and operation.takes_a_body:
+        replayed = answer.headers.get("idempotent-replayed") == "true"
+        if replayed != (asker.name == "the victim" and way.name == "with the same order"):
+            found.append("replayed" if replayed else "not replayed")
+    return [f"{asker.name}, {operation.method} {operation.template}, {way}: {each}" for each in found]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where it is asked, and what is looked at."""
+
+    app: Any
+    document: Json
+    pool: UserPool
+    rows: Rows
+    plainly: Transport
+    """Opens the shops, and takes what names nobody."""
+
+    def trespasses(
+        self, way: Way, send: Transport, included: Callable[[Operation], bool] = lambda _: True
+    ) -> list[str]:
+        """What is wrong with the answers to everybody who names a victim in this way, and with what rests."""
+        victim, other = opened(self.plainly, self.pool), opened(self.plainly, self.pool)
+        before, placed, found = self._resting(victim, other), 0, []
+        for operation in filter(included, operations(self.app, self.document)):
+            for asker in askers(self.pool, victim, other) if way.fits(operation.template) else []:
+                due, plain = expected(operation, asker, way, victim), None
+                if isinstance(due, int) and way.by in ("header", "token", "body"):
+                    plain = request(operation, asker, NOTHING, victim, other).sent(self.plainly)
+                answer = request(operation, asker, way, victim, other).sent(send)
+                found += wrong(operation, asker, way, answer, plain, victim)
+                if asker.tenant == victim.tenant:
+                    new = [each for each in (plain, answer) if each and each.status == 201]
+                    placed += len([each for each in new if "idempotent-replayed" not in each.headers])
+        return found + [f"{way}: {each}" for each in self._disturbed(before, placed, victim, other)]
+
+    def replays(self, send: Transport) -> list[str]:
+        """What is wrong where everybody else with a tenant uses the victim's key twice."""
+        victim, other = opened(self.plainly, self.pool), opened(self.plainly, self.pool)
+        found = []
+        for asker in [each for each in askers(self.pool, victim, other) if not each.refused][1:]:
+            client = Client(send, signed(asker.claims or {}))
+            answers = [client.place(victim.body, key=victim.key) for _ in range(2)]
+            if [answer.status for answer in answers] != [201, 201]:
+                found.append(f"{asker.name}: {[answer.status for answer in answers]}")
+                continue
+            first, second = (answer.json["order"] for answer in answers)
+            if first != second or first["tenant_id"] != asker.tenant or first in victim.orders:
+                found.append(f"{asker.name}: {second} is not the own {first}")
+        return found
+
+    def _disturbed(self, before: set[Row], placed: int, victim: Shop, other: Shop) -> list[str]:
+        """What is wrong with the rows of both shops, after the victim's tenant has placed so many orders."""
+        after = self._resting(victim, other)
+        new = [row for row in after - before if row[:2] == (victim.tenant, "orders")]
+        strangers = {row[2] for row in new} - {victim.user, f"colleague-{victim.tenant}"}
+        return [
+            *(f"gone: {row}" for row in before - after),
+            *(f"an order of the victim's tenant, made by {stranger}" for stranger in strangers),
+            *([] if len(new) == placed else [f"{len(new)} new orders of a tenant that placed {placed}"]),
+        ]
+
+    def _resting(self, *shops: Shop) -> set[Row]:
+        """Every row of these tenants: whose, of which table, by whom where it says so, and all of it."""
+        makers = {"orders": "created_by", "idempotency_keys": "created_by", "order_items": "''"}
+        of_each = (
+            f"select tenant_id, '{table}', {maker}, t::text from {table} t where tenant_id in (%s, %s)"
+            for table, maker in makers.items()
+        )
+        return set(self.rows(" union all ".join(of_each), *[shop.tenant for shop in shops] * len(makers)))

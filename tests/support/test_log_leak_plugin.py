@@ -1,0 +1,129 @@
+"""tests/support/log_leak_plugin.py finds values in the logs of the whole suite, wherever they are."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl"
+LEAKS = {
+    "stdout": "print('order of John Doe')",
+    "stderr": "import sys; print('john@example.com', file=sys.stderr)",
+    "a child": "import subprocess; subprocess.run(['echo', 'call +1234567890'])",
+    "a record": "import logging; logging.getLogger('order-api').error('to %s', '123 Main St')",
+    "another library's record": "import logging; logging.getLogger('some.library').error('John Doe')",
+    "a token": f"print('Authorization: Bearer {TOKEN}')",
+    "a token's e-mail": "print('alice@acme-1.example')",
+    "an e-mail in an order": "print('zoë a.b+c@mail.shop.example!')",
+    "what was bought": "print('2 x WDG-001')",
+    "a host's file": "hear(write('said', 'mailed to john@example.com'))",
+    "a host's pipe": "hear_text('a pipe', '\"Widget\"')",
+    "captured": "import os; os.write(1, b'John Doe'); capfd.readouterr()",
+}
+
+
+WRITE = """
+from pathlib import Path
+from tests.support.log_leak_plugin import hear, hear_text
+
+def write(name, text):
+    path = Path(name)
+    path.write_text(text)
+    return path
+"""
+A_SERVER = """
+import psycopg2, pytest
+from tests.support.servers import private_server
+
+@pytest.fixture
+def server():
+    with private_server() as server:
+        yield server
+
+def refused(server):
+    with pytest.raises(psycopg2.Error), psycopg2.connect(server.url("postgres")) as connection:
+        connection.cursor().execute("do $$ begin raise 'no %', 'john@example.com'; end $$")
+
+def test_by_a_fixture(server):
+    refused(server)
+
+def test_of_its_own():
+    with private_server() as server:
+        refused(server)
+"""
+
+
+def run(folder: Path, source: str) -> "subprocess.CompletedProcess[str]":
+    test = folder / "test_leaks.py"
+    test.write_text(source)
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "tests.support.log_leak_plugin",
+            "-p",
+            "no:cacheprovider",
+            test,
+        ],
+        cwd=folder,
+        # In CI the runner says everything twice.
+        env={
+            **{name: value for name, value in os.environ.items() if name != "CI"},
+            "PYTHONPATH": str(PROJECT),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_canary_is_seen_wherever_it_is_logged(tmp_path: Path) -> None:
+    tests = [WRITE, *(f"def test_{number}(capfd): {leak}" for number, leak in enumerate(LEAKS.values()))]
+
+    done = run(tmp_path, "\n".join(tests))
+
+    assert f"{len(LEAKS)} failed" in done.stdout, done.stdout
+    assert done.stdout.count("A log holds what none may hold (tests/support/log_leak_plugin.py):") == len(
+        LEAKS
+    )
+    for where in (
+        "Captured stdout call",
+        "Captured stderr call",
+        "the logger order-api",
+        "what the test captured",
+        "the file said",
+        "a pipe",
+    ):
+        assert f"{where} holds " in done.stdout, where
+
+
+@pytest.mark.parametrize("scope", ["function", "session"])
+def test_a_canary_of_a_fixture_is_seen(tmp_path: Path, scope: str) -> None:
+    """A host that serves the whole session says its last words when the last test is over."""
+    fixture = f"@pytest.fixture(scope={scope!r})\ndef host():\n    yield\n    print('John Doe')\n"
+
+    done = run(tmp_path, f"import pytest\n{fixture}\ndef test_serves(host): pass")
+
+    assert "Captured stdout teardown holds 'John Doe'" in done.stdout, done.stdout
+    assert done.returncode == 1
+
+
+def test_a_canary_in_the_log_of_a_database_server_is_seen(tmp_path: Path) -> None:
+    done = run(tmp_path, A_SERVER)
+
+    assert done.stdout.count("the file log holds 'john@example.com'") == 2, done.stdout
+    assert done.returncode == 1
+
+
+def test_what_holds_none_is_green(tmp_path: Path) -> None:
+    said = "POST /orders 201 tenant-1 alice eyJ https://shop.example @example"
+
+    done = run(tmp_path, f"{WRITE}\ndef test_quiet():\n    print('{said}')\n    hear(write('log', '{said}'))")
+
+    assert (done.returncode, "1 passed" in done.stdout) == (0, True), done.stdout

@@ -1,0 +1,47 @@
+"""A build that forgot its guard is seen to have forgotten it, in its source and in its bytecode."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from deploy import hosts
+from tests.support.mutants import without_tenant_filter
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Path:
+    hosts.build("gcp", tmp_path / "gcp")
+    return tmp_path / "gcp"
+
+
+def test_no_read_names_the_tenant_any_more(build: Path) -> None:
+    before = runpy.run_path(str(build / "chalicelib/orders/statements.py"))
+
+    without_tenant_filter(build)
+
+    after = runpy.run_path(str(build / "chalicelib/orders/statements.py"))
+    reads = [after["ORDER_BY_ID"], after["ORDER_BY_KEY"], *after["ORDERS_PAGES"].values()]
+    for read in reads:
+        for text in filter(None, (read.text, read.prepared)):
+            assert "%(tenant_id)s" not in text
+            assert "WHERE true" in text
+    for name in ("INSERT_KEY", "INSERT_ORDER", "INSERT_ITEMS"):
+        assert repr(after[name]) == repr(before[name])
+
+
+def test_the_bytecode_forgot_it_too(build: Path) -> None:
+    """A host reads nothing else."""
+    bytecode = next((build / "chalicelib/orders/__pycache__").glob("statements.*.pyc"))
+    assert b"orders.tenant_id = " in bytecode.read_bytes()
+
+    without_tenant_filter(build)
+
+    assert b"orders.tenant_id = " not in bytecode.read_bytes()
+
+
+def test_a_build_that_forgot_it_already_is_no_mutant(build: Path) -> None:
+    without_tenant_filter(build)
+
+    with pytest.raises(ValueError, match="does not name the tenant"):
+        without_tenant_filter(build)

@@ -1,0 +1,62 @@
+"""The tests of orders, of keys and of tenants hold on an API whose statements have forgotten the tenant."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+PROJECT = Path(__file__).parents[2]
+THAT_SAY_WHAT_A_TENANT_SEES = (
+    "tests/tenancy/test_tenancy.py",
+    "tests/chalicelib/orders/test_repository.py",
+    "tests/chalicelib/orders/test_idempotency_key.py",
+    "tests/chalicelib/database/test_round_trips.py",
+    "tests/chalicelib/orders/test_properties.py",
+)
+BY_THE_API_ALONE = {
+    "tests/tenancy/test_tenancy.py::test_the_tenant_of_a_token_is_the_only_one_that_counts",
+    "tests/tenancy/test_tenancy.py::test_no_thread_ever_answers_with_another_tenants_data",
+    "tests/chalicelib/orders/test_repository.py::test_foreign_absent_and_malformed_ids_look_the_same",
+}
+"""Tests that ask the API and nobody else: with one of the two guards they hold."""
+
+
+def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_without_the_tenant_filter_every_one_of_them_passes() -> None:
+    """Row-level security holds, and nobody notices."""
+    listed = run("--collect-only", *THAT_SAY_WHAT_A_TENANT_SEES)
+    (collected,) = re.findall(r"^(\d+) tests collected", listed.stdout, re.MULTILINE)
+
+    done = run("--mutant=no-tenant-filter", *THAT_SAY_WHAT_A_TENANT_SEES)
+
+    assert re.search(rf"^{collected} passed in ", done.stdout, re.MULTILINE), done.stdout + done.stderr
+    assert int(collected) > 100
+    assert done.returncode == 0
+
+
+def test_without_row_level_security_too_they_fail() -> None:
+    """The mutant is one: it is row-level security that holds above."""
+    tests = sorted(BY_THE_API_ALONE)
+
+    done = run("--mutant=no-tenant-filter", "--mutant=no-row-level-security", *tests)
+
+    assert set(re.findall(r"^FAILED (\S+)", done.stdout, re.MULTILINE)) == BY_THE_API_ALONE, done.stdout
+
+
+def test_without_row_level_security_alone_the_filter_holds() -> None:
+    done = run("--mutant=no-row-level-security", *sorted(BY_THE_API_ALONE))
+
+    assert re.search(rf"^{len(BY_THE_API_ALONE)} passed in ", done.stdout, re.MULTILINE), done.stdout

@@ -1,0 +1,250 @@
+"""Nobody reaches another tenant: not through the API, not behind it, not from a neighbouring thread."""
+
+import random
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import uuid4
+
+import psycopg2
+import pytest
+from chalice.app import Chalice, CORSConfig
+
+from chalicelib.caller import Caller
+from chalicelib.database.tenant_scope import Statement, TenantScope
+from chalicelib.errors import MissingTenant, Unauthorized
+from chalicelib.orders.statements import ORDER_BY_ID
+from local.database import Urls
+from tests.conftest import NewClient, connected
+from tests.support.client import Client, seed
+
+Rows = Callable[..., list[tuple[Any, ...]]]
+TABLES = ("orders", "order_items", "idempotency_keys")
+
+
+def as_app(database: Urls, tenant: str | None, statement: str) -> list[tuple[Any, ...]] | int:
+    """Run a statement as the API's role, without any tenant filter of ours in it."""
+    with connected(database.app) as connection, connection.cursor() as cursor:
+        cursor.execute("begin")
+        if tenant is not None:
+            cursor.execute("select set_tenant(%s)", (tenant,))
+        cursor.execute(statement)
+        found: list[tuple[Any, ...]] | int = cursor.fetchall() if cursor.description else cursor.rowcount
+        cursor.execute("commit")
+        return found
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_select_without_a_filter_sees_the_own_tenant_only(
+    database: Urls, alice: Client, stranger: Client, tenant: str, table: str, rows: Rows
+) -> None:
+    alice.place(key="k1")
+    stranger.place(key="k1")
+
+    assert as_app(database, tenant, f"select distinct tenant_id from {table}") == [(tenant,)]
+    assert as_app(database, None, f"select * from {table}") == []
+    assert as_app(database, "", f"select * from {table}") == []
+    assert len(rows(f"select distinct tenant_id from {table}")) > 1
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("statement", ["update {} set tenant_id = 'acme'", "delete from {}", "truncate {}"])
+def test_the_api_can_change_and_delete_nothing(
+    database: Urls, alice: Client, tenant: str, table: str, statement: str
+) -> None:
+    alice.place(key="k1")
+
+    with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+        as_app(database, tenant, statement.format(table))
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("statement", ["update {} set tenant_id = tenant_id", "delete from {}"])
+def test_even_with_grants_no_foreign_row_is_changed(
+    admin_url: str, stranger: Client, alice: Client, tenant: str, table: str, statement: str, rows: Rows
+) -> None:
+    """Row-level security alone, with the privileges given for the length of one transaction."""
+    alice.place(key="k1")
+    stranger.place(key="k1")
+    everything = rows(f"select * from {table} where tenant_id <> %s order by 1, 2, 3", tenant)
+
+    with connected(admin_url) as connection, connection.cursor() as cursor:
+        cursor.execute(f"begin; grant update, delete on {table} to orders_app; set local role orders_app")
+        cursor.execute("select set_tenant(%s)", (f"nobody-{uuid4().hex}",))
+        cursor.execute(statement.format(table))
+        changed = cursor.rowcount
+        cursor.execute("rollback")
+
+    assert changed == 0
+    assert rows(f"select * from {table} where tenant_id <> %s order by 1, 2, 3", tenant) == everything
+
+
+def test_no_row_can_be_written_for_another_tenant(
+    database: Urls, alice: Client, stranger: Client, tenant: str
+) -> None:
+    own = alice.place().json["order"]
+    foreign = stranger.place().json["order"]
+
+    for table, values in (
+        (
+            "orders",
+            f"select '{foreign['tenant_id']}', '{uuid4()}', created_by, status, version, customer_name, "
+            "customer_email, null, null, null, total_amount, currency, created_at, updated_at from orders",
+        ),
+        (
+            "order_items",
+            f"values ('{foreign['tenant_id']}', '{foreign['order_id']}'::uuid, 2, 'W', 'S', 1, 1)",
+        ),
+        (
+            "idempotency_keys",
+            f"values ('{foreign['tenant_id']}', 'u', 'k', repeat('0', 64), '{own['order_id']}'::uuid, now())",
+        ),
+    ):
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege, match="row-level security"):
+            as_app(database, tenant, f"insert into {table} {values}")
+
+
+def test_the_owner_of_the_tables_is_bound_too(database: Urls, alice: Client) -> None:
+    alice.place()
+
+    with connected(database.owner) as connection, connection.cursor() as cursor:
+        cursor.execute("select count(*) from orders")
+        assert cursor.fetchone() == (0,)
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege, match="row-level security"):
+            cursor.execute(f"insert into idempotency_keys values ('acme', 'u', 'k', '', '{uuid4()}', now())")
+
+
+def test_the_same_order_id_can_rest_in_two_tenants(rows: Rows, alice: Client, stranger: Client) -> None:
+    """A unique key over order_id alone would tell whether another tenant's order exists."""
+    order_id = alice.place().json["order"]["order_id"]
+    scope = TenantScope(stranger.place().json["order"]["tenant_id"])
+    copy = Statement(
+        f"insert into orders select tenant_id, '{order_id}', created_by, status, version, customer_name, "
+        "customer_email, null, null, null, total_amount, currency, created_at, updated_at from orders"
+        " where tenant_id = %(tenant_id)s",
+        prepared=None,
+    )
+
+    scope.write((copy, [{}]))
+
+    assert rows("select count(*) from orders where order_id = %s", order_id) == [(2,)]
+
+
+@pytest.mark.parametrize("tenant_id", ["", None, " ", "a\x00b", "a\nb", "x" * 256, 7, ["acme"]])
+def test_nobody_can_be_a_caller_without_a_tenant(tenant_id: Any) -> None:
+    with pytest.raises(MissingTenant):
+        Caller(tenant_id=tenant_id, user_id="alice")
+    with pytest.raises(MissingTenant):
+        Caller.from_claims({"custom:tenant_id": tenant_id, "sub": "alice"})
+
+
+def test_nobody_can_be_a_caller_without_a_user() -> None:
+    with pytest.raises(Unauthorized):
+        Caller.from_claims({"custom:tenant_id": "acme"})
+
+
+def test_a_scope_without_a_tenant_cannot_be_made() -> None:
+    with pytest.raises(ValueError, match="needs a tenant"):
+        TenantScope("")
+
+
+def test_a_value_named_tenant_id_cannot_replace_the_scopes_own(tenant: str, stranger: Client) -> None:
+    foreign = stranger.place().json["order"]
+
+    found = TenantScope(tenant).read(
+        ORDER_BY_ID, order_id=foreign["order_id"], tenant_id=foreign["tenant_id"]
+    )
+
+    assert found == []
+
+
+def test_a_row_that_names_another_tenant_is_the_scopes_own(tenant: str, rows: Rows) -> None:
+    key = Statement(
+        "insert into idempotency_keys values (%(tenant_id)s, 'u', 'k', '', gen_random_uuid(), now())", None
+    )
+
+    TenantScope(tenant).write((key, [{"tenant_id": "globex"}]))
+
+    assert rows("select count(*) from idempotency_keys where tenant_id = %s", tenant) == [(1,)]
+
+
+def test_the_tenant_of_a_token_is_the_only_one_that_counts(
+    alice: Client, stranger: Client, tenant: str
+) -> None:
+    foreign = stranger.place().json["order"]
+    headers = {"x-tenant-id": foreign["tenant_id"], "custom:tenant_id": foreign["tenant_id"]}
+
+    assert alice.send("GET", f"/orders/{foreign['order_id']}", headers=headers).status == 404
+    assert alice.send("GET", "/orders", headers=headers).json["orders"] == []
+    assert alice.place(seed(tenant_id=foreign["tenant_id"])).fields == ["tenant_id"]
+    assert alice.place().json["order"]["tenant_id"] == tenant
+
+
+# Threads share one app object -----------------------------------------------------------------
+
+THREADS, TENANTS, REQUESTS = 8, 4, 4000
+
+
+def test_no_thread_ever_answers_with_another_tenants_data(client: NewClient) -> None:
+    tenants = [f"parallel-{uuid4().hex[:12]}" for _ in range(TENANTS)]
+    clients = {tenant: client(tenant=tenant) for tenant in tenants}
+    placed: dict[str, list[str]] = {
+        tenant: [clients[tenant].place().json["order"]["order_id"] for _ in range(3)] for tenant in tenants
+    }
+
+    def ask(number: int) -> list[str]:
+        """What was wrong with the answers to one request each of placing, reading and listing."""
+        chance = random.Random(number)
+        tenant, foreign = chance.sample(tenants, 2)
+        mine = clients[tenant]
+        kind = chance.choice(["place", "read", "list", "trespass"])
+        if kind == "place":
+            seen = {mine.place().json["order"]["tenant_id"]}
+        elif kind == "read":
+            answer = mine.get(f"/orders/{chance.choice(placed[tenant])}")
+            seen = {answer.json["order"]["tenant_id"] if answer.status == 200 else f"status {answer.status}"}
+        elif kind == "list":
+            seen = {order["tenant_id"] for order in mine.get("/orders?limit=3").json["orders"]}
+        else:
+            status = mine.get(f"/orders/{chance.choice(placed[foreign])}").status
+            return [] if status == 404 else [f"{tenant} reached {foreign}: {status}"]
+        return [] if seen == {tenant} else [f"{tenant} saw {seen}"]
+
+    assert in_parallel(ask, REQUESTS) == []
+
+
+def test_the_check_above_can_fail_with_a_plain_chalice() -> None:
+    """The same race on Chalice itself, whose current request is one attribute of the app object."""
+    plain = Chalice("plain", configure_logs=False)
+    plain.api.cors = CORSConfig()
+
+    @plain.route("/who")
+    def who() -> str:
+        threading.Event().wait(0.001)  # as long as a statement takes
+        assert plain.current_request is not None
+        return str(plain.current_request.context["authorizer"]["claims"]["custom:tenant_id"])
+
+    def ask(number: int) -> list[str]:
+        tenant = f"tenant-{number % TENANTS}"
+        event = {
+            "requestContext": {
+                "resourcePath": "/who",
+                "httpMethod": "GET",
+                "authorizer": {"claims": {"custom:tenant_id": tenant}},
+            },
+            "headers": {},
+            "pathParameters": None,
+            "multiValueQueryStringParameters": None,
+            "stageVariables": None,
+            "body": None,
+        }
+        answer = plain(event, None)["body"]
+        return [] if answer == tenant else [f"{tenant} saw {answer}"]
+
+    assert in_parallel(ask, 200) != []
+
+
+def in_parallel(ask: Callable[[int], list[str]], requests: int) -> list[str]:
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [wrong for found in pool.map(ask, range(requests)) for wrong in found]

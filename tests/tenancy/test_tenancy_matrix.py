@@ -1,0 +1,111 @@
+"""Every route, asked by everybody, naming another tenant in every way: nobody gets across."""
+
+import json
+from itertools import product
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from chalicelib.orders.statements import ORDER_BY_ID
+from local.database import Urls
+from tests.conftest import connected
+from tests.support.client import Answer, Client, Transport
+from tests.support.cognito import UserPool, signed
+from tests.support.cross_tenant_requests import MALFORMED_IDS, WAYS, WAYS_AT_ONCE, Way
+from tests.support.servers import limited
+from tests.support.tenancy_rule import Rows, Scene, operations
+from tests.support.tenancy_rule import request as asked
+from tests.support.tenants import askers, claims, opened
+
+
+@pytest.fixture
+def scene(app: Any, user_pool: UserPool, rows: Rows, in_process: Transport) -> Scene:
+    from chalicelib.openapi import document as openapi
+
+    return Scene(app, json.loads(openapi.document()), user_pool, rows, plainly=in_process)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_naming_another_tenant_changes_nothing(way: Way, scene: Scene, in_process: Transport) -> None:
+    assert scene.trespasses(way, in_process) == []
+
+
+def test_a_key_that_another_tenant_or_user_has_used_replays_the_own_order(
+    scene: Scene, in_process: Transport, http: Transport
+) -> None:
+    assert scene.replays(in_process) == []
+    assert scene.replays(http) == []
+
+
+def test_a_request_that_names_another_tenant_takes_its_own_tenants_turn(
+    scene: Scene, in_process: Transport, database: Urls, rows: Rows
+) -> None:
+    victim, other = opened(in_process, scene.pool), opened(in_process, scene.pool)
+    stranger = askers(scene.pool, victim, other)[2]
+    counted = [each for each in operations(scene.app, scene.document) if each.protected]
+
+    with limited(database.app, "1000/h"):
+        for operation, way in product(counted, WAYS_AT_ONCE):
+            if way.fits(operation.template):
+                asked(operation, stranger, way, victim, other).sent(in_process)
+
+    taken = "select tenant_id from rate_limits where tenant_id in (%s, %s)"
+    assert rows(taken, victim.tenant, other.tenant) == [(other.tenant,)]
+
+
+# Whether an order exists
+
+
+@pytest.mark.parametrize("transport", ["in_process", "http"])
+@pytest.mark.parametrize("headers", [{}, {"if-none-match": '"1"'}, {"if-none-match": "*"}], ids=str)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_foreign_an_absent_and_a_malformed_id_are_the_same_answer(
+    method: str, headers: dict[str, str], transport: str, scene: Scene, request: pytest.FixtureRequest
+) -> None:
+    send: Transport = request.getfixturevalue(transport)
+    victim, other = opened(send, scene.pool), opened(send, scene.pool)
+    stranger = Client(send, signed(claims(scene.pool, other.tenant, other.user)))
+    malformed = [written(victim) for written in MALFORMED_IDS.values()]
+
+    answers = [
+        stranger.send(method, f"/orders/{order_id}", headers=headers)
+        for order_id in (victim.order_id, neighbour(victim.order_id), str(uuid4()), *malformed)
+    ]
+
+    assert {answer.status for answer in answers} == {404}
+    assert len({said(answer) for answer in answers}) == 1
+
+
+def said(answer: Answer) -> str:
+    """All of an answer but what differs between any two."""
+    request_id = answer.headers["x-request-id"]
+    headers = {name: value for name, value in answer.headers.items() if name not in ("x-request-id", "date")}
+    return json.dumps(headers) + answer.body.decode().replace(request_id, "")
+
+
+def neighbour(order_id: str) -> str:
+    """The id beside it."""
+    return order_id[:-1] + ("1" if order_id[-1] == "0" else "0")
+
+
+def test_a_foreign_id_costs_the_database_what_an_absent_one_costs(
+    scene: Scene, in_process: Transport, database: Urls
+) -> None:
+    """So that no clock tells them apart: the same plan, the same pages, no row found and thrown away."""
+    victim, other = opened(in_process, scene.pool), opened(in_process, scene.pool)
+
+    def work(order_id: str) -> Any:
+        with connected(database.app) as connection, connection.cursor() as cursor:
+            values = {"tenant_id": other.tenant, "order_id": order_id}
+            cursor.execute("begin; select set_tenant(%(tenant_id)s)", values)
+            cursor.execute(ORDER_BY_ID.text, values)  # the catalogue and the pages are in memory from here on
+            explain = "explain (analyze, buffers, timing off, summary off, costs off) "
+            cursor.execute(explain + ORDER_BY_ID.text, values)
+            return [line.replace(order_id, "") for (line,) in cursor.fetchall() if "Planning" not in line]
+
+    foreign, absent = work(victim.order_id), work(neighbour(victim.order_id))
+
+    assert foreign == absent
+    assert "Removed" not in "".join(foreign)
+    assert work(other.order_id) != absent

@@ -1,0 +1,171 @@
+"""Two guards keep tenants apart: each is taken away, and the other is seen to hold alone."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chalicelib.database.tenant_scope import Statement
+from chalicelib.orders import repository as orders
+from local import hosts
+from local.database import apply_schema
+from tests.conftest import connected
+from tests.support.client import Client, Transport, free_port, over_http
+from tests.support.cognito import UserPool
+from tests.support.cross_tenant_requests import WAYS_AT_ONCE, Way
+from tests.support.mutants import NO_ROW_LEVEL_SECURITY
+from tests.support.servers import Server, api_on, private_server
+from tests.support.tenancy_rule import Operation, Rows, Scene
+
+THAT_REACH_THE_DATABASE = [
+    way for way in WAYS_AT_ONCE if way.by not in ("token", "query", "body", "path", "no id")
+]
+"""The ways to name the victim in which nothing is refused before."""
+TABLES = {"INSERT_ORDER": "orders", "INSERT_ITEMS": "order_items", "INSERT_KEY": "idempotency_keys"}
+
+
+@pytest.fixture(scope="module")
+def unsecured() -> Iterator[Server]:
+    """A server of its own, where row-level security is off."""
+    with private_server() as server:
+        apply_schema(server.urls.owner)
+        with connected(server.urls.owner) as connection:
+            connection.cursor().execute(NO_ROW_LEVEL_SECURITY)
+            connection.cursor().execute("alter role orders_app set synchronous_commit = off")
+        yield server
+
+
+@pytest.fixture
+def scene(app: Any, user_pool: UserPool, rows: Rows, in_process: Transport) -> Scene:
+    from chalicelib.openapi import document as openapi
+
+    return Scene(app, json.loads(openapi.document()), user_pool, rows, plainly=in_process)
+
+
+def rows_of(server: Server) -> Rows:
+    def ask(query: str, *values: Any) -> list[tuple[Any, ...]]:
+        with connected(server.url("postgres")) as connection, connection.cursor() as cursor:
+            cursor.execute(query, values)
+            found: list[tuple[Any, ...]] = cursor.fetchall()
+            return found
+
+    return ask
+
+
+def is_protected(operation: Operation) -> bool:
+    return operation.protected
+
+
+def everything_wrong(scene: Scene, send: Transport, ways: Sequence[Way] = WAYS_AT_ONCE) -> list[str]:
+    found = [each for way in ways for each in scene.trespasses(way, send, is_protected)]
+    return [*found, *scene.replays(send)]
+
+
+# Without the filter, row-level security holds
+
+
+def test_without_the_filter_nobody_gets_across(
+    scene: Scene, in_process: Transport, forgetful: Callable[[], None]
+) -> None:
+    forgetful()
+
+    assert everything_wrong(scene, in_process) == []
+
+
+@pytest.mark.slow
+def test_a_door_without_the_filter_lets_nobody_across(
+    scene: Scene, mutant: Path, environment: dict[str, str]
+) -> None:
+    port = free_port()
+    with hosts.serving("gcp", mutant, environment, "127.0.0.1", port):
+        assert everything_wrong(scene, over_http("127.0.0.1", port), THAT_REACH_THE_DATABASE) == []
+
+
+# Without row-level security, the filter holds
+
+
+def test_without_row_level_security_nobody_gets_across(
+    scene: Scene, in_process: Transport, unsecured: Server
+) -> None:
+    scene = Scene(scene.app, scene.document, scene.pool, rows_of(unsecured), in_process)
+
+    with api_on(unsecured.urls.app, DB_ALLOW_UNSAFE_ROLE="1"):
+        assert everything_wrong(scene, in_process, THAT_REACH_THE_DATABASE) == []
+
+
+# Without both they do get across: all of the above can fail
+
+
+def test_without_both_the_matrix_sees_it(
+    scene: Scene, in_process: Transport, unsecured: Server, forgetful: Callable[[], None]
+) -> None:
+    scene = Scene(scene.app, scene.document, scene.pool, rows_of(unsecured), in_process)
+    forgetful()
+
+    with api_on(unsecured.urls.app, DB_ALLOW_UNSAFE_ROLE="1"):
+        found = {
+            str(way): scene.trespasses(way, in_process, is_protected)
+            for way in WAYS_AT_ONCE
+            if way.by in ("nothing", "id", "mine")
+        }
+        replays = scene.replays(in_process)
+
+    assert any("a stranger, GET /orders, nothing: : says shop-" in each for each in found["nothing: "])
+    assert any(
+        "a stranger, GET /orders/{order_id}, id: as it is: says" in each for each in found["id: as it is"]
+    )
+    assert any("a namesake, GET /orders, mine: : says shop-" in each for each in found["mine: "])
+    assert any(each.startswith("a namesake: ") for each in replays)
+
+
+# An INSERT that names another tenant
+
+
+@pytest.fixture
+def misdirected(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Makes an INSERT of the API of this process name that tenant, whoever asks."""
+
+    def name(statement: str, tenant: str) -> None:
+        sound: Statement = getattr(orders, statement)
+        texts = (
+            text and text.replace("%(tenant_id)s", f"'{tenant}'") for text in (sound.text, sound.prepared)
+        )
+        monkeypatch.setattr(orders, statement, Statement(*texts))  # type: ignore[arg-type]
+
+    return name
+
+
+def written_for(rows: Rows, tenant: str) -> dict[str, int]:
+    counts = {
+        table: rows(f"select count(*) from {table} where tenant_id = %s", tenant) for table in TABLES.values()
+    }
+    return {table: count for table, [(count,)] in counts.items() if count}
+
+
+@pytest.mark.parametrize("statement", [*TABLES, "all of them"])
+def test_an_insert_that_names_another_tenant_writes_nothing(
+    statement: str, alice: Client, tenant: str, rows: Rows, misdirected: Callable[[str, str], None]
+) -> None:
+    for each in TABLES if statement == "all of them" else [statement]:
+        misdirected(each, f"victim-{tenant}")
+
+    answers = [alice.place(key="k1"), alice.place(key="k1"), alice.place(key="k2")]
+
+    assert [(answer.status, answer.slug) for answer in answers] == [(500, "internal")] * 3
+    assert f"victim-{tenant}" not in "".join(answer.body.decode() for answer in answers)
+    assert written_for(rows, f"victim-{tenant}") == {}
+    assert written_for(rows, tenant) == {}
+
+
+def test_without_row_level_security_it_writes_for_the_other_tenant(
+    alice: Client, tenant: str, unsecured: Server, misdirected: Callable[[str, str], None]
+) -> None:
+    for each in TABLES:
+        misdirected(each, f"victim-{tenant}")
+
+    with api_on(unsecured.urls.app, DB_ALLOW_UNSAFE_ROLE="1"):
+        assert alice.place(key="k1").status == 201
+
+    assert written_for(rows_of(unsecured), f"victim-{tenant}") == dict.fromkeys(TABLES.values(), 1)

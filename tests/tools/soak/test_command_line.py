@@ -1,0 +1,31 @@
+"""What `make soak` is told is checked before anything is started."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "way_out"),
+    [
+        ("MINUTES", ["abc", "nan", "inf", "0", "-1"], "a number above 0, such as 10 or 0.5"),
+        ("SEED", ["x", "1.5", "-1"], "a whole number"),
+        ("SABOTAGE", ["rsl"], "one of "),
+    ],
+)
+def test_a_malformed_variable_is_explained(name: str, values: list[str], way_out: str) -> None:
+    for value in values:
+        done = subprocess.run(
+            [sys.executable, "-m", "tools.soak"],
+            env={**os.environ, name: value},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(f"{name} is {value!r}: use {way_out}")
+        assert done.stderr.count("\n") == 1

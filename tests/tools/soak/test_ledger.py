@@ -1,0 +1,175 @@
+"""The reckoning can fail: each kind of broken promise shows in its own column."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tests.support.client import Answer
+from tools.soak.ledger import Ledger, Order, Verdict, Wanted
+
+
+class Shop:
+    """A ledger, and the rows of a database in which every order is what was wanted."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self.orders: list[Order] = []
+
+    def place(self, name: str = "acme/1", *, user: str = "alice", acknowledged: bool = True) -> Order:
+        """As it rests."""
+        wanted = Wanted(name.partition("/")[0], user, name, "key", [1, 2])
+        order = shown(wanted)
+        self.ledger.want(wanted)
+        self.orders.append(order)
+        if acknowledged:
+            self.ledger.acknowledge(wanted, shown(wanted, order_id=order["order_id"]))
+        return order
+
+    def verdict(self) -> Verdict:
+        return self.ledger.verdict((order,) for order in self.orders)
+
+
+def shown(wanted: Wanted, **changes: Any) -> Order:
+    """As an answer shows it, or a row."""
+    order = wanted.order
+    items = [{"line_no": n, **each} for n, each in enumerate(order["items"], start=1)]
+    owner = {"order_id": str(uuid4()), "tenant_id": wanted.tenant, "created_by": wanted.user}
+    return {**order, **owner, "status": "pending", "items": items, **changes}
+
+
+def changed_item(order: Order, **changes: Any) -> Order:
+    """The same order, but for its first item."""
+    first, *others = order["items"]
+    return {**order, "items": [{**first, **changes}, *others]}
+
+
+@pytest.fixture
+def shop() -> Shop:
+    return Shop()
+
+
+def test_what_is_there_as_promised_is_clean(shop: Shop) -> None:
+    one = shop.place("acme/1")
+    other = shop.place("acme/2", user="bob", acknowledged=False)
+    shop.ledger.seen("acme", [one, other])
+    shop.ledger.seen("acme", [one], user="alice")
+
+    assert shop.verdict() == Verdict(lost=0, doubled=0, crossed=0)
+
+
+def gone(shop: Shop) -> None:
+    shop.place()
+    shop.orders.clear()
+
+
+def without_an_item(shop: Shop) -> None:
+    shop.place(acknowledged=False)["items"].pop()
+
+
+def acknowledged_without_an_item(shop: Shop) -> None:
+    order = shop.place(acknowledged=False)
+    shop.ledger.acknowledge(shop.ledger.wanted["acme/1"], {**order, "items": order["items"][:1]})
+
+
+def listed_without_an_item(shop: Shop) -> None:
+    order = shop.place()
+    shop.ledger.seen("acme", [{**order, "items": order["items"][:1]}])
+
+
+def not_found_by_its_customer(shop: Shop) -> None:
+    order = shop.place()
+    shop.ledger.read(shop.ledger.wanted["acme/1"], order["order_id"], Answer(404, {}, b""))
+
+
+def placed_twice(shop: Shop) -> None:
+    shop.place()
+    shop.orders.append({**shop.orders[0], "order_id": str(uuid4())})
+
+
+def shown_to_another(shop: Shop) -> None:
+    shop.ledger.seen("borealis", [shop.place()])
+
+
+def shown_under_another_name(shop: Shop) -> None:
+    shop.ledger.seen("acme", [{**shop.place(), "customer_name": "borealis/1"}])
+
+
+def listed_though_nobody_wanted_it(shop: Shop) -> None:
+    shop.ledger.seen("acme", [{**shop.place(), "customer_name": "acme/7"}])
+
+
+def listed_as_a_colleagues(shop: Shop) -> None:
+    shop.ledger.seen("acme", [{**shop.place(), "created_by": "bob"}])
+
+
+def a_colleagues_among_my_orders(shop: Shop) -> None:
+    shop.ledger.seen("acme", [shop.place(user="bob")], user="alice")
+
+
+def listed_with_anothers_items(shop: Shop) -> None:
+    shop.ledger.seen("acme", [{**shop.place(), "items": shop.place("borealis/1")["items"]}])
+
+
+def listed_with_an_item_twice(shop: Shop) -> None:
+    order = shop.place()
+    shop.ledger.seen("acme", [{**order, "items": [*order["items"], order["items"][0]]}])
+
+
+def resting_with_another(shop: Shop) -> None:
+    shop.place()["tenant_id"] = "borealis"
+
+
+def resting_with_anothers_items(shop: Shop) -> None:
+    shop.place()["items"] = shop.place("borealis/1")["items"][:1]
+
+
+def wanted_by_nobody(shop: Shop) -> None:
+    shop.orders.append(shown(Wanted("acme", "alice", "acme/7", None, [])))
+
+
+@pytest.mark.parametrize(
+    ("breaks", "verdict"),
+    [
+        (gone, Verdict(lost=1)),
+        (without_an_item, Verdict(lost=1)),
+        (acknowledged_without_an_item, Verdict(lost=1)),
+        (listed_without_an_item, Verdict(lost=1)),
+        (not_found_by_its_customer, Verdict(lost=1)),
+        (placed_twice, Verdict(doubled=1)),
+        (shown_to_another, Verdict(crossed=1)),
+        (shown_under_another_name, Verdict(crossed=1)),
+        (listed_though_nobody_wanted_it, Verdict(crossed=1)),
+        (listed_as_a_colleagues, Verdict(crossed=1)),
+        (a_colleagues_among_my_orders, Verdict(crossed=1)),
+        (listed_with_anothers_items, Verdict(crossed=1)),
+        (listed_with_an_item_twice, Verdict(crossed=1)),
+        (resting_with_another, Verdict(crossed=1)),
+        (resting_with_anothers_items, Verdict(crossed=1)),
+        (wanted_by_nobody, Verdict(crossed=1)),
+    ],
+)
+def test_a_broken_promise_counts(shop: Shop, breaks: Callable[[Shop], None], verdict: Verdict) -> None:
+    breaks(shop)
+
+    assert shop.verdict() == verdict
+
+
+def swapped(order: Order, other: Order) -> Iterable[Order]:
+    """The order, with one thing after the other as it stands in the other one."""
+    for name in other:
+        if name not in ("order_id", "status", "currency", "items", "tenant_id", "created_by"):
+            yield {**order, name: other[name]}
+    for name in ("product_name", "product_sku", "unit_price", "quantity"):
+        yield changed_item(order, **{name: other["items"][1][name]})
+
+
+def test_each_field_that_was_sent_counts(shop: Shop) -> None:
+    order, other = shop.place("acme/1"), shop.place("acme/2")
+    each = list(swapped(order, other))
+    for number, shows in enumerate(each, start=1):
+        shop.ledger.seen("acme", [shows])
+        assert shop.verdict().crossed == number, shows
+
+    assert len(each) == 6 + 4

@@ -1,0 +1,129 @@
+"""The network misbehaves as it is told, once, and otherwise passes everything on."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psycopg2
+import pytest
+
+from tests.conftest import connected
+from tests.support.servers import Server, private_server
+from tools.soak.postgres_proxy import Proxy, Shot
+from tools.soak.soak_environment import url
+
+pytestmark = pytest.mark.slow
+INSERT = "insert into told values (1)"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with private_server() as server:
+        with connected(server.url("postgres")) as connection, connection.cursor() as cursor:
+            cursor.execute("create role orders_app login; create table told (n integer)")
+            cursor.execute("grant all on told to orders_app")
+        yield server
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Proxy]:
+    proxy = Proxy(server.folder)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def cursor(proxy: Proxy) -> Iterator[Any]:
+    with connected(url(proxy.port)) as connection:
+        yield connection.cursor()
+
+
+def told(server: Server) -> int:
+    with connected(server.url("postgres")) as connection, connection.cursor() as cursor:
+        cursor.execute("with gone as (delete from told returning n) select count(*) from gone")
+        (count,) = cursor.fetchone()
+        return int(count)
+
+
+def test_everything_passes(server: Server, cursor: Any) -> None:
+    cursor.execute(INSERT)
+    cursor.execute("select repeat('x', 1000000)")
+
+    assert len(cursor.fetchone()[0]) == 1_000_000
+    assert told(server) == 1
+
+
+def test_what_is_cut_after_the_commit_is_committed(server: Server, proxy: Proxy, cursor: Any) -> None:
+    proxy.arm(Shot.CUT_AFTER_COMMIT, 1)
+    cursor.execute("select 1")  # it is no write: nothing happens to it
+    with pytest.raises(psycopg2.OperationalError):
+        cursor.execute(INSERT)
+
+    assert told(server) == 1
+    assert proxy.fired == {Shot.CUT_AFTER_COMMIT: 1}
+    assert proxy.armed() == 0
+
+
+@pytest.mark.parametrize("shot", [Shot.TRUNCATE, Shot.RESET])
+def test_an_answer_breaks(proxy: Proxy, cursor: Any, shot: Shot) -> None:
+    proxy.arm(shot, 1)
+
+    with pytest.raises(psycopg2.OperationalError):
+        cursor.execute("select 1")
+
+    assert proxy.fired == {shot: 1}
+    with connected(url(proxy.port)):
+        pass
+
+
+def test_all_connections_are_reset_at_once(proxy: Proxy, cursor: Any) -> None:
+    with connected(url(proxy.port)):
+        assert proxy.reset_all() == 2
+
+    with pytest.raises(psycopg2.OperationalError):
+        cursor.execute("select 1")
+
+
+def test_a_swallowed_answer_never_comes(server: Server, proxy: Proxy, cursor: Any) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        proxy.arm(Shot.SWALLOW, 1)
+        asking = pool.submit(cursor.execute, INSERT)
+        time.sleep(0.5)
+        assert not asking.done()
+        assert told(server) == 1
+        proxy.reset_all()
+        with pytest.raises(psycopg2.OperationalError):
+            asking.result(10)
+
+
+def test_a_stalled_question_arrives_later(server: Server, proxy: Proxy, cursor: Any) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with proxy.stalled():
+            asking = pool.submit(cursor.execute, INSERT)
+            time.sleep(0.3)
+            assert told(server) == 0
+        asking.result(10)
+
+    assert told(server) == 1
+
+
+def test_answers_come_late(proxy: Proxy, cursor: Any) -> None:
+    proxy.delay = 0.3
+    started = time.monotonic()
+
+    cursor.execute("select 1")
+
+    assert time.monotonic() - started > 0.3
+
+
+def test_where_no_server_is_nobody_answers(server: Server, proxy: Proxy, cursor: Any) -> None:
+    server.kill()
+    with pytest.raises(psycopg2.OperationalError):
+        cursor.execute("select 1")
+    with pytest.raises(psycopg2.OperationalError), connected(url(proxy.port)):
+        pass
+
+    server.start()
+    with connected(url(proxy.port)):
+        pass

@@ -1,0 +1,151 @@
+"""A run that saw a promise broken says so, and so does one that could not have seen it."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.client import Answer
+from tools.soak.injections import Injected
+from tools.soak.ledger import NO_ANSWER, TIMED_OUT, Ledger, Verdict, Wanted
+from tools.soak.report import Plan, Report
+from tools.soak.soak_environment import LONGEST_REQUEST, MOST_AT_REST
+
+WORKER_KILLED = 100.0
+
+
+def clean(**changes: object) -> Report:
+    """Of a run in which a commit was cut, and a worker killed half a second after WORKER_KILLED."""
+    report = Report(Plan(60, 1, seed=0), Ledger(), verdict=Verdict())
+    report.add("cut after commit", 90, Injected(91, hits=6))
+    report.add("kill worker", WORKER_KILLED, Injected(WORKER_KILLED + 0.5))
+    report.ledger.sent(503, 90, 92)
+    for name, value in changes.items():
+        setattr(report, name, value)
+    return report
+
+
+def hears_nothing(report: Report, started: float, ended: float) -> None:
+    report.ledger.sent(NO_ANSWER, started, ended)
+
+
+def test_a_clean_run_has_no_problems() -> None:
+    report = clean()
+    hears_nothing(report, WORKER_KILLED - 1, WORKER_KILLED + 0.6)
+
+    assert report.problems() == []
+    assert report.exit_status() == 0
+
+
+def no_commit_cut(report: Report) -> None:
+    report.hits.clear()
+
+
+def nothing_to_hit(report: Report) -> None:
+    report.add("truncate", 100, Injected(110, hits=0))
+
+
+def timed_out(report: Report) -> None:
+    report.ledger.sent(TIMED_OUT, 100, 100 + LONGEST_REQUEST / 2)
+
+
+def slow(report: Report) -> None:
+    report.ledger.sent(201, 100, 101 + LONGEST_REQUEST)
+
+
+def hung_up_on_before_the_kill(report: Report) -> None:
+    hears_nothing(report, WORKER_KILLED - 2, WORKER_KILLED - 0.1)
+
+
+def hung_up_on_after_the_kill(report: Report) -> None:
+    hears_nothing(report, WORKER_KILLED + 0.6, WORKER_KILLED + 0.7)
+
+
+def hung_up_on_long_after_the_kill(report: Report) -> None:
+    hears_nothing(report, WORKER_KILLED, WORKER_KILLED + 8)
+
+
+def never_reckoned_up(report: Report) -> None:
+    report.verdict = None
+
+
+def back_late(report: Report) -> None:
+    report.recoveries["stall"] = [0.1, 5.1, 0.1]
+
+
+def connections_left(report: Report) -> None:
+    report.connections = MOST_AT_REST + 1
+
+
+def never_acknowledged(report: Report) -> None:
+    report.ledger.want(Wanted("acme", "alice", "acme/1", "key", [1]))
+
+
+def an_error(report: Report) -> None:
+    report.ledger.never_expected(Answer(500, {}, b""))
+
+
+@pytest.mark.parametrize(
+    ("breaks", "said"),
+    [
+        (no_commit_cut, "no commit was cut"),
+        (nothing_to_hit, "1 times there was nothing to truncate"),
+        (timed_out, "1 requests timed out"),
+        (slow, f"a request took 21.0 s, more than {LONGEST_REQUEST:g}"),
+        (hung_up_on_before_the_kill, "1 requests were hung up on though no worker was killed"),
+        (hung_up_on_after_the_kill, "1 requests were hung up on though no worker was killed"),
+        (hung_up_on_long_after_the_kill, "1 requests were hung up on though no worker was killed"),
+        (never_reckoned_up, "nobody asked the database what is there"),
+        (back_late, "the service was back after 5.1 s"),
+        (connections_left, f"{MOST_AT_REST + 1} connections left of at most {MOST_AT_REST}"),
+        (never_acknowledged, "1 orders with a key were never acknowledged"),
+        (an_error, "1 answers that nobody should hear, such as [\"500 b''\"]"),
+    ],
+)
+def test_what_went_wrong_is_a_problem(breaks: Callable[[Report], None], said: str) -> None:
+    report = clean()
+
+    breaks(report)
+
+    assert report.problems() == [said]
+    assert report.exit_status() == 1
+
+
+def test_what_hit_nothing_was_not_injected() -> None:
+    report = clean()
+
+    nothing_to_hit(report)
+
+    assert report.faults["truncate"] == 0
+
+
+def test_an_interrupted_run_promises_less() -> None:
+    """Its customers would still be asking, and a worker may have been killed in that moment."""
+    report = clean()
+    report.interrupt()
+    for breaks in (no_commit_cut, connections_left, never_acknowledged):
+        breaks(report)
+    hears_nothing(report, time.monotonic() - 1, time.monotonic())
+
+    assert report.problems() == []
+    assert report.exit_status() == 130
+
+
+@pytest.mark.parametrize("verdict", [Verdict(lost=1), Verdict(doubled=1), Verdict(crossed=1), None])
+def test_a_broken_promise_of_an_interrupted_run_is_one(verdict: Verdict | None) -> None:
+    report = clean(verdict=verdict)
+    report.interrupt()
+
+    assert report.exit_status() == 1
+
+
+def test_a_run_ends_when_all_that_was_planned_has_happened() -> None:
+    report = Report(Plan(seconds=0, kills=1, seed=0, kinds=3))
+    report.started -= 1
+    report.add("delay", 0, Injected(1))
+    report.add("truncate", 0, Injected(1, hits=0))
+    assert not report.is_done
+
+    report.add("kill worker", 0, Injected(1))
+
+    assert report.is_done

@@ -1,0 +1,129 @@
+"""`make soak` in short: zeros, and what it prints when a guard was taken away."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tools.soak.injections import KILLS
+from tools.soak.report import Plan, Report
+from tools.soak.soak import soak
+
+pytestmark = pytest.mark.slow
+PROJECT = Path(__file__).parents[3]
+
+
+KINDS = 2 * len(KILLS)
+
+
+def run(seconds: float, kills: int, kinds: int, sabotage: str | None = None) -> Report:
+    return soak(Plan(seconds, kills, random.randrange(10**6), sabotage, kinds))
+
+
+def evidence(report: Report) -> str:
+    return f"{report.plan}\n{report.faults}\n{report.ledger.answers}\n{report.said[-5000:]}"
+
+
+def test_faults_under_load_lose_double_and_cross_nothing() -> None:
+    report = run(seconds=15, kills=len(KILLS), kinds=KINDS)
+
+    assert report.problems() == [], evidence(report)
+    assert len(report.faults) >= KINDS
+    assert report.ledger.acknowledged() > 100
+    assert report.ledger.answers[503] > 0
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "broken"), [("rls", "crossed"), ("idempotency", "doubled"), ("durability", "lost")]
+)
+def test_without_a_guard_the_same_run_is_not_clean(sabotage: str, broken: str) -> None:
+    report = run(seconds=4, kills=2, kinds=1, sabotage=sabotage)
+
+    assert report.verdict is not None
+    columns = {name: getattr(report.verdict, name) for name in ("lost", "doubled", "crossed")}
+    assert columns.pop(broken) > 0, evidence(report)
+    assert set(columns.values()) == {0}
+    assert report.problems()
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """For all that a soak writes; PostgreSQL's own user may enter it."""
+    folder = Path(tempfile.mkdtemp(prefix="order-api-soak-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_starting(folder: Path) -> bool:
+    return bool(list(folder.glob("*/forgetful.log")))
+
+
+def is_under_load(folder: Path) -> bool:
+    """Something was broken already, and something acknowledged."""
+    return bool(re.search(r" [1-9]\d* faults, .* [1-9]\d* acknowledged", (folder / "said").read_text()))
+
+
+@pytest.mark.parametrize("it", [is_starting, is_under_load])
+def test_a_soak_that_is_interrupted_says_so_and_leaves_nothing_behind(
+    folder: Path, it: Callable[[Path], bool]
+) -> None:
+    """Ctrl-C, which a terminal sends to all of its processes."""
+    said = folder / "said"
+    with said.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tools.soak", "--minutes", "5"],
+            cwd=PROJECT,
+            env={**os.environ, "TMPDIR": str(folder)},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        until(lambda: it(folder), 180)
+        until(lambda: all_run(folder))  # a fault may just have killed one of them
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+
+    status = process.wait(60)
+    text = said.read_text()
+    assert status == 130, text
+    assert "everything that was started has ended" in text
+    until(lambda: not running_from(folder))
+    assert [path.name for path in folder.iterdir()] == ["said"]
+    if it is is_under_load:
+        assert re.search(r"cut after commit +│ +[1-9]", text), text
+        assert re.search(r"(│ +[1-9]\d* +){3}(│ 0 +){3}│", text), text
+
+
+def all_run(folder: Path) -> bool:
+    names = " ".join(each.name() for each in running_from(folder))
+    return "postgres" in names and "functions-f" in names
+
+
+def running_from(folder: Path) -> list[psutil.Process]:
+    """Processes that were started with this folder for temporary files."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("TMPDIR") == str(folder):
+                found.append(process)
+    return found
+
+
+def until(what: Callable[[], bool], seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.1)

@@ -1,0 +1,175 @@
+"""The faults: each is injected under load, and tells when what was broken is whole again."""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import psycopg2
+
+from tests.conftest import connected
+from tools.soak.postgres_proxy import Shot
+from tools.soak.soak_environment import Stage
+
+LONGEST_FAULT = 10
+"""Seconds in which a fault must have found something to hit."""
+LONGEST_START = 60
+"""Seconds in which PostgreSQL must have recovered from its log."""
+
+
+@dataclass(frozen=True)
+class Injected:
+    """What a fault hit, and since when (of time.monotonic()) that is whole again."""
+
+    whole: float
+    hits: int = 1
+    """Processes, connections or answers; 0 where there was nothing to hit."""
+
+
+def kill_backend(stage: Stage, chance: random.Random) -> Injected:
+    """SIGKILL to one of the API's server processes: PostgreSQL ends all others and recovers from its log."""
+
+    def kill_one() -> bool:
+        with (
+            suppress(psycopg2.Error),
+            connected(stage.server.url("postgres")) as witness,
+            witness.cursor() as cursor,
+        ):
+            cursor.execute("select pid from pg_stat_activity where usename = 'orders_app'")
+            return _one_is_killed([pid for (pid,) in cursor.fetchall()], chance) and _is_ended(cursor)
+        return False
+
+    hits = _until(kill_one)
+    return Injected(database_is_back(stage), hits)
+
+
+def _one_is_killed(pids: Sequence[int], chance: random.Random) -> bool:
+    """Whether one of them could be killed: they may have ended by themselves meanwhile."""
+    with suppress(psutil.NoSuchProcess, IndexError):
+        process = psutil.Process(chance.choice(pids))
+        if process.status() != psutil.STATUS_ZOMBIE:
+            process.kill()
+            return True
+    return False
+
+
+def _is_ended(cursor: Any) -> bool:
+    """Whether PostgreSQL ends this session too, as it does when one was killed."""
+    deadline = time.monotonic() + LONGEST_FAULT / 2
+    with suppress(psycopg2.Error):
+        while time.monotonic() < deadline:
+            cursor.execute("select 1")
+            time.sleep(0.02)
+        return False
+    return True
+
+
+def kill_server(stage: Stage, chance: random.Random) -> Injected:
+    """SIGKILL to every process of PostgreSQL; it is down for up to a second, and started again."""
+    stage.server.kill()
+    time.sleep(chance.random())
+    stage.server.start()
+    return Injected(database_is_back(stage))
+
+
+def kill_worker(stage: Stage, chance: random.Random) -> Injected:
+    """SIGKILL to a process of the API in the middle of its requests; gunicorn starts another."""
+    stage.proxy.delay = 0.2  # so that there are some that the database has answered already
+    time.sleep(0.3)
+    hits = _until(lambda: _one_is_killed([worker.pid for worker in stage.product.workers()], chance))
+    stage.proxy.delay = 0
+    return Injected(time.monotonic(), hits)
+
+
+def delay(stage: Stage, chance: random.Random) -> Injected:
+    """Every answer of the database comes late."""
+    stage.proxy.delay = chance.uniform(0.05, 0.3)
+    time.sleep(chance.uniform(0.5, 1.5))
+    stage.proxy.delay = 0
+    return Injected(time.monotonic())
+
+
+def stall(stage: Stage, chance: random.Random) -> Injected:
+    """Nothing moves between API and database for a while, and nobody hangs up."""
+    with stage.proxy.stalled():
+        time.sleep(chance.uniform(0.3, 2))
+    return Injected(time.monotonic())
+
+
+def reset_all(stage: Stage, _: random.Random) -> Injected:
+    """Every connection to the database is reset at once."""
+    hits = _until(stage.proxy.reset_all)
+    return Injected(time.monotonic(), hits)
+
+
+def truncate(stage: Stage, chance: random.Random) -> Injected:
+    """Answers end in their middle."""
+    return _shoot(stage, Shot.TRUNCATE, chance.randint(1, 8))
+
+
+def reset(stage: Stage, chance: random.Random) -> Injected:
+    """Connections are reset in the place of answers."""
+    return _shoot(stage, Shot.RESET, chance.randint(1, 8))
+
+
+def cut_after_commit(stage: Stage, chance: random.Random) -> Injected:
+    """Orders are committed, and nobody hears of it."""
+    return _shoot(stage, Shot.CUT_AFTER_COMMIT, chance.randint(6, 12))
+
+
+def swallow(stage: Stage, chance: random.Random) -> Injected:
+    """The database falls silent on a few connections, for good, and nobody hangs up.
+
+    On three at once at most: each holds a thread until DB_READ_TIMEOUT, and a worker has four.
+    """
+    _until(lambda: not stage.proxy.silent())
+    return _shoot(stage, Shot.SWALLOW, chance.randint(1, 3))
+
+
+Fault = Callable[[Stage, random.Random], Injected]
+KILLS: tuple[Fault, ...] = (kill_backend, kill_server, kill_worker)
+NETWORK: tuple[Fault, ...] = (delay, stall, reset_all, truncate, reset, cut_after_commit, swallow)
+
+
+def said(fault: Fault) -> str:
+    return fault.__name__.replace("_", " ")
+
+
+def database_is_back(stage: Stage) -> float:
+    """When, by time.monotonic(). Raises AssertionError when it does not come back."""
+    deadline = time.monotonic() + LONGEST_START
+    while time.monotonic() < deadline:
+        with suppress(psycopg2.Error), connected(stage.server.url("postgres")):
+            return time.monotonic()
+        time.sleep(0.02)
+    raise AssertionError(f"PostgreSQL is not back after {LONGEST_START} s")
+
+
+def bring_back(stage: Stage) -> None:
+    """Start PostgreSQL, wherever a fault was interrupted: one just killed counts as running for a moment."""
+    deadline = time.monotonic() + LONGEST_START
+    while time.monotonic() < deadline:
+        stage.server.start_again()
+        with suppress(psycopg2.Error), connected(stage.server.url("postgres")):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"PostgreSQL is not back after {LONGEST_START} s")
+
+
+def _until(hit: Callable[[], int]) -> int:
+    """How much was hit, when something was; 0 when nothing was in time."""
+    deadline = time.monotonic() + LONGEST_FAULT
+    while not (hits := hit()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return hits
+
+
+def _shoot(stage: Stage, shot: Shot, answers: int) -> Injected:
+    before = stage.proxy.fired[shot]
+    stage.proxy.arm(shot, answers)
+    _until(lambda: not stage.proxy.armed())
+    stage.proxy.disarm()
+    return Injected(time.monotonic(), stage.proxy.fired[shot] - before)

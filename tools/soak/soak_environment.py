@@ -1,0 +1,193 @@
+"""The scene: a PostgreSQL of its own, a network that misbehaves, and the product at its production server."""
+
+import io
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from deploy import hosts as builds
+from local import hosts
+from local.database import apply_schema
+from tests.conftest import connected
+from tests.support.client import free_port
+from tests.support.issuer import COGNITO, KeyServer, SigningKey
+from tests.support.log_leak_plugin import sightings
+from tests.support.mutants import without_tenant_filter
+from tests.support.servers import Server, private_server
+from tools.soak.postgres_proxy import Proxy
+
+TENANT_TABLES = ("orders", "order_items", "idempotency_keys", "rate_limits")
+SABOTAGES: Mapping[str, tuple[str, ...]] = {
+    "rls": tuple(f"alter table {table} disable row level security" for table in TENANT_TABLES),
+    "idempotency": ("alter table idempotency_keys drop constraint idempotency_keys_pkey",),
+    "durability": (
+        "alter role orders_app set synchronous_commit = off",
+        "alter system set wal_writer_delay = '10s'",
+        "select pg_reload_conf()",
+    ),
+}
+"""What takes a guard away, so that a run can be seen to fail: crossed, doubled and lost, in this order."""
+WORKERS, THREADS = 2, 4
+IDLE = 5
+"""Connections that each worker may keep: DB_POOL_SIZE."""
+MOST_AT_REST = (WORKERS + 1) * IDLE
+READ_TIMEOUT, POOL_TIMEOUT, CONNECT_TIMEOUT, SLACK = 8, 3, 3, 6
+LONGEST_REQUEST = READ_TIMEOUT + POOL_TIMEOUT + CONNECT_TIMEOUT + SLACK
+"""Seconds. The last is a busy machine's, and covers the wait for a thread behind another's request."""
+LONGEST_START = 60
+"""Seconds in which gunicorn must have its workers."""
+
+
+class Shops:
+    """Everybody's issuer."""
+
+    def __init__(self) -> None:
+        self._key = SigningKey()
+        self._keys = KeyServer(self._key.jwk())
+        self.variables = COGNITO.variables(self._keys)
+
+    def token(self, tenant: str, user: str) -> str:
+        """Good for a day: a soak may take hours."""
+        return self._key.token(COGNITO.claims(tenant, sub=user, exp=int(time.time()) + 86_400))
+
+    def close(self) -> None:
+        self._keys.stop()
+
+
+@dataclass(frozen=True)
+class Door:
+    """A build of the GCP door under functions-framework's gunicorn."""
+
+    port: int
+    process: hosts.Process
+    log: Path
+    """What it said."""
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes that answer; the one above them only watches."""
+        return list(psutil.Process(self.process.pid).children())
+
+
+@dataclass(frozen=True)
+class Stage:
+    server: Server
+    proxy: Proxy
+    product: Door
+    forgetful: Door
+    """The same build without its tenant filter: row-level security is all that it has."""
+    shops: Shops
+
+    @property
+    def ports(self) -> list[int]:
+        return [self.product.port, self.forgetful.port]
+
+    def connections(self) -> int:
+        """Of the API to the database."""
+        ((connections,),) = self.rows("select count(*) from pg_stat_activity where usename = 'orders_app'")
+        return int(connections)
+
+    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        return rows(self.server, query, *values)
+
+
+def rows(server: Server, query: str, *values: Any) -> list[tuple[Any, ...]]:
+    """Asked as the superuser, past every proxy and behind row-level security."""
+    with connected(server.url("postgres")) as connection, connection.cursor() as cursor:
+        cursor.execute(query, values)
+        found: list[tuple[Any, ...]] = cursor.fetchall() if cursor.description else []
+        return found
+
+
+@contextmanager
+def stage(chance: random.Random, sabotage: str | None = None) -> Iterator[Stage]:
+    """All of it running, with a guard taken away where `sabotage` says which; gone afterwards."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="order-api-faults-")))
+        server = stack.enter_context(private_server())
+        stack.callback(refuse_canaries, server.folder / "log")
+        apply_schema(server.urls.owner)
+        for statement in SABOTAGES[sabotage] if sabotage else ():
+            rows(server, statement)
+        shops = Shops()
+        stack.callback(shops.close)
+        proxy = Proxy(server.folder, chance)
+        stack.callback(proxy.close)
+        variables = {
+            **shops.variables,
+            "DATABASE_URL": url(proxy.port),
+            "DB_POOL_SIZE": str(IDLE),
+            "DB_READ_TIMEOUT": str(READ_TIMEOUT),
+            "DB_POOL_TIMEOUT": str(POOL_TIMEOUT),
+            "DB_CONNECT_TIMEOUT": str(CONNECT_TIMEOUT),
+        }
+        if sabotage == "rls":
+            variables["DB_ALLOW_UNSAFE_ROLE"] = "1"
+        product = stack.enter_context(door(folder / "product", variables, workers=WORKERS))
+        forgetful = stack.enter_context(
+            door(folder / "forgetful", variables, mutate=without_tenant_filter, workers=1)
+        )
+        yield Stage(server, proxy, product, forgetful, shops)
+
+
+def url(*ports: int, more: str = "") -> str:
+    """The database as the API sees it, at these ports of loopback."""
+    return f"postgresql://orders_app@{','.join(f'127.0.0.1:{port}' for port in ports)}/orders{more}"
+
+
+@contextmanager
+def door(
+    folder: Path,
+    variables: Mapping[str, str],
+    *,
+    mutate: Callable[[Path], None] | None = None,
+    workers: int = 1,
+    threads: int = THREADS,
+) -> Iterator[Door]:
+    """A build made in `folder`, serving on a free port; what it says goes into a file beside it.
+
+    Raises AssertionError at its end when that holds what no log may hold.
+    """
+    with redirect_stdout(io.StringIO()):
+        builds.build("gcp", folder)
+    if mutate:
+        mutate(folder)
+    port, log = free_port(), folder.with_suffix(".log")
+    told = {**variables, "WORKERS": str(workers), "THREADS": str(threads), "NO_PROXY": "127.0.0.1"}
+    with ExitStack() as stack:
+        with log.open("wb") as said, _output_into(said.fileno()):
+            process = stack.enter_context(hosts.serving("gcp", folder, told, "127.0.0.1", port))
+        opened = Door(port, process, log)
+        deadline = time.monotonic() + LONGEST_START
+        while len(opened.workers()) < workers:  # it listens before it has them
+            assert time.monotonic() < deadline, f"{workers} workers were to start: {log.read_text()[-2000:]}"
+            time.sleep(0.02)
+        yield opened
+    refuse_canaries(log)
+
+
+def refuse_canaries(log: Path) -> None:
+    """Raises AssertionError when a log holds what none may hold."""
+    found = sightings(log.name, log.read_text(errors="replace"))
+    assert not found, "\n".join(found[:20])
+
+
+@contextmanager
+def _output_into(file: int) -> Iterator[None]:
+    """What processes that are started meanwhile say, for as long as they live."""
+    saved = [os.dup(number) for number in (1, 2)]
+    for number in (1, 2):
+        os.dup2(file, number)
+    try:
+        yield
+    finally:
+        for number, before in zip((1, 2), saved, strict=True):
+            os.dup2(before, number)
+            os.close(before)
