@@ -33,7 +33,11 @@ OWN = {
 }
 SHARED = {
     "app.py",
-    *(str(path.relative_to(PROJECT)) for path in (PROJECT / "chalicelib").rglob("*.py") if path.stem != "tables"),
+    *(
+        str(path.relative_to(PROJECT))
+        for path in (PROJECT / "chalicelib").rglob("*.py")
+        if path.stem != "tables"
+    ),
     "shims/__init__.py",
     "shims/gateway.py",
 }
