@@ -23,16 +23,8 @@ from chalicelib.errors import (
     Unavailable,
     UnsupportedMediaType,
 )
-from chalicelib.openapi.models import (
-    PLACED,
-    SEED,
-    Health,
-    Json,
-    OneOrder,
-    OrderCreated,
-    OrderPage,
-    ProblemDetails,
-)
+from chalicelib.openapi.models import Health, Json, ProblemDetails
+from chalicelib.orders.models import PLACED, SEED, OneOrder, OrderCreated, OrderPage
 from chalicelib.orders.new_order import NewOrder
 
 VERSION = "1.0.0"
