@@ -10,7 +10,6 @@ from uuid import uuid4
 from chalice.app import CognitoUserPoolAuthorizer, CORSConfig, Request, Response
 
 from chalicelib import rate_limit as rates
-from chalicelib import settings
 from chalicelib.caller import Caller, Invocation, Verified
 from chalicelib.database import tenant_scope as database
 from chalicelib.errors import (
@@ -30,19 +29,23 @@ from chalicelib.orders import idempotency_key as idempotency
 from chalicelib.orders.new_order import NewOrder
 from chalicelib.orders.pages import Page, single_values
 from chalicelib.orders.repository import OrderRepository
+from chalicelib.settings import identity_provider
+from chalicelib.settings.aws_lambda import is_snapshotted, on_lambda
+from chalicelib.settings.http import cors_origin, docs_are_on
+from chalicelib.settings.identity_provider import is_accepted_client, user_pools
 
 LARGEST_BODY = 1024 * 1024
 RATE_HEADERS = "rate_headers"
 """Under which name a request's context has them; API Gateway's own names are in camel case."""
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-claim_names = cache(settings.claim_names)
+claim_names = cache(identity_provider.claim_names)
 """Read once, at the first request."""
 
 logs.start()
 app = ParallelChalice(app_name="order-api", configure_logs=False)
 app.api.binary_types = []
 app.api.cors = cors = CORSConfig(
-    allow_origin=settings.cors_origin(),
+    allow_origin=cors_origin(),
     allow_headers=["Idempotency-Key", "If-None-Match", "traceparent", "tracestate"],
     expose_headers=[
         *("ETag", "Idempotent-Replayed", "Location"),
@@ -56,7 +59,7 @@ COMMON_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     **cors.get_access_control_headers(),
 }
-customers = CognitoUserPoolAuthorizer("customers", provider_arns=settings.user_pools())
+customers = CognitoUserPoolAuthorizer("customers", provider_arns=user_pools())
 
 
 # content_types=[] on every route: the media type is checked after the token, in json_body().
@@ -111,7 +114,7 @@ def ready() -> Response:
 
 @app.route("/openapi.json", methods=["GET", "HEAD"], content_types=[])
 def get_openapi() -> Response:
-    if not settings.docs_are_on():
+    if not docs_are_on():
         raise NotFound
     from chalicelib.openapi import document as openapi
 
@@ -121,7 +124,7 @@ def get_openapi() -> Response:
 def refuse_method(**_path: str) -> Response:
     """Every other method of a known path; declared, because API Gateway forwards no other."""
     path = request().path
-    if path == "/openapi.json" and not settings.docs_are_on():
+    if path == "/openapi.json" and not docs_are_on():
         raise NotFound
     raise MethodNotAllowed(allowed_methods(path))
 
@@ -135,7 +138,7 @@ for known_path, declared in list(app.routes.items()):
 def answer(event: Request | None, get_response: Callable[[Any], Response]) -> Response:
     """Give every answer the contract's headers, every error its shape, every request its line in the log."""
     request_id = (event and event.context.get("requestId")) or str(uuid4())
-    record = telemetry.begin(request_id, "aws" if settings.on_lambda() else "local")
+    record = telemetry.begin(request_id, "aws" if on_lambda() else "local")
     if event is not None:
         record.describe(event.method, event.path, traceparent(event))
     response = answered(event, get_response, record)
@@ -205,7 +208,7 @@ def ends_at() -> float | None:
     context = app.lambda_context
     if isinstance(context, Invocation):
         return context.ends_at
-    if context is None or not settings.on_lambda():
+    if context is None or not on_lambda():
         return None
     return time.monotonic() + float(context.get_remaining_time_in_millis()) / 1000
 
@@ -221,9 +224,9 @@ def verified_claims() -> Mapping[str, Any]:
     """Claims that a shim's gateway or, on Lambda, API Gateway verified; else those of the token itself."""
     if isinstance(app.lambda_context, Verified):
         return app.lambda_context.claims
-    if settings.on_lambda():
+    if on_lambda():
         claims = (request().context.get("authorizer") or {}).get("claims")
-        if not claims or not settings.is_accepted_client(claims.get("aud")):
+        if not claims or not is_accepted_client(claims.get("aud")):
             raise Unauthorized
         return claims  # type: ignore[no-any-return]
     from chalicelib.identity import tokens
@@ -265,7 +268,7 @@ def is_fresh(etag: str) -> bool:
     return etag in known or "*" in known
 
 
-if settings.is_snapshotted():
+if is_snapshotted():
     from chalicelib import snapstart
 
     snapstart.register(app)

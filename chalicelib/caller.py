@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chalicelib.errors import MissingTenant, Unauthorized
-from chalicelib.settings import COGNITO_NAMES, ClaimNames
+from chalicelib.settings.identity_provider import COGNITO_NAMES, ClaimNames
 
 _ABSENT = object()
 

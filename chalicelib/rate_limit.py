@@ -13,13 +13,12 @@ import time
 from collections.abc import Mapping
 from functools import cache
 
-from chalicelib import settings
 from chalicelib.caller import Caller
 from chalicelib.database.errors import ReadOnly
 from chalicelib.database.tenant_scope import TenantScope
 from chalicelib.errors import RateLimited
 from chalicelib.orders.statements import TAKE_TURN
-from chalicelib.settings import Rate
+from chalicelib.settings.rate_limit import Rate, rate_limit
 
 MOST_REMEMBERED = 10_000
 """Tenants; beyond, those who may ask again are forgotten, and then all."""
@@ -32,7 +31,7 @@ UNCOUNTED = 10
 """Seconds in which nothing is counted after a server has refused to write."""
 SLACK = 10
 """Seconds. A next turn further away than these and an interval was set by another clock: see TAKE_TURN."""
-rate = cache(settings.rate_limit)
+rate = cache(rate_limit)
 """Read once, at the first request."""
 
 

@@ -15,7 +15,10 @@ from typing import Any
 
 import chalice.app
 
-from chalicelib import settings
+from chalicelib.settings.currency import default_currency
+from chalicelib.settings.environment import SettingsError
+from chalicelib.settings.http import cors_origin
+from chalicelib.settings.identity_provider import user_pools
 from deploy import archive, policy, sources
 
 Json = dict[str, Any]
@@ -246,8 +249,8 @@ def configure_app(chosen: Mapping[str, Any]) -> None:
     os.environ["COGNITO_USER_POOL_ARN"] = variables.get("COGNITO_USER_POOL_ARN", NO_USER_POOL)
     os.environ["CORS_ORIGIN"] = variables.get("CORS_ORIGIN", "")
     try:
-        settings.user_pools(), settings.cors_origin(), settings.default_currency()
-    except settings.SettingsError as error:
+        user_pools(), cors_origin(), default_currency()
+    except SettingsError as error:
         raise SystemExit(str(error)) from None
 
 

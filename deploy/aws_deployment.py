@@ -10,7 +10,10 @@ from typing import Any
 
 import boto3
 
-from chalicelib import settings
+from chalicelib.settings.currency import default_currency
+from chalicelib.settings.database import database_settings
+from chalicelib.settings.environment import SettingsError
+from chalicelib.settings.rate_limit import rate_limit
 from deploy import alarms, aws, policy
 
 Json = dict[str, Any]
@@ -53,10 +56,10 @@ def _check(variables: Mapping[str, str]) -> None:
     os.environ.pop("DATABASE_URL", None)  # no variable of the function
     os.environ.update(variables)
     try:
-        secret = settings.database().secret
-        settings.default_currency()
-        settings.rate_limit()
-    except settings.SettingsError as error:
+        secret = database_settings().secret
+        default_currency()
+        rate_limit()
+    except SettingsError as error:
         raise SystemExit(f"The function would not start. {error}") from None
     if secret and not policy.is_secret(secret.text):
         raise SystemExit(f"DB_PASSWORD refers to {secret}: the zip reads secrets of AWS Secrets Manager only")

@@ -14,7 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from py_compile import PycInvalidationMode
 
-from chalicelib import settings
+from chalicelib.settings.database import database_settings
+from chalicelib.settings.environment import SettingsError
+from chalicelib.settings.http import cors_origin
+from chalicelib.settings.startup import check_settings
+from chalicelib.settings.tokens import accepted_tokens
 from deploy import pins, sbom, sources
 
 PROJECT = Path(__file__).parent.parent
@@ -83,15 +87,15 @@ def deploy(target: str, folder: Path) -> None:
     if not _is_build(cloud, folder):
         raise SystemExit(f"{folder} holds no build: run make build-{cloud} first")
     try:
-        settings.check()
-        settings.cors_origin()
-    except settings.SettingsError as error:
+        check_settings()
+        cors_origin()
+    except SettingsError as error:
         raise SystemExit(f"The function would not start. {error}") from None
     if not (os.environ.get("DATABASE_URL") or os.environ.get("DB_PASSWORD")):
         raise SystemExit(
             "DB_PASSWORD is not set: the password of DB_USER, or where a secret store has it: docs/secrets.md"
         )
-    if "//127.0.0.1:" in settings.tokens().jwks_url:
+    if "//127.0.0.1:" in accepted_tokens().jwks_url:
         raise SystemExit(
             "AUTH_JWKS_URL names this machine: these are the settings of make run (.local/env). "
             "Call make deploy-... from a shell that has not read them"
@@ -159,7 +163,7 @@ def _oracle(folder: Path, found: dict[str, str]) -> None:
             f"{' and '.join(headers)} would stand on fn's command line, for every user of this machine to "
             "read. Send the metrics to a collector in the network, which adds the headers"
         )
-    if settings.database().secret is None and (shown := found.keys() & {"DATABASE_URL", "DB_PASSWORD"}):
+    if database_settings().secret is None and (shown := found.keys() & {"DATABASE_URL", "DB_PASSWORD"}):
         raise SystemExit(
             f"{' and '.join(sorted(shown))} would stand on fn's command line, for every user of this machine "
             "to read. Put the password into OCI Vault, and its OCID into DB_PASSWORD (docs/secrets.md)"

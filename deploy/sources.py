@@ -8,11 +8,12 @@ import shutil
 import ssl
 from pathlib import Path
 
-from chalicelib import settings
 from chalicelib.database.tenant_scope import Statement
+from chalicelib.settings.database_tls import BUILT_AUTHORITY, authority_file
+from chalicelib.settings.environment import SettingsError
 
 PROJECT = Path(__file__).parent.parent
-AUTHORITY = f"chalicelib/{settings.BUILT_AUTHORITY.name}"
+AUTHORITY = f"chalicelib/{BUILT_AUTHORITY.name}"
 """Where the certificates of the database's authority are in a build that has them."""
 
 
@@ -24,9 +25,9 @@ def authority() -> bytes:
     if not os.environ.get("DB_SSLROOTCERT"):
         return b""
     try:
-        path = settings.authority()
+        path = authority_file()
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)  # as libpq will
-    except settings.SettingsError as error:
+    except SettingsError as error:
         raise SystemExit(str(error)) from None
     except ssl.SSLError:
         raise SystemExit(f"DB_SSLROOTCERT is {path!r}: its certificates are damaged. Fetch it anew") from None

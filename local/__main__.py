@@ -17,9 +17,11 @@ from pathlib import Path
 
 import psycopg2
 
-from chalicelib import settings
 from chalicelib.caller import Caller
 from chalicelib.errors import Problem
+from chalicelib.settings.environment import SettingsError
+from chalicelib.settings.http import cors_origin
+from chalicelib.settings.startup import check_settings
 from local import database, docs, front, hosts, issuer, postgres
 
 PROJECT = Path(__file__).parent.parent
@@ -52,7 +54,7 @@ def run(serve: Callable[[database.Urls], None]) -> None:
     try:
         with _database() as urls:
             serve(urls)
-    except settings.SettingsError as error:
+    except SettingsError as error:
         raise SystemExit(str(error)) from None
     except PermissionError as error:
         raise SystemExit(f"{error.filename}: {error.strerror}. Run as the user who owns {PROJECT}") from None
@@ -117,8 +119,8 @@ def _serve_built(cloud: str, host: str, port: int, urls: database.Urls) -> None:
     threading.Thread(target=keys.serve_forever, daemon=True).start()
     own = _environment(urls, f"http://127.0.0.1:{keys.server_address[1]}/jwks.json", host)
     os.environ.update(own, no_proxy=own["NO_PROXY"])
-    settings.check()
-    settings.cors_origin()
+    check_settings()
+    cors_origin()
     environment = {**_handed_on(cloud), **own}
     with hosts.serving(cloud, built, environment, host, port) as process:
         print(_block(_url(host, port), urls.app, tokens, page=False), flush=True)

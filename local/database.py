@@ -10,8 +10,8 @@ from typing import Any
 
 import psycopg2
 
-from chalicelib import settings
 from chalicelib.database.role_check import ROLE_CHECK, UNSAFE_ROLE
+from chalicelib.settings.database import database_settings, parse_database_url
 from local.postgres import Server
 
 SCHEMA = Path(__file__).parent.parent / "schema.sql"
@@ -50,13 +50,13 @@ def embedded(folder: Path) -> Iterator[Urls]:
 
 def apply_schema(owner_url: str) -> None:
     """Run schema.sql; it brings its own transaction and changes nothing when it is applied already."""
-    with _connected(settings.connection(owner_url, "OWNER_DATABASE_URL")) as connection:
+    with _connected(parse_database_url(owner_url, "OWNER_DATABASE_URL")) as connection:
         connection.cursor().execute(SCHEMA.read_text())
 
 
 def check_app_role() -> str | None:
     """What is wrong with serving as the role of the settings; None when all is well."""
-    chosen = settings.database()
+    chosen = database_settings()
     with _connected(chosen.connect) as connection, connection.cursor() as cursor:
         cursor.execute("select to_regclass('orders') is not null")
         if cursor.fetchone() != (True,):
@@ -88,7 +88,7 @@ def _bring_up(server: Server) -> None:
 
 
 def _create_database(admin_url: str) -> None:
-    with _connected(settings.connection(admin_url)) as connection, connection.cursor() as cursor:
+    with _connected(parse_database_url(admin_url)) as connection, connection.cursor() as cursor:
         cursor.execute("select from pg_roles where rolname = 'orders_owner'")
         if cursor.rowcount == 0:
             cursor.execute("create role orders_owner login createrole")

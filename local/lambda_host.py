@@ -25,7 +25,8 @@ from typing import Any
 from uuid import uuid4
 from zipfile import ZipFile
 
-from chalicelib import settings
+from chalicelib.settings.environment import SettingsError
+from chalicelib.settings.tokens import accepted_tokens
 from local import front
 from local.api_gateway import ApiGateway, Json, of_type
 
@@ -282,7 +283,7 @@ def _variables() -> dict[str, str]:
         for name, value in os.environ.items()
         if name == "AUTH_AUDIENCE" or not name.startswith(("AUTH_", "CORS_ORIGIN", "PYTHON"))
     }
-    return {"AWS_REGION": settings.tokens().region, **kept}
+    return {"AWS_REGION": accepted_tokens().region, **kept}
 
 
 def _obey_modes() -> None:
@@ -295,5 +296,5 @@ if __name__ == "__main__":
     try:
         _obey_modes()
         main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
-    except settings.SettingsError as error:
+    except SettingsError as error:
         raise SystemExit(str(error)) from None

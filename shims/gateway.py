@@ -17,12 +17,14 @@ from uuid import uuid4
 from chalice.app import Chalice
 
 from app import COMMON_HEADERS, LARGEST_BODY
-from chalicelib import settings
 from chalicelib.caller import Invocation, Verified
 from chalicelib.errors import Internal, MalformedRequest, Problem
 from chalicelib.identity import tokens
 from chalicelib.observability import logs
 from chalicelib.observability import record as telemetry
+from chalicelib.settings.environment import SettingsError
+from chalicelib.settings.http import base_path
+from chalicelib.settings.startup import check_settings
 
 _log = logging.getLogger("order-api")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9-]{1,128}")
@@ -62,12 +64,12 @@ class Gateway:
     def __init__(self, app: Chalice, host: str = "local") -> None:
         """`host` is what the log calls this one: `azure`, `gcp`, `oci`."""
         if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:
-            raise settings.SettingsError(
+            raise SettingsError(
                 "AWS_LAMBDA_FUNCTION_NAME is set, which means: claims were verified. Unset it on this host"
             )
-        settings.check()
+        check_settings()
         self._app = app
-        self._base_path = settings.base_path()
+        self._base_path = base_path()
         self._host = host
         if host == "azure":
             logs.through_root()

@@ -12,13 +12,13 @@ from typing import Any
 import psycopg2
 from psycopg2.extensions import cursor as Cursor
 
-from chalicelib import settings
 from chalicelib.database import errors as failures
 from chalicelib.database.errors import ConnectionBroken, NoAnswer, OutcomeUnknown, ReadOnly, StatementLost
 from chalicelib.database.pool import Connection, Pool, PoolExhausted
 from chalicelib.database.read_timeout import Watch
 from chalicelib.database.role_check import ROLE_CHECK
 from chalicelib.observability import record as telemetry
+from chalicelib.settings.database import DatabaseSettings, connect_arguments, database_settings
 
 Values = Mapping[str, Any]
 Row = tuple[Any, ...]
@@ -243,11 +243,11 @@ def _the_pool() -> Pool:
     pool = _pool
     if pool is None:
         with _pool_lock:
-            pool = _pool = _pool or _new_pool(settings.database())
+            pool = _pool = _pool or _new_pool(database_settings())
     return pool
 
 
-def _new_pool(database: settings.Database) -> Pool:
+def _new_pool(database: DatabaseSettings) -> Pool:
     log_in = _log_in(database)
     if database.unsafe_role:
         _log.warning(
@@ -293,7 +293,7 @@ def _prepare_no_more() -> None:
     )
 
 
-def _log_in(database: settings.Database) -> Callable[[], Any]:
+def _log_in(database: DatabaseSettings) -> Callable[[], Any]:
     """How a connection is opened: with the password as it was given, or as the secret store has it."""
     if database.secret is None:
         return lambda: psycopg2.connect(**database.connect)
@@ -304,12 +304,12 @@ def _log_in(database: settings.Database) -> Callable[[], Any]:
     def log_in() -> Any:
         known = secret.variables()
         try:
-            return psycopg2.connect(**settings.login(known))
+            return psycopg2.connect(**connect_arguments(known))
         except psycopg2.OperationalError:
             # Was the password replaced? A failed connect has no SQLSTATE, and its words are translated.
             newer = secret.instead_of(known)
             if newer is None:
                 raise
-        return psycopg2.connect(**settings.login(newer))
+        return psycopg2.connect(**connect_arguments(newer))
 
     return log_in

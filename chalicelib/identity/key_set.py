@@ -223,7 +223,7 @@ def _read(url: str) -> bytes:
     deadline = time.monotonic() + LONGEST_FETCH
     # Firewalls in front of issuers answer urllib's own User-Agent with 403 (jpadilla/pyjwt#1121).
     headers = {"User-Agent": "order-api", **telemetry.outgoing_headers()}
-    request = urllib.request.Request(url, headers=headers)  # noqa: S310 (settings.tokens)
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310 (settings/tokens.py)
     opener = urllib.request.build_opener(_NoRedirects)
     body = b""
     with opener.open(request, timeout=LONGEST_FETCH) as answer:

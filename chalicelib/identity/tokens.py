@@ -16,14 +16,15 @@ from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
 from typing import Any, NoReturn
 
-from chalicelib import settings
 from chalicelib.errors import Unauthorized
 from chalicelib.identity.key_set import Key, KeySet
 from chalicelib.identity.refusal_log import Refusals, Refused, reason
+from chalicelib.settings.environment import SettingsError
+from chalicelib.settings.tokens import ANY_DIRECTORY, GUID, AcceptedTokens, accepted_tokens
 
 Claims = Mapping[str, Any]
-Verify = Callable[[str, Key, settings.Tokens], object]
-IsTheirs = Callable[[Claims, Key, settings.Tokens], bool]
+Verify = Callable[[str, Key, AcceptedTokens], object]
+IsTheirs = Callable[[Claims, Key, AcceptedTokens], bool]
 
 SKEW = 30
 """Seconds that our clock and the issuer's may differ."""
@@ -50,7 +51,7 @@ def claims(authorization: str | None) -> Claims:
             raise Refused("too long")
         found = _verified(token, _keys().edition())
         _refuse_out_of_time(found)
-    except settings.SettingsError:
+    except SettingsError:
         raise
     except Exception as error:
         # Any failure of any library on input that an attacker wrote means: not verified.
@@ -60,8 +61,8 @@ def claims(authorization: str | None) -> Claims:
 
 
 @cache
-def _accepted() -> settings.Tokens:
-    return settings.tokens()
+def _accepted() -> AcceptedTokens:
+    return accepted_tokens()
 
 
 @lru_cache(maxsize=1024)
@@ -118,7 +119,7 @@ def _no_number(_constant: str) -> NoReturn:
 _STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_number)
 
 
-def _by_cognitojwt(token: str, _key: Key, accepted: settings.Tokens) -> object:
+def _by_cognitojwt(token: str, _key: Key, accepted: AcceptedTokens) -> object:
     # Neither time nor audience: both are looked at below, with words for what is wrong.
     return _cognitojwt().decode(token, accepted.region, accepted.user_pool, testmode=True)
 
@@ -132,7 +133,7 @@ def _cognitojwt() -> Any:
     return jwt_sync
 
 
-def _by_pyjwt(token: str, key: Key, accepted: settings.Tokens) -> object:
+def _by_pyjwt(token: str, key: Key, accepted: AcceptedTokens) -> object:
     import jwt
 
     return jwt.decode(token, jwt.PyJWK(key), ["RS256"], audience=accepted.audience, leeway=SKEW)
@@ -153,36 +154,36 @@ def _moment(value: Any) -> float:
     return float(value)
 
 
-def _is_from_cognito(found: Claims, _key: Key, accepted: settings.Tokens) -> bool:
+def _is_from_cognito(found: Claims, _key: Key, accepted: AcceptedTokens) -> bool:
     """An ID token: access tokens carry no tenant."""
     return bool(
         found["iss"] == accepted.issuer and found["token_use"] == "id" and found["aud"] in accepted.audience
     )
 
 
-def _is_from_entra(found: Claims, key: Key, accepted: settings.Tokens) -> bool:
+def _is_from_entra(found: Claims, key: Key, accepted: AcceptedTokens) -> bool:
     """Issued for the configured directory, or for the one that the token names, with a key meant for it.
 
     A key that names an issuer signs for that one alone (Microsoft identity platform, access tokens,
     "Validate the signing key issuer").
     """
     directory = str(found.get("tid"))
-    if settings.ANY_DIRECTORY in accepted.issuer and (
-        not settings.GUID.fullmatch(directory)
+    if ANY_DIRECTORY in accepted.issuer and (
+        not GUID.fullmatch(directory)
         # As one tenant they would see each other's orders.
         or directory == _PERSONAL_ACCOUNTS
     ):
         return False
     issuers = (accepted.issuer, key.get("issuer", accepted.issuer))
-    return all(str(each).replace(settings.ANY_DIRECTORY, directory) == found["iss"] for each in issuers)
+    return all(str(each).replace(ANY_DIRECTORY, directory) == found["iss"] for each in issuers)
 
 
-def _is_from_firebase(found: Claims, _key: Key, accepted: settings.Tokens) -> bool:
+def _is_from_firebase(found: Claims, _key: Key, accepted: AcceptedTokens) -> bool:
     """Of somebody who has signed in (Firebase, "Verify ID tokens using a third-party JWT library")."""
     return found["iss"] == accepted.issuer and _moment(found["auth_time"]) - SKEW <= time.time()
 
 
-def _is_from_issuer(found: Claims, _key: Key, accepted: settings.Tokens) -> bool:
+def _is_from_issuer(found: Claims, _key: Key, accepted: AcceptedTokens) -> bool:
     return bool(found["iss"] == accepted.issuer)
 
 

@@ -10,7 +10,8 @@ import time
 from functools import cache
 from typing import TYPE_CHECKING
 
-from chalicelib import settings
+from chalicelib.settings.aws_lambda import function_name
+from chalicelib.settings.metrics import metrics_are_exported
 
 if TYPE_CHECKING:
     from chalicelib.observability.record import Record
@@ -33,7 +34,7 @@ def _directive(*timed: str) -> str:
 
 
 _WITHOUT_DATABASE, _WITH_DATABASE = _directive(*TIMED), _directive(*TIMED, *OF_THE_DATABASE)
-_exported = cache(settings.metrics_are_exported)
+_exported = cache(metrics_are_exported)
 """Read once, at the first request."""
 
 
@@ -55,7 +56,7 @@ def _embedded(record: "Record") -> str:
     """What makes the line a document of CloudWatch's Embedded Metric Format."""
     directive = _WITH_DATABASE if record.waits else _WITHOUT_DATABASE
     return (
-        f',"{DIMENSION}":{json.dumps(settings.function_name())}'
+        f',"{DIMENSION}":{json.dumps(function_name())}'
         f',"server_errors":{int(record.status >= SERVER_ERROR)}'
         f',"rate_limited":{int(record.status == RATE_LIMITED)},"cold_starts":{int(record.cold_start)}'
         f',"_aws":{{"Timestamp":{int(time.time() * 1000)},"CloudWatchMetrics":{directive}}}'

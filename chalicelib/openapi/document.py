@@ -7,7 +7,6 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
-from chalicelib import settings
 from chalicelib.errors import (
     IdempotencyInFlight,
     IdempotencyMismatch,
@@ -26,6 +25,7 @@ from chalicelib.errors import (
 from chalicelib.openapi.models import Health, Json, ProblemDetails
 from chalicelib.orders.models import PLACED, SEED, OneOrder, OrderCreated, OrderPage
 from chalicelib.orders.new_order import NewOrder
+from chalicelib.settings.currency import default_currency
 
 VERSION = "1.0.0"
 
@@ -47,7 +47,7 @@ def document() -> str:
         schema_generator=_Untitled,
     )
     schemas = definitions["$defs"]
-    schemas["NewOrder"]["properties"]["currency"]["default"] = settings.default_currency()
+    schemas["NewOrder"]["properties"]["currency"]["default"] = default_currency()
     return json.dumps(
         {
             "openapi": "3.1.0",

@@ -16,11 +16,11 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from chalicelib import settings
 from chalicelib.errors import Invalid, Problem
 from chalicelib.http import exact_json
 from chalicelib.money.amounts import GREATEST, amount, in_currency
 from chalicelib.money.currencies import DECIMALS
+from chalicelib.settings.currency import default_currency
 
 _REFUSED = r"\x00-\x1f\x7f-\x9f\ufffd"
 _UNSAFE = re.compile(rf"[{_REFUSED}\ud800-\udfff]")
@@ -139,7 +139,7 @@ class NewOrder(BaseModel):
     shipping_address: Address | None = None
     billing_address: Address | None = None
     total_amount: Amount
-    currency: Currency = Field(default_factory=settings.default_currency)
+    currency: Currency = Field(default_factory=default_currency)
     items: list[NewItem] = Field(min_length=1, max_length=500)
 
     @model_validator(mode="after")

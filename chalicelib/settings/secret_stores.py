@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from chalicelib.settings import SettingsError
+from chalicelib.settings.environment import SettingsError
 
 Fetch = Callable[[], str]
 """Asks the store and returns the secret's text."""

@@ -19,7 +19,7 @@ import pytest
 from psycopg2.extensions import parse_dsn
 
 from local.database import Urls
-from tests.support.builds import AwsBuild
+from tests.support.builds import PROJECT, AwsBuild
 from tests.support.client import SEED_BYTES, Answer, Client, item, seed
 from tests.support.postgres_proxy import Proxy, rows_in
 from tests.support.servers import api_on
@@ -175,16 +175,20 @@ def test_a_cold_start_leaves_what_only_others_need(cold_start: tuple[set[str], d
 
     lazy = {
         "snapstart",
-        "tokens",
-        "token_keys",
-        "token_refusals",
-        "stores",
-        "secrets",
-        "openapi",
-        "openapi_models",
-        "tables",
+        "identity.tokens",
+        "identity.key_set",
+        "identity.refusal_log",
+        "settings.secret_stores",
+        "settings.secrets",
+        "settings.startup",
+        "settings.tokens",
+        "openapi.document",
+        "openapi.models",
+        "orders.tables",
     }
     assert modules & {f"chalicelib.{name}" for name in lazy} == set()
+    for name in lazy:
+        assert (PROJECT / "chalicelib" / f"{name.replace('.', '/')}.py").is_file(), f"{name} was renamed"
 
 
 @pytest.mark.slow

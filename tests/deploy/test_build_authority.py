@@ -17,7 +17,7 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from chalicelib import settings
+from chalicelib.settings.database_tls import BUILT_AUTHORITY
 from deploy import hosts, sbom, sources
 from tests.support.builds import PROJECT, python_m_deploy
 from tests.support.certificates import certify
@@ -26,9 +26,9 @@ CLOUDS = tuple(hosts.OWN)
 LOGIN = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from chalicelib import settings
+from chalicelib.settings.database import connect_arguments
 secret = {"DB_HOST": "a.example,b.example", "DB_NAME": "orders", "DB_USER": "orders_app"}
-print(json.dumps(settings.login(secret)))
+print(json.dumps(connect_arguments(secret)))
 """
 """What a build does with a secret that names the database."""
 
@@ -220,5 +220,5 @@ def test_aws_too_says_it_before_anything_is_written(tmp_path: Path) -> None:
 
 
 def test_the_place_in_a_build_is_the_one_that_the_settings_look_at() -> None:
-    assert settings.BUILT_AUTHORITY == PROJECT / sources.AUTHORITY
-    assert not settings.BUILT_AUTHORITY.exists()
+    assert BUILT_AUTHORITY == PROJECT / sources.AUTHORITY
+    assert not BUILT_AUTHORITY.exists()

@@ -243,7 +243,7 @@ def test_every_named_target_exists() -> None:
 
 
 def test_the_configuration_table_is_complete() -> None:
-    settings = (PROJECT / "chalicelib/settings/__init__.py").read_text()
+    settings = "".join(module.read_text() for module in (PROJECT / "chalicelib/settings").glob("*.py"))
     read = set(
         re.findall(
             r'"((?:DB|AUTH|COGNITO|AWS|OTEL)_[A-Z_]+|DATABASE_URL|DOCS|CORS_ORIGIN|DEFAULT_CURRENCY|BASE_PATH'

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chalicelib.settings import SettingsError
+from chalicelib.settings.environment import SettingsError
 from tests.support.client import SEED_BYTES, Answer, Client, Transport, free_port, over_http
 from tests.support.cognito import UserPool
 from tests.support.issuer import SigningKey, decoded, encoded

@@ -9,7 +9,7 @@ from chalice.app import Chalice, CognitoUserPoolAuthorizer, Response
 
 from chalicelib.caller import Invocation
 from chalicelib.http.parallel_chalice import ParallelChalice
-from chalicelib.settings import SettingsError
+from chalicelib.settings.environment import SettingsError
 from tests.support.client import SEED_BYTES, seed
 from tests.support.cognito import UserPool
 

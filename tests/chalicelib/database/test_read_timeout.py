@@ -18,7 +18,6 @@ import psycopg2
 import pytest
 from psycopg2.extensions import parse_dsn
 
-from chalicelib import settings
 from chalicelib.caller import Caller
 from chalicelib.database import tenant_scope as api_database
 from chalicelib.database.errors import NoAnswer
@@ -28,6 +27,7 @@ from chalicelib.database.tenant_scope import Statement, TenantScope
 from chalicelib.errors import Unavailable
 from chalicelib.orders.repository import OrderRepository
 from chalicelib.orders.statements import ORDER_BY_ID
+from chalicelib.settings.database import DatabaseSettings
 from local.database import Urls
 from tests.conftest import NewClient, connected
 from tests.support.builds import PROJECT
@@ -317,7 +317,7 @@ def test_whoever_waits_is_outwaited_by_the_next() -> None:
     """A statement, an answer, the function, the gateway: the first to give up knows what happened."""
     statement = 5
     assert f"statement_timeout = '{statement}s'" in (PROJECT / "schema.sql").read_text()
-    answer = settings.Database(
+    answer = DatabaseSettings(
         connect={}, pool_idle=1, pool_most=1, pool_recycle=1, pool_timeout=1
     ).read_timeout
     azure = json.loads((PROJECT / "shims/azure/host.json").read_text())["functionTimeout"]

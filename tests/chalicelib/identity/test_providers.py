@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from chalicelib import settings
 from chalicelib.caller import Caller
-from chalicelib.settings import SettingsError
+from chalicelib.settings.environment import SettingsError
+from chalicelib.settings.identity_provider import claim_names, user_pools
+from chalicelib.settings.tokens import accepted_tokens
 from tests.support.client import Answer, Client, Transport
 from tests.support.cognito import UserPool
 from tests.support.issuer import (
@@ -396,7 +397,7 @@ def test_the_users_claim_may_have_any_name(place: Place, keys: KeyServer, tenant
 def test_an_email_is_text_or_nothing(only: Set, claims: Json, email: str | None) -> None:
     only(AUTH_PROVIDER="entra")
 
-    caller = Caller.from_claims({"tid": DIRECTORY, "sub": "alice", **claims}, settings.claim_names())
+    caller = Caller.from_claims({"tid": DIRECTORY, "sub": "alice", **claims}, claim_names())
 
     assert caller.email == email
 
@@ -436,7 +437,7 @@ PROJECTS_KEYS = "https://www.googleapis.com/service_accounts/v1/jwk/securetoken@
 def test_a_providers_addresses_are_known(only: Set, variables: Json, issuer: str, jwks_url: str) -> None:
     only(**{"AUTH_AUDIENCE": AUDIENCE, **variables})
 
-    tokens = settings.tokens()
+    tokens = accepted_tokens()
 
     assert (tokens.issuer, tokens.jwks_url, tokens.audience) == (issuer, jwks_url, (AUDIENCE,))
 
@@ -506,11 +507,11 @@ COMPLETE: Json = {
 )
 def test_what_is_wrong_with_the_settings_is_said(only: Set, changes: Json, said: str) -> None:
     only(**COMPLETE)
-    assert settings.tokens().provider == "oidc"
+    assert accepted_tokens().provider == "oidc"
     only(**{**COMPLETE, **changes})
 
     with pytest.raises(SettingsError) as raised:
-        settings.tokens()
+        accepted_tokens()
 
     assert said in str(raised.value)
 
@@ -519,15 +520,15 @@ def test_what_is_wrong_with_the_settings_is_said(only: Set, changes: Json, said:
 def test_keys_may_come_from_this_machine_without_tls(only: Set, host: str) -> None:
     only(**{**COMPLETE, "AUTH_JWKS_URL": f"http://{host}/keys"})
 
-    assert settings.tokens().jwks_url == f"http://{host}/keys"
+    assert accepted_tokens().jwks_url == f"http://{host}/keys"
 
 
 def test_only_cognito_has_user_pools(only: Set) -> None:
     only(**COMPLETE)
-    assert settings.user_pools() == []
+    assert user_pools() == []
 
     only(**COGNITO.settings)
-    assert settings.user_pools() == [COGNITO.settings["COGNITO_USER_POOL_ARN"]]
+    assert user_pools() == [COGNITO.settings["COGNITO_USER_POOL_ARN"]]
 
 
 def test_another_provider_on_lambda_is_refused_when_the_app_is_loaded() -> None:

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from chalicelib import settings
+from chalicelib.settings.tokens import accepted_tokens
 from tests.support.client import SEED_BYTES, Answer, Client, Transport
 from tests.support.cognito import UserPool
 from tests.support.forgeries import oddly_written
@@ -306,7 +306,7 @@ PUBLIC_FORMS = ["pem", "pem without newline", "der", "jwk", "compact jwk", "jwks
 @pytest.mark.parametrize("kid", ["of the key", None])
 @pytest.mark.parametrize("form", PUBLIC_FORMS)
 def test_a_public_key_is_no_shared_secret(refuses: Refuses, good: str, form: str, kid: str | None) -> None:
-    with urlopen(Request(settings.tokens().jwks_url, headers={"User-Agent": "curl"})) as answer:
+    with urlopen(Request(accepted_tokens().jwks_url, headers={"User-Agent": "curl"})) as answer:
         jwks = answer.read()
 
     refuses(signed_with_the_public_key(jwks, form, good.split(".")[1], with_kid=kid is not None))

@@ -17,11 +17,12 @@ from uuid import uuid4
 import boto3
 import pytest
 
-from chalicelib import settings
 from chalicelib.database import tenant_scope as api_database
 from chalicelib.errors import Unavailable
-from chalicelib.settings import SettingsError, secrets
 from chalicelib.settings import secret_stores as stores
+from chalicelib.settings import secrets
+from chalicelib.settings.database import database_settings
+from chalicelib.settings.environment import SettingsError
 from local.database import apply_schema
 from local.environments import environment
 from tests.conftest import connected
@@ -364,7 +365,7 @@ def test_nothing_is_told_even_at_debug_level(
         manager.door.behaviour = "broken"
         shop.change_password()
         assert_unavailable(alice.place())
-        assert manager.arn in repr(settings.database())
+        assert manager.arn in repr(database_settings())
 
     assert "cannot fetch" in caplog.text
     assert "s3cret" not in caplog.text
@@ -372,8 +373,8 @@ def test_nothing_is_told_even_at_debug_level(
 
 def test_no_repr_tells_the_password() -> None:
     with api_with(DB_PASSWORD="s3cret", DB_HOST="db.example", DB_NAME="orders", DB_USER="orders_app"):
-        assert settings.database().connect["password"] == "s3cret"
-        assert "s3cret" not in repr(settings.database())
+        assert database_settings().connect["password"] == "s3cret"
+        assert "s3cret" not in repr(database_settings())
 
 
 @pytest.mark.parametrize(
@@ -393,7 +394,7 @@ def test_no_repr_tells_the_password() -> None:
 )
 def test_a_reference_is_recognised(reference: str, parts: tuple[str | None, ...]) -> None:
     with api_with(DB_PASSWORD=reference):
-        found = settings.database().secret
+        found = database_settings().secret
 
     assert found is not None
     assert (str(found), found.parts) == (reference, parts)
@@ -423,7 +424,7 @@ def test_a_reference_is_recognised(reference: str, parts: tuple[str | None, ...]
 )
 def test_what_only_looks_like_a_reference_is_never_a_password(almost: str, form: str) -> None:
     with api_with(DB_PASSWORD=almost), pytest.raises(SettingsError) as raised:
-        settings.database()
+        database_settings()
 
     assert "DB_PASSWORD" in str(raised.value)
     assert form in str(raised.value)
@@ -445,7 +446,7 @@ def test_a_missing_sdk_is_named() -> None:
 
 def test_a_plain_password_imports_no_store(shop: Database) -> None:
     code = (
-        "import sys; from chalicelib import database; database.ping();"
+        "import sys; from chalicelib.database import tenant_scope; tenant_scope.ping();"
         "ours = {'chalicelib.settings.secrets', 'chalicelib.settings.secret_stores'};"
         "theirs = {'botocore', 'azure.identity', 'google.cloud.secretmanager', 'oci'};"
         "found = (ours | theirs) & set(sys.modules); sys.exit(str(found) if found else 0)"

@@ -1,7 +1,6 @@
 """Environment variables: what they mean, what they default to, and how a wrong one is explained."""
 
 import ast
-import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -10,10 +9,19 @@ from typing import Any
 
 import pytest
 
-from chalicelib import settings
 from chalicelib.database import tenant_scope as api_database
 from chalicelib.errors import Unavailable
-from chalicelib.settings import SettingsError
+from chalicelib.settings import environment
+from chalicelib.settings.aws_lambda import on_lambda
+from chalicelib.settings.currency import default_currency
+from chalicelib.settings.database import connect_arguments, database_settings, parse_database_url
+from chalicelib.settings.database_tls import SSL_MODES
+from chalicelib.settings.environment import SettingsError
+from chalicelib.settings.http import cors_origin, docs_are_on
+from chalicelib.settings.identity_provider import user_pools
+from chalicelib.settings.metrics import metrics_are_exported
+from chalicelib.settings.rate_limit import rate_limit
+from chalicelib.settings.tokens import accepted_tokens
 from local.database import Urls
 from tests.support.servers import api_on
 
@@ -21,6 +29,7 @@ Set = Callable[..., None]
 URL = "postgresql://orders_app:s3cret@db.example:5432/orders"
 PARTS = {"DB_HOST": "db.example", "DB_NAME": "orders", "DB_USER": "orders_app"}
 ARN = "arn:aws:cognito-idp:eu-west-1:123456789012:userpool/eu-west-1_AbCdEfGhI"
+SOURCES = Path(environment.__file__).parent
 VARIABLES = {
     "AUTH_AUDIENCE",
     "AUTH_EMAIL_CLAIM",
@@ -82,12 +91,12 @@ def complaint(read: Callable[[], Any]) -> str:
 
 def complaints() -> Iterator[str]:
     readers: tuple[Callable[[], Any], ...] = (
-        settings.database,
-        settings.tokens,
-        settings.user_pools,
-        settings.cors_origin,
-        settings.default_currency,
-        settings.rate_limit,
+        database_settings,
+        accepted_tokens,
+        user_pools,
+        cors_origin,
+        default_currency,
+        rate_limit,
     )
     for read in readers:
         try:
@@ -100,7 +109,8 @@ def test_these_are_all_the_variables() -> None:
     """So that a new one is tested here too."""
     texts = {
         node.value
-        for node in ast.walk(ast.parse(inspect.getsource(settings)))
+        for module in SOURCES.glob("*.py")
+        for node in ast.walk(ast.parse(module.read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
 
@@ -118,7 +128,7 @@ def test_these_are_all_the_variables() -> None:
 def test_a_missing_part_of_the_database_is_named(only: Set, missing: str, hint: str) -> None:
     only(**{name: value for name, value in PARTS.items() if name != missing})
 
-    text = complaint(settings.database)
+    text = complaint(database_settings)
 
     assert f"{missing} is not set" in text
     assert hint in text
@@ -148,7 +158,7 @@ def test_a_malformed_database_variable_is_named_and_explained(
 ) -> None:
     only(**{**PARTS, name: value})
 
-    text = complaint(settings.database)
+    text = complaint(database_settings)
 
     assert f"{name} is {value!r}" in text
     assert hint in text
@@ -157,15 +167,15 @@ def test_a_malformed_database_variable_is_named_and_explained(
 @pytest.mark.parametrize(
     ("name", "value", "read", "hint"),
     [
-        ("COGNITO_USER_POOL_ARN", "eu-west-1_AbCdEfGhI", settings.tokens, "arn:aws:cognito-idp:eu-west-1:"),
-        ("COGNITO_USER_POOL_ARN", ARN + "/x", settings.user_pools, "arn:aws:cognito-idp:eu-west-1:"),
-        ("CORS_ORIGIN", "shop.example", settings.cors_origin, "https://shop.example"),
-        ("CORS_ORIGIN", "https://a.example,https://b.example", settings.cors_origin, "one origin"),
-        ("CORS_ORIGIN", "https://shop.example/", settings.cors_origin, "https://shop.example"),
-        ("CORS_ORIGIN", "https://shop.example\nX: y", settings.cors_origin, "one origin"),
-        ("DEFAULT_CURRENCY", "usd", settings.default_currency, "such as USD"),
-        ("DEFAULT_CURRENCY", "XXX", settings.default_currency, "ISO 4217"),
-        ("OTEL_METRICS_EXPORTER", "prometheus", settings.metrics_are_exported, "otlp or none"),
+        ("COGNITO_USER_POOL_ARN", "eu-west-1_AbCdEfGhI", accepted_tokens, "arn:aws:cognito-idp:eu-west-1:"),
+        ("COGNITO_USER_POOL_ARN", ARN + "/x", user_pools, "arn:aws:cognito-idp:eu-west-1:"),
+        ("CORS_ORIGIN", "shop.example", cors_origin, "https://shop.example"),
+        ("CORS_ORIGIN", "https://a.example,https://b.example", cors_origin, "one origin"),
+        ("CORS_ORIGIN", "https://shop.example/", cors_origin, "https://shop.example"),
+        ("CORS_ORIGIN", "https://shop.example\nX: y", cors_origin, "one origin"),
+        ("DEFAULT_CURRENCY", "usd", default_currency, "such as USD"),
+        ("DEFAULT_CURRENCY", "XXX", default_currency, "ISO 4217"),
+        ("OTEL_METRICS_EXPORTER", "prometheus", metrics_are_exported, "otlp or none"),
     ],
 )
 def test_a_malformed_variable_is_named_and_explained(
@@ -182,10 +192,10 @@ def test_a_malformed_variable_is_named_and_explained(
 @pytest.mark.parametrize(
     ("given", "missing", "read"),
     [
-        ({}, "COGNITO_USER_POOL_ARN", settings.user_pools),
-        ({}, "COGNITO_USER_POOL_ARN", settings.tokens),
-        ({"COGNITO_USER_POOL_ARN": ARN}, "AUTH_AUDIENCE", settings.tokens),
-        ({"COGNITO_USER_POOL_ARN": ARN, "AUTH_AUDIENCE": " , "}, "AUTH_AUDIENCE", settings.tokens),
+        ({}, "COGNITO_USER_POOL_ARN", user_pools),
+        ({}, "COGNITO_USER_POOL_ARN", accepted_tokens),
+        ({"COGNITO_USER_POOL_ARN": ARN}, "AUTH_AUDIENCE", accepted_tokens),
+        ({"COGNITO_USER_POOL_ARN": ARN, "AUTH_AUDIENCE": " , "}, "AUTH_AUDIENCE", accepted_tokens),
     ],
 )
 def test_a_missing_variable_of_the_tokens_is_named(
@@ -199,7 +209,7 @@ def test_a_missing_variable_of_the_tokens_is_named(
 def test_tokens_default_to_cognitos_own_addresses(only: Set) -> None:
     only(COGNITO_USER_POOL_ARN=ARN, AUTH_AUDIENCE="web, mobile,")
 
-    tokens = settings.tokens()
+    tokens = accepted_tokens()
 
     assert (tokens.region, tokens.user_pool) == ("eu-west-1", "eu-west-1_AbCdEfGhI")
     assert tokens.issuer == "https://cognito-idp.eu-west-1.amazonaws.com/eu-west-1_AbCdEfGhI"
@@ -211,7 +221,7 @@ def test_issuer_and_keys_can_be_elsewhere(only: Set) -> None:
     elsewhere = {"AUTH_ISSUER": "https://id.example", "AUTH_JWKS_URL": "https://keys.example/jwks"}
     only(COGNITO_USER_POOL_ARN=ARN, AUTH_AUDIENCE="web", **elsewhere)
 
-    tokens = settings.tokens()
+    tokens = accepted_tokens()
 
     assert {"AUTH_ISSUER": tokens.issuer, "AUTH_JWKS_URL": tokens.jwks_url} == elsewhere
 
@@ -219,17 +229,17 @@ def test_issuer_and_keys_can_be_elsewhere(only: Set) -> None:
 def test_an_empty_variable_is_an_unset_one(only: Set) -> None:
     only(**{**dict.fromkeys(VARIABLES - {"AWS_LAMBDA_FUNCTION_NAME"}, ""), **PARTS})
 
-    assert settings.database().connect["port"] == "5432"
-    assert settings.cors_origin() == "*"
-    assert settings.default_currency() == "USD"
-    assert not settings.docs_are_on()
+    assert database_settings().connect["port"] == "5432"
+    assert cors_origin() == "*"
+    assert default_currency() == "USD"
+    assert not docs_are_on()
 
 
 @pytest.mark.parametrize(("value", "served"), [("on", True), ("1", True), ("TRUE", True), ("off", False)])
 def test_docs_are_switched_on(only: Set, value: str, served: bool) -> None:
     only(DOCS=value)
 
-    assert settings.docs_are_on() is served
+    assert docs_are_on() is served
 
 
 @pytest.mark.parametrize(
@@ -250,22 +260,22 @@ def test_docs_are_switched_on(only: Set, value: str, served: bool) -> None:
 def test_metrics_go_where_either_endpoint_is(only: Set, variables: dict[str, str], exported: bool) -> None:
     only(**variables)
 
-    assert settings.metrics_are_exported() is exported
+    assert metrics_are_exported() is exported
 
 
 @pytest.mark.parametrize("origin", ["*", "https://shop.example", "http://localhost:3000"])
 def test_an_origin_is_taken_as_it_is(only: Set, origin: str) -> None:
     only(CORS_ORIGIN=origin)
 
-    assert settings.cors_origin() == origin
+    assert cors_origin() == origin
 
 
 def test_claims_count_as_verified_only_on_lambda(only: Set) -> None:
     only()
-    assert not settings.on_lambda()
+    assert not on_lambda()
 
     only(AWS_LAMBDA_FUNCTION_NAME="order-api")
-    assert settings.on_lambda() is ("chalice.local" not in sys.modules)
+    assert on_lambda() is ("chalice.local" not in sys.modules)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +297,7 @@ def test_claims_count_as_verified_only_on_lambda(only: Set) -> None:
 def test_a_database_url_is_understood(only: Set, url: str, expected: dict[str, str]) -> None:
     only(DATABASE_URL=url)
 
-    connect = settings.database().connect
+    connect = database_settings().connect
 
     assert {name: connect.get(name) for name in expected} == expected
 
@@ -295,7 +305,7 @@ def test_a_database_url_is_understood(only: Set, url: str, expected: dict[str, s
 def test_the_database_can_be_given_in_parts(only: Set) -> None:
     only(**PARTS, DB_PORT="6432", DB_PASSWORD="p@ss/w%40rd")
 
-    connect = settings.database().connect
+    connect = database_settings().connect
 
     assert (connect["host"], connect["port"], connect["dbname"]) == ("db.example", "6432", "orders")
     assert (connect["user"], connect["password"]) == ("orders_app", "p@ss/w%40rd")
@@ -307,7 +317,7 @@ def test_the_database_can_be_given_in_parts(only: Set) -> None:
 def test_of_several_hosts_the_primary_is_asked_for(only: Set, ports: dict[str, str], sent: str) -> None:
     only(**{**PARTS, "DB_HOST": "db-1.example,db-2.example", **ports})
 
-    connect = settings.database().connect
+    connect = database_settings().connect
 
     assert (connect["host"], connect["port"]) == ("db-1.example,db-2.example", sent)
     assert connect["target_session_attrs"] == "read-write"
@@ -317,29 +327,29 @@ def test_of_several_hosts_the_primary_is_asked_for(only: Set, ports: dict[str, s
 def test_a_url_may_ask_for_any_of_several_hosts(only: Set) -> None:
     only(DATABASE_URL="postgresql://orders_app@a.example,b.example/orders?target_session_attrs=any")
 
-    assert settings.database().connect["target_session_attrs"] == "any"
+    assert database_settings().connect["target_session_attrs"] == "any"
 
 
 def test_connections_at_rest_are_kept_alive_unless_the_url_says_otherwise(only: Set) -> None:
     only(**PARTS)
-    assert settings.database().connect["keepalives_idle"] == 60
+    assert database_settings().connect["keepalives_idle"] == 60
 
     only(DATABASE_URL="postgresql://orders_app@a.example/orders?keepalives=0&keepalives_idle=7")
-    connect = settings.database().connect
+    connect = database_settings().connect
     assert (connect["keepalives"], connect["keepalives_idle"]) == ("0", "7")
 
 
 def test_one_host_is_taken_as_it_is(only: Set) -> None:
     only(**PARTS)
 
-    assert "target_session_attrs" not in settings.database().connect
+    assert "target_session_attrs" not in database_settings().connect
 
 
 @pytest.mark.parametrize("ports", ["6000,6001,6002", "6000,", "6000,x", "0,6000", "6000,70000"])
 def test_ports_that_are_not_the_hosts_are_refused(only: Set, ports: str) -> None:
     only(**{**PARTS, "DB_HOST": "db-1.example,db-2.example", "DB_PORT": ports})
 
-    text = complaint(settings.database)
+    text = complaint(database_settings)
 
     assert f"DB_PORT is {ports!r}" in text
     assert "as many as DB_HOST has hosts" in text
@@ -353,19 +363,19 @@ def test_with_a_secret_too_each_of_several_hosts_may_have_its_port(only: Set, na
     """How many hosts a secret names nobody knows before it is fetched."""
     only(**named, DB_PORT="6000,6001", DB_PASSWORD=SECRET)
 
-    database = settings.database()
+    database = database_settings()
 
     assert str(database.secret) == SECRET
     several = {"host": "db-1.example,db-2.example", "port": "6000,6001"}
     secret = {"DB_HOST": several["host"], "DB_NAME": "orders", "DB_USER": "orders_app"}
-    assert several.items() <= settings.login(secret).items()
+    assert several.items() <= connect_arguments(secret).items()
 
 
 @pytest.mark.parametrize("ports", ["6000,6001,6002", "6000,x"])
 def test_with_a_secret_too_ports_that_are_not_the_hosts_are_refused(only: Set, ports: str) -> None:
     only(DB_HOST="db-1.example,db-2.example", DB_PORT=ports, DB_PASSWORD=SECRET)
 
-    assert f"DB_PORT is {ports!r}" in complaint(settings.database)
+    assert f"DB_PORT is {ports!r}" in complaint(database_settings)
 
 
 @pytest.mark.parametrize(
@@ -374,7 +384,7 @@ def test_with_a_secret_too_ports_that_are_not_the_hosts_are_refused(only: Set, p
 def test_a_rate_limit_is_so_many_in_a_period(only: Set, text: str, rate: tuple[int, int] | None) -> None:
     only(RATE_LIMIT=text)
 
-    found = settings.rate_limit()
+    found = rate_limit()
 
     assert (found and (found.requests, found.seconds)) == rate
 
@@ -383,26 +393,26 @@ def test_a_rate_limit_is_so_many_in_a_period(only: Set, text: str, rate: tuple[i
 def test_a_rate_limit_of_another_form_is_refused(only: Set, text: str) -> None:
     only(RATE_LIMIT=text)
 
-    assert "such as 100/s" in complaint(settings.rate_limit)
+    assert "such as 100/s" in complaint(rate_limit)
 
 
 @pytest.mark.parametrize(("value", "allowed"), [("1", True), ("0", False), ("", False)])
 def test_an_unsafe_role_is_allowed_by_one_value(only: Set, value: str, allowed: bool) -> None:
     only(**PARTS, DB_ALLOW_UNSAFE_ROLE=value)
 
-    assert settings.database().unsafe_role is allowed
+    assert database_settings().unsafe_role is allowed
 
 
 def test_an_unsafe_role_is_allowed_by_no_other(only: Set) -> None:
     only(**PARTS, DB_ALLOW_UNSAFE_ROLE="yes")
 
-    assert "DB_ALLOW_UNSAFE_ROLE is 'yes'" in complaint(settings.database)
+    assert "DB_ALLOW_UNSAFE_ROLE is 'yes'" in complaint(database_settings)
 
 
 def test_a_url_goes_before_parts(only: Set) -> None:
     only(DATABASE_URL=URL, **{**PARTS, "DB_HOST": "elsewhere.example"})
 
-    assert settings.database().connect["host"] == "db.example"
+    assert database_settings().connect["host"] == "db.example"
 
 
 @pytest.mark.parametrize(
@@ -421,7 +431,7 @@ def test_a_url_goes_before_parts(only: Set) -> None:
 def test_a_malformed_url_is_explained_without_its_password(only: Set, url: str) -> None:
     only(DATABASE_URL=url)
 
-    text = complaint(settings.database)
+    text = complaint(database_settings)
 
     assert "DATABASE_URL" in text
     assert "postgresql://user:password@host:5432/name" in text
@@ -441,7 +451,7 @@ def test_a_host_with_more_than_its_name_is_explained_without_its_password(only: 
     """libpq would put all of it into its messages."""
     only(**{**PARTS, "DB_HOST": host})
 
-    text = complaint(settings.database)
+    text = complaint(database_settings)
 
     assert "DB_HOST is more than a host name" in text
     assert "s3cret" not in text
@@ -490,15 +500,15 @@ def test_a_refused_login_is_logged_without_the_password(
 def test_other_hosts_are_reached_through_tls(only: Set, where: str, mode: str | None) -> None:
     only(DATABASE_URL=f"postgresql://orders_app{where}")
 
-    assert settings.database().connect.get("sslmode") == mode
+    assert database_settings().connect.get("sslmode") == mode
 
 
-@pytest.mark.parametrize("mode", settings.SSL_MODES)
+@pytest.mark.parametrize("mode", SSL_MODES)
 @pytest.mark.parametrize("given", [{"DATABASE_URL": URL}, {"DATABASE_URL": f"{URL}?sslmode=prefer"}, PARTS])
 def test_db_sslmode_decides(only: Set, mode: str, given: dict[str, str]) -> None:
     only(**given, DB_SSLMODE=mode)
 
-    assert settings.database().connect["sslmode"] == mode
+    assert database_settings().connect["sslmode"] == mode
 
 
 @pytest.fixture
@@ -509,14 +519,14 @@ def pem(tmp_path: Path) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("asked", [None, *settings.SSL_MODES])
+@pytest.mark.parametrize("asked", [None, *SSL_MODES])
 @pytest.mark.parametrize("given", [{"DATABASE_URL": URL}, PARTS, {**PARTS, "DB_HOST": "a.example,b.example"}])
 def test_with_an_authority_the_database_is_verified_unless_a_mode_is_asked_for(
     only: Set, pem: str, given: dict[str, str], asked: str | None
 ) -> None:
     only(**given, DB_SSLROOTCERT=pem, **({"DB_SSLMODE": asked} if asked else {}))
 
-    connect = settings.database().connect
+    connect = database_settings().connect
 
     assert (connect["sslmode"], connect["sslrootcert"]) == (asked or "verify-full", pem)
 
@@ -525,7 +535,7 @@ def test_with_an_authority_the_database_is_verified_unless_a_mode_is_asked_for(
 def test_a_database_that_a_secret_names_is_verified_too(only: Set, pem: str, secret: dict[str, str]) -> None:
     only(DB_PASSWORD=SECRET, DB_SSLROOTCERT=pem)
 
-    connect = settings.login(secret)
+    connect = connect_arguments(secret)
 
     assert (connect["host"], connect["sslmode"]) == ("a.example", "verify-full")
     assert connect["sslrootcert"] == pem
@@ -546,7 +556,7 @@ def test_what_a_url_says_of_mode_and_authority_holds(
 ) -> None:
     only(DATABASE_URL=URL + query, DB_SSLROOTCERT=pem)
 
-    connect = settings.database().connect
+    connect = database_settings().connect
 
     assert (connect["sslmode"], connect["sslrootcert"]) == (mode, own or pem)
 
@@ -555,10 +565,10 @@ def test_what_a_url_says_of_mode_and_authority_holds(
 def test_this_machine_is_not_verified_unless_a_mode_is_asked_for(only: Set, pem: str, where: str) -> None:
     url = f"postgresql://orders_app{where}"
     only(DATABASE_URL=url, DB_SSLROOTCERT=pem)
-    assert settings.database().connect.keys().isdisjoint({"sslmode", "sslrootcert"})
+    assert database_settings().connect.keys().isdisjoint({"sslmode", "sslrootcert"})
 
     only(DATABASE_URL=url, DB_SSLROOTCERT=pem, DB_SSLMODE="verify-full")
-    assert settings.database().connect["sslrootcert"] == pem
+    assert database_settings().connect["sslrootcert"] == pem
 
 
 @pytest.mark.parametrize(
@@ -580,7 +590,7 @@ def test_a_file_without_an_authority_is_named_and_explained(
         path.write_text(content)
     only(**given, DB_SSLROOTCERT=str(path))
 
-    text = complaint(settings.database)
+    text = complaint(database_settings)
 
     assert f"DB_SSLROOTCERT is {str(path)!r}: {fault}. Use a PEM file" in text
 
@@ -588,13 +598,13 @@ def test_a_file_without_an_authority_is_named_and_explained(
 def test_parts_name_a_host_that_is_reached_through_tls(only: Set) -> None:
     only(**PARTS)
 
-    assert settings.database().connect["sslmode"] == "require"
+    assert database_settings().connect["sslmode"] == "require"
 
 
 def test_the_pools_limits_have_defaults(only: Set) -> None:
     only(**PARTS)
 
-    found = settings.database()
+    found = database_settings()
 
     assert (found.pool_idle, found.pool_most) == (5, 25)
     assert (found.pool_recycle, found.pool_timeout) == (300, 3)
@@ -604,7 +614,7 @@ def test_the_pools_limits_have_defaults(only: Set) -> None:
 def test_a_larger_pool_needs_one_number_only(only: Set) -> None:
     only(**PARTS, DB_POOL_SIZE="40")
 
-    found = settings.database()
+    found = database_settings()
 
     assert (found.pool_idle, found.pool_most) == (40, 40)
 
@@ -629,21 +639,21 @@ def test_statements_are_prepared_but_not_behind_a_pooler(
     only(**PARTS, **variable)
     host, _, port = address.partition(":")
 
-    assert settings.database().prepares(host, int(port)) is prepares
+    assert database_settings().prepares(host, int(port)) is prepares
 
 
 def test_no_url_changes_the_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://orders_app@/orders?client_encoding=latin1")
 
-    assert settings.database().connect["client_encoding"] == "UTF8"
+    assert database_settings().connect["client_encoding"] == "UTF8"
 
 
 def test_the_owner_too_is_reached_through_tls(only: Set, pem: str) -> None:
     url = "postgresql://owner@db.example/orders"
     only()
 
-    assert settings.connection(url, "OWNER_DATABASE_URL")["sslmode"] == "require"
-    assert settings.connection(f"{url}?sslmode=verify-full", "OWNER_DATABASE_URL")["sslmode"] == "verify-full"
+    assert parse_database_url(url, "OWNER_DATABASE_URL")["sslmode"] == "require"
+    assert parse_database_url(f"{url}?sslmode=verify-full", "OWNER_DATABASE_URL")["sslmode"] == "verify-full"
 
     only(DB_SSLROOTCERT=pem)
-    assert settings.connection(url, "OWNER_DATABASE_URL")["sslmode"] == "verify-full"
+    assert parse_database_url(url, "OWNER_DATABASE_URL")["sslmode"] == "verify-full"

@@ -1,0 +1,33 @@
+"""RATE_LIMIT: how many requests each tenant may make."""
+
+import os
+import re
+from dataclasses import dataclass
+
+from chalicelib.settings.environment import SettingsError
+
+_RATE = re.compile(r"([1-9][0-9]{0,6})/([smh])")
+
+
+@dataclass(frozen=True)
+class Rate:
+    """So many requests in so many seconds."""
+
+    requests: int
+    seconds: int
+
+    @property
+    def interval(self) -> float:
+        """Seconds from one to the next, at an even pace."""
+        return self.seconds / self.requests
+
+
+def rate_limit() -> Rate | None:
+    """How many requests each tenant may make; None: as many as it likes."""
+    text = os.environ.get("RATE_LIMIT")
+    if not text:
+        return None
+    match = _RATE.fullmatch(text)
+    if not match:
+        raise SettingsError(f"RATE_LIMIT is {text!r}: use requests per second, minute or hour, such as 100/s")
+    return Rate(int(match[1]), {"s": 1, "m": 60, "h": 3600}[match[2]])
