@@ -116,9 +116,11 @@ def ready() -> Response:
 def get_openapi() -> Response:
     if not docs_are_on():
         raise NotFound
-    from chalicelib.openapi import document as openapi
+    from chalicelib.openapi import document
+    from chalicelib.openapi import health as health_operations
+    from chalicelib.orders import operations as order_operations
 
-    return Response(openapi.document())
+    return Response(document.render(*order_operations.OPERATIONS, *health_operations.OPERATIONS))
 
 
 def refuse_method(**_path: str) -> Response:

@@ -21,9 +21,8 @@ from tests.support.tenants import askers, claims, opened
 
 @pytest.fixture
 def scene(app: Any, user_pool: UserPool, rows: Rows, in_process: Transport) -> Scene:
-    from chalicelib.openapi import document as openapi
-
-    return Scene(app, json.loads(openapi.document()), user_pool, rows, plainly=in_process)
+    document = in_process("GET", "/openapi.json", {}, b"").json
+    return Scene(app, document, user_pool, rows, plainly=in_process)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)

@@ -13,6 +13,8 @@ from schemathesis import engine
 from schemathesis.engine import events
 
 from chalicelib import errors
+from chalicelib.openapi import health as health_operations
+from chalicelib.orders import operations as order_operations
 from chalicelib.orders.new_order import NewItem, NewOrder
 from chalicelib.orders.tables import Order, OrderItem
 from tests.support.client import Client, Transport, item, seed
@@ -62,6 +64,19 @@ def test_a_trace_may_be_sent_with_every_request(document: Json) -> None:
             trace = {"$ref": "#/components/parameters/traceparent"}
             assert trace in operation.get("parameters", []), operation["operationId"]
     assert document["components"]["parameters"]["traceparent"]["in"] == "header"
+
+
+def test_a_header_is_described_once() -> None:
+    """The document keeps one description a name, whichever operation it is from."""
+    operations = [*order_operations.OPERATIONS, *health_operations.OPERATIONS]
+    headers = {
+        header
+        for operation in operations
+        for response in operation.all_responses()
+        for header in response.headers
+    }
+
+    assert [name for name, times in Counter(header.name for header in headers).items() if times > 1] == []
 
 
 def test_it_describes_every_problem(document: Json) -> None:
