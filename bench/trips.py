@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from bench import operations, plots, wire
+from bench import operations, plots
 from bench.contenders import FLOOR, Contender
 from bench.database import pinned
 from bench.figures import Json
@@ -13,6 +13,8 @@ from bench.operations import OPERATIONS, TITLES
 from bench.report import Table
 from bench.run import Run
 from bench.warm import instances, rotated, same_answers
+from tools.postgres_proxy import Proxy
+from tools.postgres_traffic import Traffic
 
 TITLE = "Trips"
 DELAYS = (0.0, 0.0005, 0.001, 0.002)
@@ -27,7 +29,7 @@ def measure(run: Run) -> Json:
     rounds = run.size.trips_rounds
     advance = run.steps(TITLE, 2 * len(run.contenders) + rounds * len(DELAYS))
     with tempfile.TemporaryDirectory(prefix="order-api-wire-") as folder:
-        proxy = wire.Proxy(Path(folder), run.database.sockets)
+        proxy = Proxy(Path(folder), run.database.sockets, parses=False)
         try:
             with pinned(run.database, run.core):
                 first = {}
@@ -72,7 +74,7 @@ def measure(run: Run) -> Json:
     }
 
 
-def _first_create(contender: Contender, proxy: wire.Proxy, run: Run, sockets: Path) -> Json:
+def _first_create(contender: Contender, proxy: Proxy, run: Run, sockets: Path) -> Json:
     """A fresh process's, with its connect. (Over TCP with TLS, both handshakes come on top for everyone.)"""
     variables = {"DATABASE_URL": run.database.url(contender.role, sockets)}
     with (
@@ -85,17 +87,21 @@ def _first_create(contender: Contender, proxy: wire.Proxy, run: Run, sockets: Pa
             raise SystemExit(
                 f"{contender.name} answers its first request with {answer['status']}: {answer['body']}"
             )
-        return dict(vars(traffic))
+        return _figures(traffic)
 
 
-def _counted(instance: Instance, proxy: wire.Proxy) -> Json:
+def _counted(instance: Instance, proxy: Proxy) -> Json:
     found = {}
     for operation in OPERATIONS:
         instance.ask("batch", operation=operation, calls=BEFORE_COUNTING)
         with proxy.watched() as traffic:
             instance.ask("batch", operation=operation, calls=1)
-        found[operation] = dict(vars(traffic))
+        found[operation] = _figures(traffic)
     return found
+
+
+def _figures(traffic: Traffic) -> Json:
+    return {"trips": traffic.trips, "sent": traffic.sent, "received": traffic.received}
 
 
 def tables(found: Json) -> list[Table]:

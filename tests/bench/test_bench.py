@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from bench import cost, operations, plots, wire
+from bench import cost, operations, plots
 from bench.contenders import CONTENDERS, FLOOR, PROJECT
 from bench.figures import percentile, summary
 from bench.report import Table, markdown, ratio
 from bench.targets import Target
 from bench.warm import Times, rotated
+from tools.postgres_proxy import SOCKET, Proxy, hold
 
 
 def test_a_percentile_is_the_nearest_rank() -> None:
@@ -117,11 +118,11 @@ def test_the_proxy_counts_bytes_and_round_trips_and_makes_them_longer(tmp_path: 
     for each in (upstream, folder):
         each.mkdir()
     with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
-        server.bind(os.fspath(upstream / wire.SOCKET))
+        server.bind(os.fspath(upstream / SOCKET))
         server.listen()
         threading.Thread(target=_echo, args=[server], daemon=True).start()
-        proxy = wire.Proxy(folder, upstream)
-        client.connect(os.fspath(folder / wire.SOCKET))
+        proxy = Proxy(folder, upstream, parses=False)
+        client.connect(os.fspath(folder / SOCKET))
 
         with proxy.watched() as traffic:
             _ask(client, b"12345")
@@ -142,7 +143,7 @@ def test_the_proxy_counts_bytes_and_round_trips_and_makes_them_longer(tmp_path: 
 @pytest.mark.parametrize("seconds", [0.0002, 0.0005, 0.001])
 def test_a_delay_is_never_too_short(seconds: float) -> None:
     before = time.perf_counter()
-    wire.hold(seconds)
+    hold(seconds)
 
     assert time.perf_counter() - before >= seconds
 

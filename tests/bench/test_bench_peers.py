@@ -24,7 +24,7 @@ from local.hosts import LONGEST_START
 from tests.conftest import NewClient, connected
 from tests.support.client import SEED_BYTES, Answer, Client, Transport, free_port, item, over_http, seed
 from tests.support.cognito import UserPool
-from tests.support.postgres_proxy import Proxy
+from tools.postgres_proxy import Proxy
 
 Json = dict[str, Any]
 pytestmark = pytest.mark.slow

@@ -20,7 +20,7 @@ from local import hosts
 from local.database import Urls
 from tests.support.client import Client, free_port, over_http
 from tests.support.cognito import UserPool
-from tests.support.postgres_proxy import Proxy
+from tools.postgres_proxy import Proxy
 
 pytestmark = pytest.mark.slow
 

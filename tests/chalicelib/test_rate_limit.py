@@ -20,8 +20,8 @@ from chalicelib import rate_limit as rates
 from local.database import Urls, apply_schema
 from tests.conftest import NewClient
 from tests.support.client import Client
-from tests.support.postgres_proxy import Proxy
 from tests.support.servers import READ_ONLY, api_on, limited, private_server, standby_of
+from tools.postgres_proxy import Proxy
 
 Rows = Callable[..., list[tuple[Any, ...]]]
 

@@ -26,8 +26,9 @@ from tests.support.builds import PROJECT, AwsBuild
 from tests.support.client import Client, Transport, free_port, over_http
 from tests.support.cognito import UserPool
 from tests.support.log_lines import of_requests
-from tests.support.postgres_proxy import TERMINATE, Proxy, Traffic
 from tests.support.secret_servers import Asked, Store
+from tools.postgres_proxy import Proxy
+from tools.postgres_traffic import TERMINATE, Traffic
 
 POOL_ARN = "arn:aws:cognito-idp:eu-west-1:123456789012:userpool/eu-west-1_AbCdEfGhI"
 SECRET_ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:orders-AbCdEf"

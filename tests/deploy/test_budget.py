@@ -21,8 +21,9 @@ from psycopg2.extensions import parse_dsn
 from local.database import Urls
 from tests.support.builds import PROJECT, AwsBuild
 from tests.support.client import SEED_BYTES, Answer, Client, item, seed
-from tests.support.postgres_proxy import Proxy, rows_in
 from tests.support.servers import api_on
+from tools.postgres_proxy import Proxy
+from tools.postgres_traffic import count_rows
 
 POOL_ARN = "arn:aws:cognito-idp:eu-west-1:123456789012:userpool/eu-west-1_AbCdEfGhI"
 LARGEST_ZIP = 9_000_000
@@ -126,8 +127,8 @@ def test_a_request_spends_no_more_than(
 
 def test_rows_are_counted_across_the_pieces_of_an_answer() -> None:
     row = b"D\x00\x00\x00\x06ab"
-    assert rows_in(row * 3 + row[:4]) == (3, row[:4])
-    assert rows_in(b"Z\x00\x00\x00\x05I" + row) == (1, b"")
+    assert count_rows(row * 3 + row[:4]) == (3, row[:4])
+    assert count_rows(b"Z\x00\x00\x00\x05I" + row) == (1, b"")
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import pytest
 from local.database import apply_schema
 from tests.support.client import Client, over_http
 from tests.support.servers import Server, private_server, standby_of
+from tools.postgres_proxy import Proxy
 from tools.soak.ledger import NO_ANSWER, RESTING, TIMED_OUT, Ledger, Verdict
 from tools.soak.load import Load, Market
-from tools.soak.postgres_proxy import Proxy
 from tools.soak.report import LONGEST_RECOVERY
 from tools.soak.soak import recovery
 from tools.soak.soak_environment import LONGEST_REQUEST, Door, Shops, door, rows, url
@@ -59,7 +59,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
         rows(primary, "select pg_reload_conf()")
         shops = Shops()
         stack.callback(shops.close)
-        proxies = [Proxy(primary.folder), Proxy(standby.folder)]
+        proxies = [Proxy(None, primary.folder, parses=False), Proxy(None, standby.folder, parses=False)]
         for proxy in proxies:
             stack.callback(proxy.close)
         variables = {

@@ -22,7 +22,8 @@ from tests.conftest import connected
 from tests.faults.test_failover import until
 from tests.support.client import SEED_BYTES, Answer, Client, over_http, seed
 from tests.support.servers import Server, private_server
-from tools.soak.postgres_proxy import Proxy, Shot
+from tools.network_faults import AnswerFault
+from tools.postgres_proxy import Proxy
 from tools.soak.soak_environment import Door, Shops, door, rows, url
 
 pytestmark = pytest.mark.slow
@@ -102,7 +103,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         rows(server, f"alter role orders_app set statement_timeout = '{STATEMENT_TIMEOUT}s'")
         shops = Shops()
         stack.callback(shops.close)
-        proxy = Proxy(server.folder)
+        proxy = Proxy(None, server.folder, parses=False)
         stack.callback(proxy.close)
         variables = {
             **shops.variables,
@@ -266,7 +267,7 @@ def test_a_database_that_takes_no_writes_still_answers_reads(site: Site) -> None
 def test_a_database_that_falls_silent_is_given_up(site: Site, asked: str) -> None:
     customer = site.client()
     assert customer.place().status == 201
-    site.proxy.arm(Shot.SWALLOW, 1)
+    site.proxy.faults.arm(AnswerFault.SWALLOW, 1)
 
     with in_bounded_time():
         answer = customer.get("/orders") if asked == "read" else customer.place()

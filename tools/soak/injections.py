@@ -11,7 +11,7 @@ import psutil
 import psycopg2
 
 from tests.conftest import connected
-from tools.soak.postgres_proxy import Shot
+from tools.network_faults import AnswerFault
 from tools.soak.soak_environment import Stage
 
 LONGEST_FAULT = 10
@@ -77,7 +77,9 @@ def kill_server(stage: Stage, chance: random.Random) -> Injected:
 
 def kill_worker(stage: Stage, chance: random.Random) -> Injected:
     """SIGKILL to a process of the API in the middle of its requests; gunicorn starts another."""
-    stage.proxy.delay = 0.2  # so that there are some that the database has answered already
+    stage.proxy.delay = (
+        0.4  # half of it on the way back, so that there are some that the database has answered already
+    )
     time.sleep(0.3)
     hits = _until(lambda: _one_is_killed([worker.pid for worker in stage.product.workers()], chance))
     stage.proxy.delay = 0
@@ -107,17 +109,17 @@ def reset_all(stage: Stage, _: random.Random) -> Injected:
 
 def truncate(stage: Stage, chance: random.Random) -> Injected:
     """Answers end in their middle."""
-    return _shoot(stage, Shot.TRUNCATE, chance.randint(1, 8))
+    return _inject(stage, AnswerFault.TRUNCATE, chance.randint(1, 8))
 
 
 def reset(stage: Stage, chance: random.Random) -> Injected:
     """Connections are reset in the place of answers."""
-    return _shoot(stage, Shot.RESET, chance.randint(1, 8))
+    return _inject(stage, AnswerFault.RESET, chance.randint(1, 8))
 
 
 def cut_after_commit(stage: Stage, chance: random.Random) -> Injected:
     """Orders are committed, and nobody hears of it."""
-    return _shoot(stage, Shot.CUT_AFTER_COMMIT, chance.randint(6, 12))
+    return _inject(stage, AnswerFault.CUT_AFTER_COMMIT, chance.randint(6, 12))
 
 
 def swallow(stage: Stage, chance: random.Random) -> Injected:
@@ -125,8 +127,8 @@ def swallow(stage: Stage, chance: random.Random) -> Injected:
 
     On three at once at most: each holds a thread until DB_READ_TIMEOUT, and a worker has four.
     """
-    _until(lambda: not stage.proxy.silent())
-    return _shoot(stage, Shot.SWALLOW, chance.randint(1, 3))
+    _until(lambda: not stage.proxy.silent_connections())
+    return _inject(stage, AnswerFault.SWALLOW, chance.randint(1, 3))
 
 
 Fault = Callable[[Stage, random.Random], Injected]
@@ -167,9 +169,9 @@ def _until(hit: Callable[[], int]) -> int:
     return hits
 
 
-def _shoot(stage: Stage, shot: Shot, answers: int) -> Injected:
-    before = stage.proxy.fired[shot]
-    stage.proxy.arm(shot, answers)
-    _until(lambda: not stage.proxy.armed())
-    stage.proxy.disarm()
-    return Injected(time.monotonic(), stage.proxy.fired[shot] - before)
+def _inject(stage: Stage, fault: AnswerFault, answers: int) -> Injected:
+    before = stage.proxy.faults.injected[fault]
+    stage.proxy.faults.arm(fault, answers)
+    _until(lambda: not stage.proxy.faults.armed())
+    stage.proxy.faults.disarm()
+    return Injected(time.monotonic(), stage.proxy.faults.injected[fault] - before)

@@ -22,7 +22,7 @@ from tests.support.issuer import COGNITO, KeyServer, SigningKey
 from tests.support.log_leak_plugin import sightings
 from tests.support.mutants import without_tenant_filter
 from tests.support.servers import Server, private_server
-from tools.soak.postgres_proxy import Proxy
+from tools.postgres_proxy import Proxy
 
 TENANT_TABLES = ("orders", "order_items", "idempotency_keys", "rate_limits")
 SABOTAGES: Mapping[str, tuple[str, ...]] = {
@@ -118,7 +118,7 @@ def stage(chance: random.Random, sabotage: str | None = None) -> Iterator[Stage]
             rows(server, statement)
         shops = Shops()
         stack.callback(shops.close)
-        proxy = Proxy(server.folder, chance)
+        proxy = Proxy(None, server.folder, parses=False, rng=chance)
         stack.callback(proxy.close)
         variables = {
             **shops.variables,

@@ -12,9 +12,10 @@ from psycopg2.extensions import parse_dsn
 
 from local.database import Urls
 from tests.support.client import Client
-from tests.support.postgres_proxy import Proxy, error
 from tests.support.refusals import assert_unavailable
 from tests.support.servers import api_on
+from tools.postgres_proxy import Proxy
+from tools.postgres_traffic import error_response
 
 Rows = Callable[..., list[tuple[Any, ...]]]
 LOST = ["08006", "08007", "08P01", "40003", "57P01", "57P02"]
@@ -36,9 +37,9 @@ def test_an_order_without_a_key_is_not_said_to_have_failed(
     alice: Client, pooler: Proxy, rows: Rows, tenant: str, code: str
 ) -> None:
     assert alice.get("/orders").status == 200
-    pooler.says_instead = error(code)
+    pooler.replacement = error_response(code)
     answer = alice.place()
-    pooler.says_instead = b""
+    pooler.replacement = b""
 
     assert_unavailable(answer)
     assert "it is not known whether" in answer.json["detail"]
@@ -52,9 +53,9 @@ def test_an_order_with_a_key_is_placed_once(
 ) -> None:
     key = uuid4().hex
     assert alice.get("/orders").status == 200
-    pooler.says_instead = error(code)
+    pooler.replacement = error_response(code)
     assert_unavailable(alice.place(key=key))
-    pooler.says_instead = b""
+    pooler.replacement = b""
 
     assert alice.place(key=key).headers["idempotent-replayed"] == "true"
     assert rows("select count(*) from orders where tenant_id = %s", tenant) == [(1,)]
@@ -64,9 +65,9 @@ def test_an_order_with_a_key_is_placed_once(
 def test_what_the_server_refused_is_known(alice: Client, pooler: Proxy, code: str) -> None:
     """These end a transaction before its commit: the answer says so, and the order can be sent again."""
     assert alice.get("/orders").status == 200
-    pooler.says_instead = error(code)
+    pooler.replacement = error_response(code)
     answer = alice.place()
-    pooler.says_instead = b""
+    pooler.replacement = b""
 
     assert_unavailable(answer)
     assert "it is not known whether" not in answer.json["detail"]

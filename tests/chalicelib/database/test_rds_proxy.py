@@ -19,8 +19,9 @@ from chalicelib.database.tenant_scope import TenantScope
 from chalicelib.orders.statements import ORDER_BY_ID
 from local.database import Urls
 from tests.support.client import Client, item, seed
-from tests.support.postgres_proxy import Proxy, Traffic
 from tests.support.servers import api_on, limited
+from tools.postgres_proxy import Proxy
+from tools.postgres_traffic import Traffic
 
 LONGEST = 16 * 1024
 """Bytes of a statement, beyond which the proxy pins."""

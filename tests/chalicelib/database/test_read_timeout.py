@@ -33,10 +33,10 @@ from tests.conftest import NewClient, connected
 from tests.support.builds import PROJECT
 from tests.support.client import Answer, Client
 from tests.support.cognito import UserPool
-from tests.support.postgres_proxy import Proxy
 from tests.support.refusals import assert_unavailable
 from tests.support.servers import api_on
 from tests.support.waiting import within
+from tools.postgres_proxy import Proxy
 
 ONE_SECOND = {"DB_READ_TIMEOUT": "1", "DB_POOL_TIMEOUT": "1"}
 
@@ -93,9 +93,9 @@ def test_an_order_whose_answer_never_came_is_found_by_its_key(
         api_on(f"postgresql://orders_app@/orders?host={folder}", **ONE_SECOND),
     ):
         assert alice.get("/orders").status == 200
-        proxy.holds_answers = True
+        proxy.drops_answers = True
         assert_unavailable(alice.place(key=key))
-        proxy.holds_answers = False
+        proxy.drops_answers = False
 
         answer = alice.place(key=key)
 

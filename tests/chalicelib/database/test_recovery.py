@@ -18,10 +18,10 @@ from chalicelib.database.pool import NEW
 from local.database import apply_schema
 from tests.conftest import NewClient, connected
 from tests.support.client import Answer, Client, Transport
-from tests.support.postgres_proxy import Proxy
 from tests.support.refusals import assert_unavailable
 from tests.support.servers import READ_ONLY, Server, api_on, private_server
 from tests.support.waiting import until, within
+from tools.postgres_proxy import Proxy
 
 LONGEST_WAIT = 5.0
 """Seconds; a function's own timeout must never be what ends a request."""

@@ -18,8 +18,8 @@ from chalicelib.database import tenant_scope as api_database
 from local.database import Urls
 from tests.support.client import SEED_BYTES, Answer, Client, item, seed
 from tests.support.cognito import UserPool
-from tests.support.postgres_proxy import Proxy
 from tests.support.servers import api_on
+from tools.postgres_proxy import Proxy
 
 ABSENT = "01936f3c-3b5e-7cc0-98c4-dc0c0c07398f"
 FIRST_CREATE = """

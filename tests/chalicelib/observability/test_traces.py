@@ -20,8 +20,8 @@ from chalicelib.observability import traces
 from local.database import Urls
 from tests.support.client import SEED_BYTES, Client
 from tests.support.log_lines import lines
-from tests.support.postgres_proxy import Proxy
 from tests.support.servers import api_on, pgbouncer
+from tools.postgres_proxy import Proxy
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 GOOD = f"00-{TRACE}-{PARENT}-01"

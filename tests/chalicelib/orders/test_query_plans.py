@@ -21,8 +21,8 @@ from local.database import apply_schema
 from tests.conftest import NewClient, connected
 from tests.support.client import Answer, Client
 from tests.support.cognito import UserPool
-from tests.support.postgres_proxy import Proxy
 from tests.support.servers import api_on
+from tools.postgres_proxy import Proxy
 
 HUGE, TINY = "huge-shop", "tiny-shop"
 REGULAR, BULK = "regular", "bulk"

@@ -10,7 +10,8 @@ import pytest
 
 from tests.conftest import connected
 from tests.support.servers import Server, private_server
-from tools.soak.postgres_proxy import Proxy, Shot
+from tools.network_faults import AnswerFault
+from tools.postgres_proxy import Proxy
 from tools.soak.soak_environment import url
 
 pytestmark = pytest.mark.slow
@@ -28,7 +29,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def proxy(server: Server) -> Iterator[Proxy]:
-    proxy = Proxy(server.folder)
+    proxy = Proxy(None, server.folder, parses=False)
     yield proxy
     proxy.close()
 
@@ -55,24 +56,24 @@ def test_everything_passes(server: Server, cursor: Any) -> None:
 
 
 def test_what_is_cut_after_the_commit_is_committed(server: Server, proxy: Proxy, cursor: Any) -> None:
-    proxy.arm(Shot.CUT_AFTER_COMMIT, 1)
+    proxy.faults.arm(AnswerFault.CUT_AFTER_COMMIT, 1)
     cursor.execute("select 1")  # it is no write: nothing happens to it
     with pytest.raises(psycopg2.OperationalError):
         cursor.execute(INSERT)
 
     assert told(server) == 1
-    assert proxy.fired == {Shot.CUT_AFTER_COMMIT: 1}
-    assert proxy.armed() == 0
+    assert proxy.faults.injected == {AnswerFault.CUT_AFTER_COMMIT: 1}
+    assert proxy.faults.armed() == 0
 
 
-@pytest.mark.parametrize("shot", [Shot.TRUNCATE, Shot.RESET])
-def test_an_answer_breaks(proxy: Proxy, cursor: Any, shot: Shot) -> None:
-    proxy.arm(shot, 1)
+@pytest.mark.parametrize("fault", [AnswerFault.TRUNCATE, AnswerFault.RESET])
+def test_an_answer_breaks(proxy: Proxy, cursor: Any, fault: AnswerFault) -> None:
+    proxy.faults.arm(fault, 1)
 
     with pytest.raises(psycopg2.OperationalError):
         cursor.execute("select 1")
 
-    assert proxy.fired == {shot: 1}
+    assert proxy.faults.injected == {fault: 1}
     with connected(url(proxy.port)):
         pass
 
@@ -87,7 +88,7 @@ def test_all_connections_are_reset_at_once(proxy: Proxy, cursor: Any) -> None:
 
 def test_a_swallowed_answer_never_comes(server: Server, proxy: Proxy, cursor: Any) -> None:
     with ThreadPoolExecutor(1) as pool:
-        proxy.arm(Shot.SWALLOW, 1)
+        proxy.faults.arm(AnswerFault.SWALLOW, 1)
         asking = pool.submit(cursor.execute, INSERT)
         time.sleep(0.5)
         assert not asking.done()
