@@ -221,15 +221,6 @@ def test_the_documentation_says_what_was_measured(name: str) -> None:
     assert [block for block in published(name) if block not in page] == []
 
 
-def test_the_readme_says_what_was_measured() -> None:
-    readme = (PROJECT / "README.md").read_text()
-    speed = readme[readme.index("## Speed") :].split("\n## ")[0]
-    rows = [line for line in speed.splitlines() if line.startswith("|")]
-
-    assert len(rows) > 5
-    assert [row for row in rows if row not in published("results.md")[0]] == []
-
-
 def test_the_published_figures_are_of_one_whole_run() -> None:
     found = json.loads((PROJECT / "bench" / "results" / "results.json").read_text())
 
