@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from app import COMMON_HEADERS
+from app import app
 from chalicelib.database.errors import OutcomeUnknown
 from chalicelib.errors import (
     Internal,
@@ -66,7 +66,7 @@ def mapped(headers: Mapping[str, Any]) -> dict[str, str]:
 
 def _as_gateway_response(problem: Problem) -> GatewayResponse:
     answer = problem.response(f"${REQUEST_ID}")
-    headers = mapped({**COMMON_HEADERS, **answer.headers})
+    headers = mapped({**app.common_headers, **answer.headers})
     return GatewayResponse(str(answer.status_code), headers, answer.body)
 
 
@@ -92,7 +92,7 @@ def put(gateway: Any, api: str, stage: str) -> None:
 
 def _put_preflight(gateway: Any, preflight: Any, api: str, resource: str) -> None:
     """Add the headers to Chalice's answer. API Gateway takes a response only where none is: delete first."""
-    ours = {f"method.response.header.{name}": value for name, value in mapped(COMMON_HEADERS).items()}
+    ours = {f"method.response.header.{name}": value for name, value in mapped(app.common_headers).items()}
     declared = preflight["methodResponses"]["200"]
     integration = preflight["methodIntegration"]["integrationResponses"]["200"]
     response = {"restApiId": api, "resourceId": resource, "httpMethod": "OPTIONS", "statusCode": "200"}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from app import COMMON_HEADERS, app
+from app import app
 from deploy import alarms, gateway_responses, policy
 
 Json = dict[str, Any]
@@ -198,7 +198,7 @@ def _api() -> Json:
 
 def _preflight() -> Json:
     """Chalice's answer to OPTIONS, with the headers that every other answer has."""
-    headers = gateway_responses.mapped(COMMON_HEADERS)
+    headers = gateway_responses.mapped(app.common_headers)
     return {
         "responses": {"200": {"headers": {name: {"type": "string"} for name in headers}}},
         "x-amazon-apigateway-integration": {

@@ -8,12 +8,11 @@ from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
-from chalice.app import Chalice
 from chalice.config import Config
 from chalice.local import LocalDevServer
 
-from app import COMMON_HEADERS
 from chalicelib.errors import MalformedRequest, MethodNotAllowed
+from chalicelib.http.parallel_chalice import ParallelChalice
 from local import front
 from shims.gateway import Answer, Gateway, Request
 
@@ -32,15 +31,15 @@ class Handler(front.Handler):
         return _reply(self._gateway.refuse(problem, self.command))
 
 
-def serve(app: Chalice, host: str, port: int, local_page: LocalPage) -> LocalDevServer:
+def serve(app: ParallelChalice, host: str, port: int, local_page: LocalPage) -> LocalDevServer:
     """A server bound to the address, not yet serving. Raises OSError when the port is taken."""
     gateway = Gateway(app)
 
     def exchange(method: str, target: str, headers: front.Pairs, body: bytes) -> front.Reply:
         page = local_page(target.partition("?")[0])
         if page is not None and method != "OPTIONS":
-            return _reply(_page(gateway, method, *page))
-        return _reply(gateway.answer(Request(method, target, front.joined(headers), body)))
+            return _reply(_page(app, gateway, method, *page))
+        return _reply(gateway.handle(Request(method, target, front.joined(headers), body)))
 
     def handler(*args: Any, **_chalices: Any) -> Handler:
         return Handler(*args, gateway=gateway, exchange=exchange)
@@ -49,11 +48,11 @@ def serve(app: Chalice, host: str, port: int, local_page: LocalPage) -> LocalDev
     return LocalDevServer(app, Config.create(), host, port, **ours)
 
 
-def _page(gateway: Gateway, method: str, content_type: str, content: bytes) -> Answer:
+def _page(app: ParallelChalice, gateway: Gateway, method: str, content_type: str, content: bytes) -> Answer:
     if method not in ("GET", "HEAD"):
         return gateway.refuse(MethodNotAllowed(["GET", "HEAD"]), method)
     return Answer(
-        200, {**COMMON_HEADERS, "X-Request-Id": str(uuid4()), "Content-Type": content_type}, content
+        200, {**app.common_headers, "X-Request-Id": str(uuid4()), "Content-Type": content_type}, content
     )
 
 

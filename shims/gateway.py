@@ -1,49 +1,49 @@
-"""The part that API Gateway plays on AWS, for every other host.
+"""Does API Gateway's work on every other host.
 
-It finds the route, checks the token where the route has an authorizer, builds API Gateway's event, calls the
-app and hands back what a host sends. A shim only translates its cloud's request and response.
+It finds the route, verifies the token where the route has an authorizer, builds API Gateway's event, calls
+the app and returns what a host sends. A shim only translates its cloud's request and response.
 """
 
-import logging
 import os
 import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NoReturn, cast
 from urllib.parse import parse_qs
 from uuid import uuid4
 
-from chalice.app import Chalice
+from chalice.app import Response
 
-from app import COMMON_HEADERS, LARGEST_BODY
-from chalicelib.caller import Invocation, Verified
-from chalicelib.errors import Internal, MalformedRequest, Problem
+from chalicelib.errors import MalformedRequest, Problem
+from chalicelib.http.current_request import LARGEST_BODY, Invocation
+from chalicelib.http.middleware import Call, respond
+from chalicelib.http.parallel_chalice import ParallelChalice
 from chalicelib.identity import tokens
 from chalicelib.observability import logs
-from chalicelib.observability import record as telemetry
+from chalicelib.observability.record import Record
 from chalicelib.settings.environment import SettingsError
 from chalicelib.settings.http import base_path
 from chalicelib.settings.startup import check_settings
 
-_log = logging.getLogger("order-api")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9-]{1,128}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a client sent, in no cloud's words."""
+    """What a client sent, the same on every cloud."""
 
     method: str
     target: str
-    """Path and query as they came over the wire, percent-encoded."""
+    """Path and query as sent, percent-encoded."""
     headers: Mapping[str, str]
     body: bytes
     id: str = ""
-    """The host's own id of this request, never the client's; one is made where the host has none."""
-    ends_at: float | None = None
-    """When the host will end the request, by time.monotonic(); None where it does not say."""
+    """The host's id of this request, never the client's; without one the gateway makes one."""
+    deadline: float | None = None
+    """When the host ends the request, in seconds of time.monotonic(); None where the host sets no limit."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Gateway:
     Raises SettingsError at once, not at the first request, when a variable is missing or wrong.
     """
 
-    def __init__(self, app: Chalice, host: str = "local") -> None:
-        """`host` is what the log calls this one: `azure`, `gcp`, `oci`."""
+    def __init__(self, app: ParallelChalice, host: str = "local") -> None:
+        """`host` is this host's name in the log: `azure`, `gcp`, `oci`."""
         if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:
             raise SettingsError(
                 "AWS_LAMBDA_FUNCTION_NAME is set, which means: claims were verified. Unset it on this host"
@@ -72,58 +72,53 @@ class Gateway:
         self._base_path = base_path()
         self._host = host
         if host == "azure":
-            logs.through_root()
+            logs.output.through_root = True
         if host == "gcp":
-            logs.severity_too = True
+            logs.output.has_severity = True
 
-    def answer(self, request: Request) -> Answer:
-        """Never raises: whatever goes wrong is a problem of the contract's shape."""
-        request_id = request.id if _REQUEST_ID.fullmatch(str(request.id)) else str(uuid4())
-        record = telemetry.begin(request_id, self._host)
-        answer = self._answered(request, record)
-        telemetry.end(record, answer.status)
-        return answer
+    def handle(self, request: Request) -> Answer:
+        """Never raises: every error becomes a problem in the contract's shape."""
+        invocation = Invocation(deadline=request.deadline)
+        request_id = _request_id(request.id)
 
-    def exchange(self, method: str, incoming: Callable[[], Request], *broken: type[Exception]) -> Answer:
-        """The answer to a request that the host raises one of these on, when its body cannot be read."""
+        def call(record: Record) -> Response:
+            return self._dispatch(request, invocation, record)
+
+        return self._respond(call, invocation, request_id)
+
+    def handle_read(self, method: str, read: Callable[[], Request], *errors: type[Exception]) -> Answer:
+        """handle() for a host that raises one of `errors` from `read` when it cannot read the request."""
         try:
-            request = incoming()
-        except broken:
+            request = read()
+        except errors:
             return self.refuse(MalformedRequest(), method)
-        return self.answer(request)
+        return self.handle(request)
 
     def refuse(self, problem: Problem, method: str) -> Answer:
-        """The answer to a request that cannot be handed over at all."""
-        record = telemetry.begin(str(uuid4()), self._host)
-        record.describe(method, "", None)
-        answer = _refusal(problem, method, record)
-        telemetry.end(record, answer.status)
-        return answer
+        """The answer to a request that the host could not read."""
 
-    def _answered(self, request: Request, record: telemetry.Record) -> Answer:
-        try:
-            answer = self._answer(request, record)
-            if _CONTROL.search("".join(answer.headers.values())):
-                raise ValueError("a response header holds a control character")
-        except Problem as problem:
-            return _refusal(problem, request.method, record)
-        except Exception:
-            _log.exception("unforeseen error")
-            return _refusal(Internal(), request.method, record)
-        return answer
+        def refused(record: Record) -> NoReturn:
+            record.describe(method, "", None)
+            raise problem
 
-    def _answer(self, request: Request, record: telemetry.Record) -> Answer:
+        return self._respond(refused, Invocation(), str(uuid4()))
+
+    def _respond(self, call: Call, invocation: Invocation, request_id: str) -> Answer:
+        response = respond(call, invocation, request_id, self._host, self._app.common_headers)
+        body = response.body if isinstance(response.body, bytes) else response.body.encode()
+        return Answer(response.status_code, cast(dict[str, str], response.headers), body)
+
+    def _dispatch(self, request: Request, invocation: Invocation, record: Record) -> Response:
         path, _, query = request.target.partition("?")
         route, parameters = self._route(path)
         methods = self._app.routes.get(route, {})
         headers = {name.lower(): value for name, value in request.headers.items()}
         record.describe(request.method, route, headers.get("traceparent"))
         if request.method == "OPTIONS" and methods:
-            return _preflight([*methods, "OPTIONS"], record.request_id)
+            return _preflight([*methods, "OPTIONS"])
         declared = methods.get(request.method)
-        invocation = Invocation(ends_at=request.ends_at)
         if declared and declared.authorizer:
-            invocation = Verified(tokens.claims(headers.get("authorization")), ends_at=request.ends_at)
+            invocation.claims = tokens.claims(headers.get("authorization"))
         if not _is_whole(request.body, headers.get("content-length", "")):
             raise MalformedRequest("The body ended before its Content-Length.")
         event = {
@@ -142,48 +137,43 @@ class Gateway:
         }
         # On Lambda the second argument is its context; no request can put anything there.
         answer = self._app(event, invocation)
-        return Answer(answer["statusCode"], answer["headers"], answer["body"].encode())
+        if _CONTROL.search("".join(answer["headers"].values())):
+            raise ValueError("a response header holds a control character")
+        return Response(answer["body"].encode(), answer["headers"], answer["statusCode"])
 
     def _route(self, path: str) -> tuple[str, dict[str, str]]:
-        """The template and its parameters, still percent-encoded; no template for an unknown path."""
-        given = path.removeprefix(self._base_path).split("/")
+        """The template and its parameters, still percent-encoded; an empty template for an unknown path."""
+        segments = path.removeprefix(self._base_path).split("/")
         if not path.startswith(f"{self._base_path}/"):
             return "", {}
         for template in sorted(self._app.routes):
             parts = template.split("/")
-            pairs = list(zip(parts, given, strict=False))
-            if len(parts) == len(given) and all(
+            pairs = list(zip(parts, segments, strict=False))
+            if len(parts) == len(segments) and all(
                 part == value or (part.startswith("{") and value) for part, value in pairs
             ):
                 return template, {part[1:-1]: value for part, value in pairs if part.startswith("{")}
         return "", {}
 
 
-def ends_at(deadline: str) -> float | None:
-    """A host's deadline, RFC 3339, by time.monotonic(); None for what is none."""
+def deadline(timestamp: str) -> float | None:
+    """A host's deadline, RFC 3339, in seconds of time.monotonic(); None if it is malformed."""
     try:
-        return time.monotonic() + datetime.fromisoformat(deadline).timestamp() - time.time()
+        return time.monotonic() + datetime.fromisoformat(timestamp).timestamp() - time.time()
     except ValueError:
         return None
 
 
-def _refusal(problem: Problem, method: str, record: telemetry.Record) -> Answer:
-    """A problem that never reached the app, as the app would have answered it."""
-    response = record.refuse(problem)
-    own = {name: str(value) for name, value in response.headers.items()}
-    return Answer(
-        response.status_code,
-        {**COMMON_HEADERS, **own, "X-Request-Id": record.request_id},
-        b"" if method == "HEAD" else response.body.encode(),
-    )
+def _request_id(host_id: object) -> str:
+    """The host's id where it is a safe header value; else a new one."""
+    return host_id if isinstance(host_id, str) and _REQUEST_ID.fullmatch(host_id) else str(uuid4())
 
 
 def _is_whole(body: bytes, declared_length: str) -> bool:
-    """Not every host's server notices a client that went away half-way; a host may cut what is too large."""
+    """Some hosts' servers do not notice that a client disconnected mid-body; some truncate a large body."""
     return not declared_length.isdecimal() or len(body) >= min(int(declared_length), LARGEST_BODY)
 
 
-def _preflight(methods: list[str], request_id: str) -> Answer:
-    """What Chalice has API Gateway answer: CORS for the path, whatever the browser asks for."""
-    allowed = {"Access-Control-Allow-Methods": ",".join(methods)}
-    return Answer(200, {**COMMON_HEADERS, **allowed, "X-Request-Id": request_id}, b"")
+def _preflight(methods: list[str]) -> Response:
+    """Chalice's own preflight answer on API Gateway: the path's methods, whatever the browser asks for."""
+    return Response("", {"Access-Control-Allow-Methods": ",".join(methods)})

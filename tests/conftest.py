@@ -143,7 +143,7 @@ def in_process(app: Any) -> Transport:
     gateway = Gateway(app)
 
     def send(method: str, target: str, headers: Any, body: bytes) -> Answer:
-        answer = gateway.answer(Request(method, target, headers, body))
+        answer = gateway.handle(Request(method, target, headers, body))
         found = {name.lower(): value for name, value in answer.headers.items()}
         return Answer(answer.status, found, answer.body)
 

@@ -1,7 +1,7 @@
-"""One JSON object a line, whoever logs: the requests' lines and those of the logger `order-api`.
+"""The log: one JSON object per line, for requests and for the records of the logger `order-api`.
 
-An error's text may hold what a client sent: a database quotes the row, a parser the value. So a line says an
-error's type and where it was raised, and its text only when its class promises `says_no_values`.
+The text of an exception may quote what a client sent: a database quotes the row, a parser the value. So a
+line has an exception's type and where it was raised, and its text only if its class has `says_no_values`.
 """
 
 import json
@@ -9,25 +9,35 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import TracebackType
-from typing import Any
+
+from chalicelib.observability import record as request_record
 
 MOST_FRAMES = 20
 
 log = logging.getLogger("order-api")
 
 
-def _no_request() -> dict[str, Any]:
-    return {}
+class Output:
+    """Where this process's lines go, and in which form."""
+
+    def __init__(self) -> None:
+        self.has_severity = False
+        """Whether a line repeats its level as `severity`, the member that Google's Cloud Logging reads."""
+        self.through_root = False
+        """Whether lines go to the root logger's handlers: some hosts do not collect standard output."""
+
+    def write(self, line: str, level: str) -> None:
+        if self.through_root:
+            _to_root(line, level)
+        else:
+            sys.stdout.write(f"{line}\n")  # one write: threads share the stream
+            sys.stdout.flush()
 
 
-context: Callable[[], dict[str, Any]] = _no_request
-"""The members of the request that is being answered; telemetry.py sets it."""
-
-severity_too = False
-"""Whether a line names its level a second time, where Google's Cloud Logging looks; the gateway sets it."""
+output = Output()
+"""One per process; the gateway changes it for its host."""
 
 
 class Handler(logging.Handler):
@@ -37,83 +47,72 @@ class Handler(logging.Handler):
         try:
             error = record.exc_info[1] if record.exc_info else None
             line = {
-                **_opening(record.created, record.levelname),
-                **context(),
-                "message": self.words(record),
+                **_first_members(record.created, record.levelname),
+                **request_record.members(),
+                "message": self.message(record),
                 **({"errors": _chain(error), "stack": _frames(error.__traceback__)} if error else {}),
             }
             write(json.dumps(line, separators=(",", ":")), record.levelname)
         except Exception:
             self.handleError(record)
 
-    def words(self, record: logging.LogRecord) -> str:
+    def message(self, record: logging.LogRecord) -> str:
         return record.getMessage()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002 (logging's name)
-        """Says that a record is lost; logging's own would print what it was to say."""
+        """Reports a record that cannot be written, without its values; logging's own method prints them."""
         line = {
-            **_opening(time.time(), "ERROR"),
+            **_first_members(time.time(), "ERROR"),
             "message": "a record of the log could not be written",
         }
         write(json.dumps(line, separators=(",", ":")), "ERROR")
 
 
-class LibrarysHandler(Handler):
-    """For records that are not ours: numbers stay, of every other value only the type is said."""
+class LibraryHandler(Handler):
+    """For a library's records: keeps numbers, and replaces every other value with its type's name."""
 
-    def words(self, record: logging.LogRecord) -> str:
+    def message(self, record: logging.LogRecord) -> str:
         if not isinstance(record.msg, str):
             return f"({type(record.msg).__name__})"
         values = record.args if isinstance(record.args, tuple) else ()
-        told = tuple(v if isinstance(v, int | float) else f"({type(v).__name__})" for v in values)
+        safe = tuple(v if isinstance(v, int | float) else f"({type(v).__name__})" for v in values)
         try:
-            return record.msg % told if told else record.msg
-        except (TypeError, ValueError):  # a word where a number was to stand
+            return record.msg % safe if safe else record.msg
+        except (TypeError, ValueError):  # %d cannot format a type's name
             return record.msg
 
 
 def adopt(library: str) -> None:
-    """Have a library's logger write lines too, without what it quotes: that may be a credential."""
-    its = logging.getLogger(library)
-    its.handlers[:] = [LibrarysHandler()]
-    its.setLevel(logging.WARNING)
-    its.propagate = False
+    """Write a library's records as lines too, without the values in them: one may be a credential."""
+    logger = logging.getLogger(library)
+    logger.handlers[:] = [LibraryHandler()]
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
 
 
 def start() -> None:
-    """Have the logger write lines, and nothing else write its records: root handlers would double them."""
-    log.handlers[:] = [each for each in log.handlers if not isinstance(each, Handler)]
+    """Write the logger's records as lines, once: root's handlers would write them a second time."""
+    log.handlers[:] = [handler for handler in log.handlers if not isinstance(handler, Handler)]
     log.addHandler(Handler())
     log.setLevel(logging.WARNING)
     log.propagate = False
 
 
-def through_root() -> None:
-    """Hand lines to the root logger's handlers, where a host collects no standard output."""
-    global _sink  # noqa: PLW0603 (one way out a process)
-    _sink = _to_root
-
-
 def time_at(seconds: float) -> str:
-    """RFC 3339, UTC, of seconds since 1970; made without datetime, which takes five times as long."""
+    """RFC 3339, UTC, of seconds since 1970. Without datetime, which takes five times as long."""
     milliseconds = int(seconds * 1000)
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{milliseconds % 1000:03}Z"
 
 
-def _opening(seconds: float, level: str) -> dict[str, str]:
-    severity = {"severity": level} if severity_too else {}
-    return {"time": time_at(seconds), "level": level, **severity}
-
-
 def write(line: str, level: str) -> None:
-    """Never raises: a request is not to fail because nobody reads its line."""
+    """Never raises: a broken log must not fail a request."""
     with suppress(OSError, ValueError):
-        _sink(line, level)
+        output.write(line, level)
 
 
-def _to_stdout(line: str, _level: str) -> None:
-    sys.stdout.write(f"{line}\n")  # in one piece: threads share it
-    sys.stdout.flush()
+def _first_members(seconds: float, level: str) -> dict[str, str]:
+    severity = {"severity": level} if output.has_severity else {}
+    return {"time": time_at(seconds), "level": level, **severity}
 
 
 def _to_root(line: str, level: str) -> None:
@@ -122,24 +121,20 @@ def _to_root(line: str, level: str) -> None:
         root.handle(logging.LogRecord(log.name, number, __file__, 0, line, None, None))
 
 
-_sink = _to_stdout
-
-
 def _chain(error: BaseException | None) -> list[str]:
-    """The error, and what it came of."""
-    found: list[str] = []
-    while error is not None and len(found) < MOST_FRAMES:
+    """The error and its causes."""
+    errors: list[str] = []
+    while error is not None and len(errors) < MOST_FRAMES:
         name = type(error).__qualname__
-        found.append(f"{name}: {error}" if getattr(type(error), "says_no_values", False) else name)
+        errors.append(f"{name}: {error}" if getattr(type(error), "says_no_values", False) else name)
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return found
+    return errors
 
 
-def _frames(found: TracebackType | None) -> list[str]:
-    """Where it was raised, that place last."""
-
-    def frames() -> Iterator[str]:
-        for frame, line in traceback.walk_tb(found):
-            yield f"{frame.f_code.co_filename}:{line} {frame.f_code.co_name}"
-
-    return list(frames())[-MOST_FRAMES:]
+def _frames(trace: TracebackType | None) -> list[str]:
+    """The call stack as `file:line function`, the place of the error last."""
+    frames = [
+        f"{frame.f_code.co_filename}:{line} {frame.f_code.co_name}"
+        for frame, line in traceback.walk_tb(trace)
+    ]
+    return frames[-MOST_FRAMES:]

@@ -1,41 +1,43 @@
-"""What is known of the request that is being answered: its log line and its metrics are made of this.
+"""Measurements of the current request: for its log line, its metrics and the trace it passes on.
 
-One record a request, in a context variable, so that threads never share one. A gateway of ours opens it, or
-else the app; whoever opened it has the line written, once, when the answer is ready.
+One record per request, in a context variable, so that threads never share one. request_log.py opens and
+closes it.
 """
 
 import hashlib
 import time
 from contextvars import ContextVar
-from itertools import count
-from json.encoder import encode_basestring_ascii
 from types import TracebackType
 from typing import Any
 
-from chalice.app import Response
-
-from chalicelib.caller import Caller
-from chalicelib.errors import Problem
-from chalicelib.observability import logs, metrics, traces
+from chalicelib.observability import traces
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-
-_requests = count()
+RATE_LIMITED, SERVER_ERROR = 429, 500
 
 
 class Record:
-    """One request. Nothing that a client chose gets in here but the ids of its token and of its trace."""
+    """One request. Of what a client sends it holds only the ids of the token and of the trace."""
 
     __slots__ = (
-        *("cold_start", "host", "method", "open", "problem", "request_id", "route", "started", "status"),
-        *("tenant", "trace", "trips", "user", "waits"),
+        "cold_start",
+        "host",
+        "method",
+        "problem",
+        "request_id",
+        "route",
+        "started",
+        "status",
+        "tenant",
+        "trace",
+        "trips",
+        "user",
+        "waits",
     )
 
-    def __init__(self, request_id: str, host: str) -> None:
-        self.request_id, self.host = request_id, host
+    def __init__(self, request_id: str, host: str, *, cold_start: bool = False) -> None:
+        self.request_id, self.host, self.cold_start = request_id, host, cold_start
         self.started = time.perf_counter()
-        self.cold_start = next(_requests) == 0
-        self.open = 0
         self.method = self.route = ""
         self.status = 0
         self.problem = ""
@@ -43,28 +45,34 @@ class Record:
         self.user: str | None = None
         self.trace: traces.Trace | None = None
         self.trips: list[float] = []
-        """Seconds that each string took which was sent to the database."""
+        """Seconds of each round trip to the database."""
         self.waits: list[float] = []
-        """Seconds until there was a connection: its turn in the pool, and opening one where none rested."""
+        """Seconds until a connection was there: the wait for a place in the pool, and opening a new one."""
 
     def describe(self, method: str, route: str, traceparent: str | None) -> None:
-        """What was asked. `route` is the template: a path can hold anything, and so can a method."""
-        if not self.method:
-            self.method = method if method in METHODS else "_OTHER"
-            self.route = route
-            self.trace = traces.received(traceparent)
+        """`route` is the template: a path can hold anything, and so can a method."""
+        self.method = method if method in METHODS else "_OTHER"
+        self.route = route
+        self.trace = traces.received(traceparent)
 
-    def refuse(self, problem: Problem) -> Response:
-        """The problem as the answer to this request."""
-        self.problem = problem.slug
-        return problem.response(self.request_id)
+    def identify(self, tenant_id: str, user_id: str) -> None:
+        """Name the verified caller."""
+        self.tenant, self.user = _without_address(tenant_id), _without_address(user_id)
 
     @property
     def named_route(self) -> str:
         return f"{self.method} {self.route}".strip()
 
+    @property
+    def is_server_error(self) -> bool:
+        return self.status >= SERVER_ERROR
+
+    @property
+    def is_rate_limited(self) -> bool:
+        return self.status == RATE_LIMITED
+
     def members(self) -> dict[str, Any]:
-        """What every line has that is written during this request."""
+        """What each line has that is logged during this request."""
         trace = {"trace_id": self.trace.trace_id, "span_id": self.trace.span_id} if self.trace else {}
         return {
             "request_id": self.request_id,
@@ -76,110 +84,52 @@ class Record:
         }
 
 
-_current: ContextVar[Record | None] = ContextVar("record", default=None)
-
-
-def begin(request_id: str, host: str) -> Record:
-    """Open this request's record, or go on with the one that the gateway has opened."""
-    record = _current.get()
-    if record is None or record.request_id != request_id:
-        record = Record(request_id, host)
-        _current.set(record)
-    record.open += 1
-    return record
-
-
-def end(record: Record, status: int) -> None:
-    """Write the line and count what it says, when whoever opened the record is done."""
-    record.open -= 1
-    if record.open:
-        return
-    record.status = status
-    seconds = time.perf_counter() - record.started
-    more = metrics.measure(record, seconds)
-    level = "ERROR" if status >= metrics.SERVER_ERROR else "INFO"
-    logs.write(_line(record, level, seconds, more), level)
-    _current.set(None)
-
-
-def _line(record: Record, level: str, seconds: float, more: str) -> str:
-    """The request's line, its members as members() has them; the json module takes three times as long."""
-    trace, problem = record.trace, record.problem
-    ids = f'"trace_id":"{trace.trace_id}","span_id":"{trace.span_id}",' if trace else ""
-    slug = f',"problem":"{problem}"' if problem else ""
-    severity = f'"severity":"{level}",' if logs.severity_too else ""
-    return (
-        f'{{"time":"{logs.time_at(time.time())}","level":"{level}",{severity}"request_id":{_json(record.request_id)},'
-        f'"tenant":{_json(record.tenant)},"user":{_json(record.user)},"route":{_json(record.named_route)},'
-        f'"host":"{record.host}",{ids}"status":{record.status},"ms":{seconds * 1000:.3f},'
-        f'"database_ms":{sum(record.trips) * 1000:.3f},"database_trips":{len(record.trips)},'
-        f'"pool_ms":{sum(record.waits) * 1000:.3f},"cold_start":{"true" if record.cold_start else "false"}'
-        f"{slug}{more}}}"
-    )
-
-
-def _json(text: str | None) -> str:
-    return "null" if text is None else encode_basestring_ascii(text)
-
-
-def start_anew() -> None:
-    """The next request is the first one of this process."""
-    global _requests  # noqa: PLW0603 (one count a process)
-    _requests = count()
-    _current.set(None)
+current: ContextVar[Record | None] = ContextVar("record", default=None)
+"""The record of this thread's or task's request; None between requests. Only request_log.py sets it."""
 
 
 def members() -> dict[str, Any]:
-    """Which request a line belongs to that is written now; nothing between requests."""
-    record = _current.get()
+    """The current request's members for a log line; empty between requests."""
+    record = current.get()
     return record.members() if record else {}
 
 
-logs.context = members
-
-
-def asked_by(caller: Caller) -> None:
-    """Who asks, once it is verified."""
-    if record := _current.get():
-        record.tenant, record.user = _without_address(caller.tenant_id), _without_address(caller.user_id)
-
-
 def trip() -> "_Timed":
-    """Around sending one string to the database and getting its answer."""
-    record = _current.get()
+    """Times one round trip: sending a string to the database and receiving its answer."""
+    record = current.get()
     return _Timed(record.trips if record else [])
 
 
 def pool_wait() -> "_Timed":
-    """Around getting a connection."""
-    record = _current.get()
+    """Times getting a connection."""
+    record = current.get()
     return _Timed(record.waits if record else [])
 
 
 def comment() -> bytes:
-    """What a string ends with that is sent to the database: the trace, as sqlcommenter writes it.
+    """An SQL comment with the trace, in sqlcommenter's format (https://google.github.io/sqlcommenter/spec/).
 
-    Nothing where the client named no trace (https://google.github.io/sqlcommenter/spec/).
+    Empty where the client named no trace.
     """
-    record = _current.get()
+    record = current.get()
     if record is None or record.trace is None:
         return b""
     return f" /*traceparent='{record.trace.traceparent}'*/".encode()
 
 
 def outgoing_headers() -> dict[str, str]:
-    """For a request that we make on behalf of this one: the trace, where the client named one."""
-    record = _current.get()
+    """Headers for a request made on behalf of this one: the trace, where the client named one."""
+    record = current.get()
     return {"traceparent": record.trace.traceparent} if record and record.trace else {}
 
 
 class _Timed:
-    """Adds the seconds that a block took to a list, however it ended."""
+    """Appends the seconds that a block took to a list, also when the block raises."""
 
-    __slots__ = ("_into", "_started")
+    __slots__ = ("_seconds", "_started")
 
-    def __init__(self, into: list[float]) -> None:
-        self._into = into
+    def __init__(self, seconds: list[float]) -> None:
+        self._seconds = seconds
 
     def __enter__(self) -> None:
         self._started = time.perf_counter()
@@ -187,9 +137,9 @@ class _Timed:
     def __exit__(
         self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
     ) -> None:
-        self._into.append(time.perf_counter() - self._started)
+        self._seconds.append(time.perf_counter() - self._started)
 
 
 def _without_address(name: str) -> str:
-    """The name; where it is an e-mail address, a digest that tells one from another."""
+    """The name; a digest in place of an e-mail address, so that users stay distinguishable."""
     return f"sha256:{hashlib.sha256(name.encode()).hexdigest()[:16]}" if "@" in name else name

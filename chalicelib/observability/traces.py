@@ -1,16 +1,16 @@
-"""W3C Trace Context: whose request this is a part of (https://www.w3.org/TR/trace-context/)."""
+"""W3C Trace Context: the client's trace that a request belongs to (https://www.w3.org/TR/trace-context/)."""
 
 import os
 import re
 
-# A later version may have more behind a dash; version 00 has not, and version ff is none.
+# A later version may append fields after a dash; version 00 may not, and version ff is invalid.
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _KNOWN_FLAGS = 0x03
-"""Sampled, and random trace id; all others MUST be zero in what is passed on."""
+"""Sampled, and random trace id; all other flags MUST be zero in what is passed on."""
 
 
 class Trace:
-    """The caller's trace, and our own place in it."""
+    """The client's trace, and this request's span in it."""
 
     __slots__ = ("flags", "span_id", "trace_id")
 
@@ -20,22 +20,23 @@ class Trace:
 
     @property
     def traceparent(self) -> str:
-        """What is passed on: the caller's trace with our span as the parent."""
+        """The header to pass on: the client's trace with this request's span as the parent."""
         return f"00-{self.trace_id}-{self.span_id}-{self.flags:02x}"
 
 
 def received(header: str | None) -> Trace | None:
-    """The trace that a `traceparent` header names; None when there is none, or it is malformed."""
-    found = _TRACEPARENT.fullmatch(header.strip(" \t")) if header else None
-    if not found:
+    """The trace in a `traceparent` header; None without a header, or if it is malformed."""
+    match = _TRACEPARENT.fullmatch(header.strip(" \t")) if header else None
+    if not match:
         return None
-    version, trace_id, parent_id, flags, more = found.groups()
-    if not int(trace_id, 16) or not int(parent_id, 16) or (version == "00" and more):
+    version, trace_id, parent_id, flags, later_fields = match.groups()
+    if not int(trace_id, 16) or not int(parent_id, 16) or (version == "00" and later_fields):
         return None
     return Trace(trace_id, int(flags, 16) & _KNOWN_FLAGS)
 
 
 def _new_span_id() -> str:
     while True:
-        if int(found := os.urandom(8).hex(), 16):
-            return found
+        span_id = os.urandom(8).hex()
+        if int(span_id, 16):  # all zeros is invalid
+            return span_id

@@ -3,14 +3,12 @@
 import base64
 import binascii
 import hashlib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
 from chalicelib.caller import Caller
-from chalicelib.errors import MalformedRequest
+from chalicelib.http.query import Query, single_values, wrong_parameter
 
-Query = Mapping[str, Sequence[str]]
 LARGEST_LIMIT = 100
 _LARGEST_OFFSET = 2**63 - 1
 
@@ -38,19 +36,8 @@ class Page:
         if "cursor" not in value:
             return cls(limit, _whole("offset", value.get("offset", "0"), 0, _LARGEST_OFFSET), mine)
         if "offset" in value:
-            raise _wrong("offset", "cannot be used together with cursor: leave one out")
+            raise wrong_parameter("offset", "cannot be used together with cursor: leave one out")
         return cls(limit, None, mine, after=_place_in(value["cursor"], caller, mine))
-
-
-def single_values(query: Query, allowed: Sequence[str]) -> dict[str, str]:
-    """Each parameter's one value. Raises MalformedRequest naming an unknown or repeated parameter."""
-    for name, values in query.items():
-        if name not in allowed:
-            known = f"use only {', '.join(allowed)}" if allowed else "none is known here"
-            raise _wrong(name[:100], f"is not a parameter of this request: {known}")
-        if len(values) != 1:
-            raise _wrong(name, "appears more than once: send it once")
-    return {name: values[0] for name, values in query.items()}
 
 
 def cursor_after(order_id: UUID, caller: Caller, my_orders: bool) -> str:
@@ -65,7 +52,7 @@ def _place_in(cursor: str, caller: Caller, my_orders: bool) -> UUID:
         raw = b""
     place, seal = raw[:16], raw[16:]
     if len(raw) != 24 or seal != _seal(place, caller, my_orders):
-        raise _wrong("cursor", "must be the next_cursor of this same list, unchanged")
+        raise wrong_parameter("cursor", "must be the next_cursor of this same list, unchanged")
     return UUID(bytes=place)
 
 
@@ -77,15 +64,11 @@ def _seal(place: bytes, caller: Caller, my_orders: bool) -> bytes:
 
 def _whole(name: str, text: str, least: int, most: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
-        raise _wrong(name, f"must be a whole number from {least} to {most}")
+        raise wrong_parameter(name, f"must be a whole number from {least} to {most}")
     return int(text)
 
 
 def _boolean(name: str, text: str) -> bool:
     if text not in ("true", "false"):
-        raise _wrong(name, "must be true or false")
+        raise wrong_parameter(name, "must be true or false")
     return text == "true"
-
-
-def _wrong(name: str, message: str) -> MalformedRequest:
-    return MalformedRequest("A query parameter is wrong.", [(name, message)])

@@ -14,7 +14,7 @@ functions = FunctionApp(http_auth_level=AuthLevel.ANONYMOUS)  # our own token ch
 @functions.function_name("orders_api")
 @functions.route("{*path}")
 def orders_api(req: HttpRequest, context: Context) -> HttpResponse:
-    return outgoing(gateway.answer(incoming(req, context)))
+    return outgoing(gateway.handle(incoming(req, context)))
 
 
 def incoming(req: HttpRequest, context: Context) -> Request:

@@ -17,7 +17,7 @@ gateway = Gateway(app, "gcp")
 
 @functions_framework.http
 def orders_api(request: FlaskRequest) -> Response:
-    return outgoing(gateway.answer(incoming(request)))
+    return outgoing(gateway.handle(incoming(request)))
 
 
 def incoming(request: FlaskRequest) -> Request:
@@ -40,7 +40,7 @@ def outgoing(answer: Answer) -> Response:
 def served(environ: Any, start_response: Any) -> Iterable[bytes]:
     """In the place of Flask's own routes, which redirect //orders and refuse /robots.txt; and much faster."""
     request = FlaskRequest(environ)
-    answer = gateway.exchange(request.method, lambda: incoming(request), ParseException, OSError)
+    answer = gateway.handle_read(request.method, lambda: incoming(request), ParseException, OSError)
     return outgoing(answer)(environ, start_response)
 
 

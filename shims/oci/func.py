@@ -9,14 +9,14 @@ from fdk.context import InvokeContext
 from fdk.response import Response
 
 from app import app
-from shims.gateway import Answer, Gateway, Request, ends_at
+from shims.gateway import Answer, Gateway, Request, deadline
 
 gateway = Gateway(app, "oci")
 logging.getLogger().setLevel(logging.INFO)  # fdk sets DEBUG, at which libraries print what they send
 
 
 def orders_api(ctx: InvokeContext, data: io.BytesIO) -> Response:
-    return outgoing(gateway.answer(incoming(ctx, data)), ctx)
+    return outgoing(gateway.handle(incoming(ctx, data)), ctx)
 
 
 def incoming(ctx: InvokeContext, data: io.BytesIO) -> Request:
@@ -28,7 +28,7 @@ def incoming(ctx: InvokeContext, data: io.BytesIO) -> Request:
         headers={"content-type": ctx.Headers().get("content-type", "application/json"), **ctx.HTTPHeaders()},
         body=data.getvalue(),
         id=ctx.CallID(),
-        ends_at=ends_at(ctx.Deadline()),
+        deadline=deadline(ctx.Deadline()),
     )
 
 

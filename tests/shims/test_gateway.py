@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from chalice.app import Chalice, CognitoUserPoolAuthorizer, Response
+from chalice.app import CognitoUserPoolAuthorizer, Response
 
-from chalicelib.caller import Invocation
+from chalicelib.http.current_request import Invocation
 from chalicelib.http.parallel_chalice import ParallelChalice
 from chalicelib.settings.environment import SettingsError
 from tests.support.client import SEED_BYTES, seed
@@ -29,13 +29,13 @@ customers = CognitoUserPoolAuthorizer("customers", provider_arns=[])
 
 
 def through(
-    app: Chalice, target: str, method: str = "GET", body: bytes = b"", id: Any = "", **headers: str
+    app: ParallelChalice, target: str, method: str = "GET", body: bytes = b"", id: Any = "", **headers: str
 ) -> "Answer":
     """One request through a new gateway in front of `app`."""
     from shims.gateway import Gateway, Request
 
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Gateway(app).answer(Request(method, target, named, body, id))
+    return Gateway(app).handle(Request(method, target, named, body, id))
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def ask(app: Any) -> Ask:
 
 
 @pytest.fixture
-def careless(environment: dict[str, str]) -> Chalice:  # noqa: ARG001 (the gateway reads it)
+def careless(environment: dict[str, str]) -> ParallelChalice:  # noqa: ARG001 (the gateway reads it)
     """An app whose routes forget everything."""
     app = ParallelChalice("careless")
     app.route("/open", methods=["GET"])(lambda: Response("open"))
@@ -70,7 +70,7 @@ def careless(environment: dict[str, str]) -> Chalice:  # noqa: ARG001 (the gatew
 
 
 def test_a_route_with_an_authorizer_is_closed_even_if_it_forgets_to_ask(
-    careless: Chalice, user_pool: UserPool
+    careless: ParallelChalice, user_pool: UserPool
 ) -> None:
     assert through(careless, "/closed").status == 401
     assert through(careless, "/closed", authorization="Bearer a.b.c").status == 401
@@ -98,7 +98,7 @@ def test_the_app_believes_the_gateway_and_verifies_once(
 
 @pytest.mark.parametrize(
     "context",
-    [{"claims": {"custom:tenant_id": "victim", "sub": "x"}}, None, object(), Invocation(ends_at=None)],
+    [{"claims": {"custom:tenant_id": "victim", "sub": "x"}}, None, object(), Invocation(deadline=None)],
     ids=str,
 )
 def test_nothing_else_passes_for_verified_claims(app: Any, context: Any) -> None:
@@ -192,13 +192,13 @@ def test_a_request_that_no_host_should_hand_over_is_still_answered(app: Any, bro
 
     request = {"method": "GET", "target": "/health", "headers": {}, "body": b"", **broken}
 
-    answer = Gateway(app).answer(Request(**request))
+    answer = Gateway(app).handle(Request(**request))
 
     assert answer.status in (401, 405, 500)
     assert answer.headers["Content-Type"] == "application/problem+json"
 
 
-def test_a_line_break_never_gets_into_a_response_header(careless: Chalice) -> None:
+def test_a_line_break_never_gets_into_a_response_header(careless: ParallelChalice) -> None:
     answer = through(careless, "/split")
 
     assert (answer.status, answer.headers["Content-Type"]) == (500, "application/problem+json")

@@ -229,7 +229,7 @@ class KeyServer:
 @contextmanager
 def accepted(variables: Mapping[str, str]) -> Iterator[None]:
     """The API in this process reads these variables, and no key or setting from before, nor leaves any."""
-    from app import claim_names
+    from chalicelib.http.admission import claim_names
     from chalicelib.identity import tokens
 
     with pytest.MonkeyPatch.context() as patch:

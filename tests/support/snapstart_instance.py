@@ -22,28 +22,28 @@ LIBC = ctypes.PyDLL(None)  # it keeps the GIL: a copy has no other thread to wai
 
 def snapshot() -> None:
     from app import app
-    from chalicelib import snapstart
+    from chalicelib.snapstart import hooks
 
-    snapstart.before_snapshot(app)
+    hooks.before_snapshot(app)
 
 
 def restore() -> float:
     """How many seconds it took."""
-    from chalicelib import snapstart
+    from chalicelib.snapstart import hooks
 
     before = time.monotonic()
-    snapstart.after_restore()
+    hooks.after_restore()
     return time.monotonic() - before
 
 
 def create() -> Any:
     """The answer's status, and the order's id."""
     from app import app
-    from chalicelib import snapstart
+    from chalicelib.snapstart import hooks
 
     claims = {"custom:tenant_id": sys.argv[1], "sub": "alice"}
-    body = json.dumps({**snapstart.REFUSED_ORDER, "currency": "USD"})
-    answer = app(snapstart._event("POST", "/orders", claims, body=body), None)
+    body = json.dumps({**hooks.INVALID_ORDER, "currency": "USD"})
+    answer = app(hooks.event("POST", "/orders", claims, body=body), None)
     return answer["statusCode"], json.loads(answer["body"]).get("order", {}).get("order_id")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from chalicelib.http.parallel_chalice import METHODS
 from tests.support.client import Answer, Client, Transport, seed
 from tests.support.cognito import UserPool, signed
 from tests.support.cross_tenant_requests import Asked, Way
@@ -37,11 +38,9 @@ class Operation:
 
 def operations(app: Any, document: Json) -> Iterator[Operation]:
     """Every method of every route: a new one is among them by itself."""
-    from app import METHODS, allowed_methods
-
     for template, declared in app.routes.items():
         for method in METHODS:
-            if method not in allowed_methods(template):
+            if method not in app.allowed_methods(template):
                 yield Operation(method, template, allowed=False, protected=False)
                 continue
             described = document["paths"][template][method.lower()]

@@ -28,7 +28,7 @@ from app import app
 from shims.gateway import Gateway, Request
 
 headers = {"authorization": os.environ["TOKEN"], "content-type": "application/json"}
-print(Gateway(app).answer(Request("POST", "/orders", headers, sys.stdin.buffer.read())).status)
+print(Gateway(app).handle(Request("POST", "/orders", headers, sys.stdin.buffer.read())).status)
 """
 
 

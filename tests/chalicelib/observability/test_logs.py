@@ -5,14 +5,14 @@ import logging
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NoReturn
 from uuid import uuid4
 
 import pytest
 
-from chalicelib.caller import Verified
+from chalicelib.http.current_request import Invocation
 from chalicelib.http.parallel_chalice import ParallelChalice
-from chalicelib.observability import logs, metrics
+from chalicelib.observability import logs, metrics, request_log
 from tests.conftest import connected
 from tests.support.client import SEED_BYTES, Answer, Client, Transport
 from tests.support.log_lines import OF_A_REQUEST, TIME, Line, lines, of_requests
@@ -188,10 +188,10 @@ def test_an_unforeseen_error_is_logged_by_its_type_and_place_and_without_its_tex
     app: Any,  # noqa: ARG001 (its logger is set up)
     said: Said,
 ) -> None:
-    careless = ParallelChalice(app_name="order-api", configure_logs=False)
+    careless = ParallelChalice("order-api")
 
     @careless.route("/orders", methods=["POST"])
-    def fails() -> None:
+    def fails() -> NoReturn:
         try:
             raise KeyError(EMAIL)
         except KeyError:
@@ -237,7 +237,7 @@ def test_metrics_that_cannot_be_taken_cost_no_answer(
 
 def test_an_address_that_serves_as_a_users_name_is_not_logged(app: Any, said: Said) -> None:
     for user in (EMAIL, EMAIL, f"other-{EMAIL}"):
-        app(event(), Verified({**CALLER, "sub": user}))
+        app(event(), Invocation(claims={**CALLER, "sub": user}))
 
     first, second, other = (line["user"] for line in said())
     assert first.startswith("sha256:")
@@ -245,9 +245,7 @@ def test_an_address_that_serves_as_a_users_name_is_not_logged(app: Any, said: Sa
 
 
 def test_the_first_request_of_a_process_is_a_cold_start(in_process: Transport, said: Said) -> None:
-    from chalicelib.observability import record as telemetry
-
-    telemetry.start_anew()
+    request_log.reset()
     for _ in range(2):
         in_process("GET", "/health", {}, b"")
 

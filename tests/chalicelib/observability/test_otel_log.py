@@ -9,12 +9,11 @@ from pathlib import Path
 PROJECT = Path(__file__).parents[3]
 MEASURE = """
 from chalicelib.observability import logs
-from chalicelib.observability import metrics
-from chalicelib.observability import record as telemetry
+from chalicelib.observability import request_log
 logs.start()
 for _ in range(2):
-    record = telemetry.begin("some-request", "local")
-    telemetry.end(record, 200)
+    record = request_log.open_record("some-request", "local")
+    request_log.close_record(record, 200)
 """
 
 

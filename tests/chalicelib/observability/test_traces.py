@@ -13,10 +13,9 @@ from uuid import uuid4
 import pytest
 from psycopg2.extensions import parse_dsn
 
-from chalicelib.caller import Verified
+from chalicelib.http.current_request import Invocation
 from chalicelib.identity import key_set as token_keys
-from chalicelib.observability import record as telemetry
-from chalicelib.observability import traces
+from chalicelib.observability import request_log, traces
 from local.database import Urls
 from tests.support.client import SEED_BYTES, Client
 from tests.support.log_lines import lines
@@ -134,7 +133,7 @@ def test_on_lambda_several_headers_are_no_trace(
         "body": None,
     }
 
-    app(event, Verified({}))
+    app(event, Invocation(claims={}))
 
     (line,) = lines(capsys.readouterr().out)
     assert line.get("trace_id") == (TRACE if len(sent) == 1 else None)
@@ -153,11 +152,11 @@ def test_the_key_server_is_asked_as_part_of_the_trace(header: str | None) -> Non
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Keys) as server:
         threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
-        record = telemetry.begin(uuid4().hex, "local")
+        record = request_log.open_record(uuid4().hex, "local")
         record.describe("GET", "/orders", header)
         with pytest.raises(token_keys.NoSuchKey):
             token_keys.KeySet(f"http://127.0.0.1:{server.server_port}/").get("1")
-        telemetry.end(record, 200)
+        request_log.close_record(record, 200)
         server.shutdown()
 
     assert got == [record.trace.traceparent if record.trace else None]

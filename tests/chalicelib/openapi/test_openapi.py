@@ -44,11 +44,9 @@ def test_it_is_valid_openapi(document: Json, schemas: Json) -> None:
 
 
 def test_it_names_exactly_what_the_app_serves(document: Json, app: Any) -> None:
-    from app import allowed_methods
-
     named = {path: {method.upper() for method in methods} for path, methods in document["paths"].items()}
 
-    assert named == {path: set(allowed_methods(path)) for path in list(app.routes)}
+    assert named == {path: set(app.allowed_methods(path)) for path in list(app.routes)}
 
 
 def test_it_asks_for_a_token_where_the_app_does(document: Json, app: Any) -> None:

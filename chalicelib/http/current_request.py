@@ -1,0 +1,107 @@
+"""The request that this thread or task answers: what the client sent, and how the host called the app."""
+
+import time
+from base64 import b64decode
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from chalice.app import Request
+
+from chalicelib.caller import Caller
+from chalicelib.errors import MalformedRequest, PayloadTooLarge, UnsupportedMediaType
+from chalicelib.observability.record import Record
+from chalicelib.settings.aws_lambda import on_lambda
+
+LARGEST_BODY = 1024 * 1024
+
+
+@dataclass(slots=True, kw_only=True)
+class Invocation:
+    """How the app was called, and the state of this request. A Python object: no request can make one.
+
+    A shim's gateway and SnapStart's warm-up pass one in place of Lambda's context.
+    """
+
+    deadline: float | None = None
+    """When the host ends the request, in seconds of time.monotonic(); None where the host sets no limit."""
+    claims: Mapping[str, Any] | None = None
+    """Those of a token that the gateway has verified."""
+    record: Record | None = None
+    """Set by the outermost entry, which alone opens and closes it."""
+    counts: bool = True
+    """Whether RATE_LIMIT applies; it does not during a warm-up."""
+    caller: Caller | None = None
+    """Set once the request is admitted."""
+    rate_headers: Mapping[str, str] = field(default_factory=dict)
+    """RateLimit header fields for the answer."""
+
+    @classmethod
+    def from_context(cls, context: Any) -> "Invocation":
+        """`context` is the second argument of the app: an Invocation, Lambda's context, or None."""
+        if isinstance(context, cls):
+            return context
+        if context is None or not on_lambda():
+            return cls()
+        return cls(deadline=time.monotonic() + context.get_remaining_time_in_millis() / 1000)
+
+
+chalice_request: ContextVar[Request | None] = ContextVar("request", default=None)
+"""Set by ParallelChalice, as is the next one."""
+chalice_invocation: ContextVar[Invocation] = ContextVar("invocation")
+
+
+def request() -> Request:
+    """Chalice's object. Raises RuntimeError outside a request."""
+    current = chalice_request.get()
+    if current is None:
+        raise RuntimeError("there is no current request")
+    return current
+
+
+def invocation() -> Invocation:
+    return chalice_invocation.get()
+
+
+def deadline() -> float | None:
+    """When the host ends the request, in seconds of time.monotonic(); None where the host sets no limit."""
+    return invocation().deadline
+
+
+def caller() -> Caller:
+    """The caller of an admitted request. Raises RuntimeError before it is admitted."""
+    current = invocation().caller
+    if current is None:
+        raise RuntimeError("the request is not admitted yet")
+    return current
+
+
+def header(name: str) -> str | None:
+    value: str | None = request().headers.get(name)
+    return value
+
+
+def has_current_version(etag: str) -> bool:
+    """Whether If-None-Match has this ETag (RFC 9110, section 13.1.2: weak comparison)."""
+    tags = [tag.strip().removeprefix("W/") for tag in (header("if-none-match") or "").split(",")]
+    return etag in tags or "*" in tags
+
+
+def json_body() -> bytes:
+    """The body's bytes. Raises MalformedRequest on bad base64, PayloadTooLarge or UnsupportedMediaType."""
+    event = request().to_original_event()
+    body: bytes | str = event["body"] or b""
+    try:
+        if event.get("isBase64Encoded"):
+            body = b64decode(body, validate=True)
+        elif isinstance(body, str):
+            body = body.encode()
+    except ValueError:
+        raise MalformedRequest("The body is not valid base64 or not valid Unicode.") from None
+    if len(body) > LARGEST_BODY:
+        raise PayloadTooLarge
+    media_type = (header("content-type") or "application/json").partition(";")[0]
+    if media_type.strip().lower() != "application/json":
+        raise UnsupportedMediaType
+    return body
