@@ -136,13 +136,7 @@ def _environment(urls: database.Urls, jwks_url: str, host: str) -> dict[str, str
     """What makes the API use this database and accept this machine's tokens."""
     return {
         "DATABASE_URL": urls.app,
-        "AUTH_PROVIDER": "cognito",
-        "COGNITO_USER_POOL_ARN": issuer.USER_POOL_ARN,
-        "AUTH_ISSUER": issuer.ISSUER,
-        "AUTH_AUDIENCE": issuer.CLIENT_ID,
-        "AUTH_JWKS_URL": jwks_url,
-        # These belong to other providers: your shell's are not meant for this issuer.
-        **dict.fromkeys(["AUTH_TENANT_CLAIM", "AUTH_USER_CLAIM", "AUTH_EMAIL_CLAIM"], ""),
+        **issuer.variables(jwks_url),
         "BASE_PATH": "",
         "DOCS": "on",
         # The keys are on this machine: no proxy is asked for them.

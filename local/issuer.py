@@ -28,8 +28,8 @@ class Issuer:
             _write_new_key(path)
         self._pem = path.read_text()
 
-    def token(self, tenant: str, user: str) -> str:
-        """An ID token of `user` in `tenant`, valid for LIFETIME seconds."""
+    def token(self, tenant: str, user: str, **changes: Any) -> str:
+        """An ID token of `user` in `tenant`, valid for LIFETIME seconds, with some claims changed."""
         now = int(time.time())
         claims = {
             "sub": str(uuid5(NAMESPACE_URL, f"https://{tenant}.example/{user}")),
@@ -43,6 +43,7 @@ class Issuer:
             "iat": now,
             "exp": now + LIFETIME,
             "jti": str(uuid4()),
+            **changes,
         }
         return str(jwt.encode(claims, self._pem, algorithm="RS256", headers={"kid": KEY_ID}))
 
@@ -50,6 +51,19 @@ class Issuer:
         """The public key, as a user pool publishes it at /.well-known/jwks.json."""
         public = jwk.construct(self._pem, "RS256").public_key().to_dict()
         return {"keys": [{**public, "kid": KEY_ID, "alg": "RS256", "use": "sig"}]}
+
+
+def variables(jwks_url: str) -> dict[str, str]:
+    """The settings with which the API accepts this issuer's tokens and no others."""
+    return {
+        "AUTH_PROVIDER": "cognito",
+        "COGNITO_USER_POOL_ARN": USER_POOL_ARN,
+        "AUTH_ISSUER": ISSUER,
+        "AUTH_AUDIENCE": CLIENT_ID,
+        "AUTH_JWKS_URL": jwks_url,
+        # For other providers: the values of the developer's shell are not meant for this issuer.
+        **dict.fromkeys(["AUTH_TENANT_CLAIM", "AUTH_USER_CLAIM", "AUTH_EMAIL_CLAIM"], ""),
+    }
 
 
 def _write_new_key(path: Path) -> None:

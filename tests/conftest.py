@@ -7,12 +7,10 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import psycopg2
 import pytest
 
 from deploy import hosts as builds
@@ -20,11 +18,15 @@ from local.database import Urls, embedded
 from tests.support import cognito
 from tests.support.builds import AwsBuild, build_aws
 from tests.support.client import Answer, Client, Transport, over_http
-from tests.support.mutants import MUTANTS, NO_ROW_LEVEL_SECURITY, forgetful_reads, without_tenant_filter
+from tests.support.mutants import MUTANTS, NO_ROW_LEVEL_SECURITY, forgetful_reads
 from tests.support.refusals import STATUS, UNSAID, Refused
+from tools.log_leaks import find_leaks
+from tools.postgres_server import connected
+from tools.soak.sabotage import without_tenant_filter
 
 pytest_plugins = ["tests.support.log_leak_plugin"]
 NewClient = Callable[..., Client]
+__all__ = ["NewClient", "connected"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -66,10 +68,8 @@ def database(databases: Path, pytestconfig: pytest.Config) -> Iterator[Urls]:
                 connection.cursor().execute(NO_ROW_LEVEL_SECURITY)
             os.environ["DB_ALLOW_UNSAFE_ROLE"] = "1"
         yield urls
-    from tests.support import log_leak_plugin as canaries  # pytest itself is to import it first
-
     written = (databases / "main" / "postgres" / "log").read_text()
-    assert not canaries.sightings("PostgreSQL's log", written)
+    assert not find_leaks("PostgreSQL's log", written)
 
 
 @pytest.fixture(scope="session")
@@ -246,13 +246,3 @@ def refused(rows: Callable[..., list[tuple[Any, ...]]], tenant: str) -> Refused:
         ) == [(0,)]
 
     return check
-
-
-@contextmanager
-def connected(url: str) -> Iterator[Any]:
-    connection = psycopg2.connect(url)
-    connection.autocommit = True
-    try:
-        yield connection
-    finally:
-        connection.close()

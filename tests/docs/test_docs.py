@@ -22,7 +22,8 @@ from chalicelib import errors
 from tests.conftest import connected
 from tests.docs.test_readme import as_a_newcomer, cloned, shell
 from tests.support.client import Client
-from tests.support.servers import EMBEDDED, Server, api_on, private_server
+from tests.support.servers import api_on, private_server
+from tools.postgres_server import EMBEDDED, Server
 
 PROJECT = Path(__file__).parents[2]
 PAGES = {path.name: path.read_text() for path in sorted((PROJECT / "docs").glob("*.md"))}

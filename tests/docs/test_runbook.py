@@ -15,8 +15,9 @@ from chalicelib.database.tenant_scope import Statement, TenantScope
 from local.database import apply_schema
 from tests.conftest import connected
 from tests.support.client import Client
-from tests.support.servers import Server, api_on, private_server
+from tests.support.servers import api_on, private_server
 from tests.support.waiting import until
+from tools.postgres_server import Server
 
 PAGE = (Path(__file__).parents[2] / "docs/operations.md").read_text()
 ROWS = re.findall(r"^\| (.+?) \| (.+?) \| .+ \|$", PAGE.split("## Server errors")[1].split("```")[0], re.M)

@@ -10,13 +10,14 @@ import pytest
 
 from local.database import apply_schema
 from tests.support.client import Client, over_http
-from tests.support.servers import Server, private_server, standby_of
+from tests.support.servers import private_server, standby_of
 from tools.postgres_proxy import Proxy
+from tools.postgres_server import Server
 from tools.soak.ledger import NO_ANSWER, RESTING, TIMED_OUT, Ledger, Verdict
 from tools.soak.load import Load, Market
 from tools.soak.report import LONGEST_RECOVERY
 from tools.soak.soak import recovery
-from tools.soak.soak_environment import LONGEST_REQUEST, Door, Shops, door, rows, url
+from tools.soak.soak_environment import LONGEST_REQUEST, Door, door, rows, token_issuer, url
 
 pytestmark = pytest.mark.slow
 READ_TIMEOUT = 2
@@ -57,18 +58,17 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
         standby = stack.enter_context(standby_of(primary))
         rows(primary, "alter system set synchronous_standby_names = '*'")
         rows(primary, "select pg_reload_conf()")
-        shops = Shops()
-        stack.callback(shops.close)
+        tokens = stack.enter_context(token_issuer(tmp_path))
         proxies = [Proxy(None, primary.folder, parses=False), Proxy(None, standby.folder, parses=False)]
         for proxy in proxies:
             stack.callback(proxy.close)
         variables = {
-            **shops.variables,
+            **tokens.variables,
             **addresses(proxies[0].port, proxies[1].port),
             "DB_READ_TIMEOUT": str(READ_TIMEOUT),
         }
         product = stack.enter_context(door(tmp_path / "product", variables, workers=2))
-        pair = Pair(primary, standby, product, Market([product.port], shops.token, Ledger(), 0))
+        pair = Pair(primary, standby, product, Market([product.port], tokens.token, Ledger(), 0))
         until(pair.is_synchronous)
         yield pair
 

@@ -21,10 +21,11 @@ from local.postgres import SERVER_USER
 from tests.conftest import connected
 from tests.faults.test_failover import until
 from tests.support.client import SEED_BYTES, Answer, Client, over_http, seed
-from tests.support.servers import Server, private_server
+from tests.support.servers import private_server
 from tools.network_faults import AnswerFault
 from tools.postgres_proxy import Proxy
-from tools.soak.soak_environment import Door, Shops, door, rows, url
+from tools.postgres_server import Server
+from tools.soak.soak_environment import Door, TokenIssuer, door, rows, token_issuer, url
 
 pytestmark = pytest.mark.slow
 THREADS, CONNECTIONS, IDLE = 6, 4, 2
@@ -39,10 +40,10 @@ class Site:
     server: Server
     proxy: Proxy
     product: Door
-    shops: Shops
+    tokens: TokenIssuer
 
     def client(self, tenant: str = "acme") -> Client:
-        return Client(over_http("127.0.0.1", self.product.port), self.shops.token(tenant, "alice"))
+        return Client(over_http("127.0.0.1", self.product.port), self.tokens.token(tenant, "alice"))
 
     def rows(self, query: str) -> list[tuple[object, ...]]:
         return rows(self.server, query)
@@ -73,7 +74,7 @@ class Site:
         """A create that the door has begun to read, on a thread that waits for its last byte."""
         connection = http.client.HTTPConnection("127.0.0.1", self.product.port, timeout=30)
         connection.putrequest("POST", "/orders")
-        connection.putheader("Authorization", f"Bearer {self.shops.token('acme', 'alice')}")
+        connection.putheader("Authorization", f"Bearer {self.tokens.token('acme', 'alice')}")
         connection.putheader("Content-Type", "application/json")
         connection.putheader("Content-Length", str(len(SEED_BYTES)))
         connection.endheaders(SEED_BYTES[:-1])
@@ -101,12 +102,11 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         rows(server, "create role reporting login")
         rows(server, f"alter role orders_app set lock_timeout = '{LOCK_TIMEOUT}s'")
         rows(server, f"alter role orders_app set statement_timeout = '{STATEMENT_TIMEOUT}s'")
-        shops = Shops()
-        stack.callback(shops.close)
+        tokens = stack.enter_context(token_issuer(tmp_path_factory.mktemp("issuer")))
         proxy = Proxy(None, server.folder, parses=False)
         stack.callback(proxy.close)
         variables = {
-            **shops.variables,
+            **tokens.variables,
             "DATABASE_URL": url(proxy.port),
             "DB_POOL_SIZE": str(IDLE),
             "DB_POOL_MAX": str(CONNECTIONS),
@@ -116,7 +116,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         }
         folder = tmp_path_factory.mktemp("resources") / "product"
         product = stack.enter_context(door(folder, variables, threads=THREADS))
-        yield Site(server, proxy, product, shops)
+        yield Site(server, proxy, product, tokens)
 
 
 @pytest.fixture

@@ -12,18 +12,18 @@ from local.database import apply_schema
 from tests.conftest import connected
 from tests.faults.test_failover import until
 from tests.support.client import Answer, Client, over_http
-from tests.support.servers import Server, private_server
-from tools.soak.soak_environment import Door, Shops, door, rows
+from tests.support.servers import private_server
+from tools.postgres_server import Server
+from tools.soak.soak_environment import Door, TokenIssuer, door, rows, token_issuer
 
 pytestmark = pytest.mark.slow
 REQUESTS = 4
 
 
 @pytest.fixture
-def shops() -> Iterator[Shops]:
-    shops = Shops()
-    yield shops
-    shops.close()
+def tokens(tmp_path: Path) -> Iterator[TokenIssuer]:
+    with token_issuer(tmp_path) as tokens:
+        yield tokens
 
 
 @pytest.fixture
@@ -36,16 +36,16 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def product(server: Server, shops: Shops, tmp_path: Path) -> Iterator[Door]:
-    variables = {**shops.variables, "DATABASE_URL": server.urls.app, "DB_READ_TIMEOUT": "30"}
+def product(server: Server, tokens: TokenIssuer, tmp_path: Path) -> Iterator[Door]:
+    variables = {**tokens.variables, "DATABASE_URL": server.urls.app, "DB_READ_TIMEOUT": "30"}
     with door(tmp_path / "product", variables, workers=2) as product:
         yield product
 
 
 def test_requests_in_flight_are_finished_and_no_others_begun(
-    server: Server, product: Door, shops: Shops
+    server: Server, product: Door, tokens: TokenIssuer
 ) -> None:
-    customer = Client(over_http("127.0.0.1", product.port), shops.token("acme", "alice"))
+    customer = Client(over_http("127.0.0.1", product.port), tokens.token("acme", "alice"))
 
     def place(number: int) -> Answer:
         return customer.place(key=f"order-{number}")

@@ -13,8 +13,8 @@ from psycopg2.errors import DeadlockDetected
 from local.database import apply_schema
 from tests.conftest import connected
 from tests.support.client import Client, seed
-from tests.support.log_leak_plugin import sightings
 from tests.support.servers import api_on, private_server
+from tools.log_leaks import find_leaks
 
 DOCS = (Path(__file__).parents[2] / "docs/database.md").read_text().partition("## What the server logs")[2]
 (SILENT,) = re.findall(r"```sql\n(.*?)```", DOCS.partition("\n## ")[0], re.DOTALL)
@@ -63,7 +63,7 @@ def test_replays_leave_no_value_in_the_servers_log(
     ) == [("panic", "terse")]
     added = log.read_text()[before:]
     assert added.count("duplicate key value violates unique constraint") == 2
-    assert not sightings("PostgreSQL's log", added)
+    assert not find_leaks("PostgreSQL's log", added)
     for quotes_a_value in ("STATEMENT:", "DETAIL:", "CONTEXT:"):
         assert quotes_a_value not in added
 
@@ -81,10 +81,10 @@ def test_by_default_the_log_has_the_order_and_as_documented_it_has_not(alice: Cl
             deadlock(server.urls.app)
             found[name] = log.read_text()[before:]
 
-    assert len(sightings("PostgreSQL's log", found["by default"])) >= 4
+    assert len(find_leaks("PostgreSQL's log", found["by default"])) >= 4
     details = re.findall(r"DETAIL:.*(?:\n\t.*)*", found["by default"])
-    assert sightings("a detail", "\n".join(details))
+    assert find_leaks("a detail", "\n".join(details))
     assert "deadlock detected" in found["as documented"]
-    assert not sightings("PostgreSQL's log", found["as documented"])
+    assert not find_leaks("PostgreSQL's log", found["as documented"])
     assert "DETAIL:" not in found["as documented"]
     assert found["as documented"].count("duplicate key value violates unique constraint") == 2

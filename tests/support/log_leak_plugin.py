@@ -7,26 +7,15 @@ a host or a server for its log (`hear`). A test during which a canary shows is r
 of the session's own PostgreSQL, conftest.py looks at when it has stopped.
 """
 
-import json
 import logging
-import re
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-SEED = json.loads((Path(__file__).parents[2] / "test_order.json").read_text())
-PLANTED = (
-    *(SEED["customer_name"], SEED["customer_phone"], SEED["shipping_address"]),
-    *(SEED["items"][0]["product_name"], SEED["items"][0]["product_sku"]),
-)
-EMAIL = r"[\w.+-]+@(?:[\w-]+\.)*example(?:\.com)?\b"
-"""The order's, the tokens' (`alice@<tenant>.example`), and that of SnapStart's rehearsal."""
-TOKEN = r"eyJ[\w-]{8,}\.(?:eyJ)?[\w-]*"
-"""A JSON Web Token begins with the base64 of `{"`."""
-_CANARY = re.compile("|".join([*map(re.escape, PLANTED), EMAIL, TOKEN]))
-_CONTEXT = 60
+from tools.log_leaks import find_leaks
+
 _SEEN = pytest.StashKey[set[tuple[str, str]]]()
 Report = Generator[None, pytest.TestReport, pytest.TestReport]
 
@@ -39,7 +28,7 @@ class Ear(logging.Handler):
         self.heard: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.heard += sightings(f"a record of the logger {record.name}", record.getMessage())
+        self.heard += find_leaks(f"a record of the logger {record.name}", record.getMessage())
 
     def take(self) -> list[str]:
         heard, self.heard = self.heard, []
@@ -47,15 +36,6 @@ class Ear(logging.Handler):
 
 
 _ear = Ear()
-
-
-def sightings(where: str, text: str) -> list[str]:
-    """Each canary in the text, with what stands around it."""
-    found = []
-    for canary in _CANARY.finditer(text):
-        around = text[max(0, canary.start() - _CONTEXT) : canary.end() + _CONTEXT]
-        found.append(f"{where} holds {canary[0][:40]!r}: ...{around!r}...")
-    return found
 
 
 def hear(log: Path) -> None:
@@ -66,7 +46,7 @@ def hear(log: Path) -> None:
 
 def hear_text(where: str, text: str) -> None:
     """The same for what came through a pipe."""
-    _ear.heard += sightings(where, text)
+    _ear.heard += find_leaks(where, text)
 
 
 def pytest_configure() -> None:
@@ -78,7 +58,7 @@ def pytest_configure() -> None:
         """What a test reads itself is in no report."""
         captured = read(self)
         for text in captured:
-            _ear.heard += sightings("what the test captured", str(text))
+            _ear.heard += find_leaks("what the test captured", str(text))
         return captured
 
     pytest.CaptureFixture.readouterr = readouterr  # type: ignore[method-assign]
@@ -94,7 +74,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Report:
             "Captured log"
         ):  # pytest's own, with tracebacks
             seen.add((title, text))
-            found += sightings(title, text)
+            found += find_leaks(title, text)
     if found and report.outcome != "failed":
         report.outcome = "failed"
         report.longrepr = "\n".join(

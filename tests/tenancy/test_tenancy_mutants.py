@@ -15,8 +15,9 @@ from tests.support.client import Client, Transport, free_port, over_http
 from tests.support.cognito import UserPool
 from tests.support.cross_tenant_requests import WAYS_AT_ONCE, Way
 from tests.support.mutants import NO_ROW_LEVEL_SECURITY
-from tests.support.servers import Server, api_on, private_server
+from tests.support.servers import api_on, private_server
 from tests.support.tenancy_rule import Operation, Rows, Scene
+from tools.postgres_server import Server
 
 THAT_REACH_THE_DATABASE = [
     way for way in WAYS_AT_ONCE if way.by not in ("token", "query", "body", "path", "no id")

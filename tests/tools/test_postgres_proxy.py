@@ -9,9 +9,10 @@ import psycopg2
 import pytest
 
 from tests.conftest import connected
-from tests.support.servers import Server, private_server
+from tests.support.servers import private_server
 from tools.network_faults import AnswerFault
 from tools.postgres_proxy import Proxy
+from tools.postgres_server import Server
 from tools.soak.soak_environment import url
 
 pytestmark = pytest.mark.slow

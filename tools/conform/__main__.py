@@ -18,7 +18,7 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from tests.support.client import Answer
+from tools.client import Answer
 from tools.conform import suite
 from tools.conform.cases import CASES, Case
 from tools.conform.suite import Difference

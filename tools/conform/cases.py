@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.support.client import SEED_BYTES, item, seed
+from tools.client import SEED_BYTES, item, seed
 
 JSON = {"Content-Type": "application/json"}
 MIB = 1024 * 1024

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from tests.support.client import Answer, Transport
+from tools.client import Answer, Transport
 from tools.conform.cases import CASES, Case
 
 EXPECTED = Path(__file__).with_name("expected.json")

@@ -12,8 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from tools.soak.report import Plan, Report
+from tools.soak.sabotage import SABOTAGES
 from tools.soak.soak import run
-from tools.soak.soak_environment import SABOTAGES
 
 KILLS_A_MINUTE = 5
 SAID_EVERY = 5.0

@@ -10,9 +10,9 @@ from typing import Any
 import psutil
 import psycopg2
 
-from tests.conftest import connected
 from tools.network_faults import AnswerFault
-from tools.soak.soak_environment import Stage
+from tools.postgres_server import connected
+from tools.soak.soak_environment import SoakEnvironment
 
 LONGEST_FAULT = 10
 """Seconds in which a fault must have found something to hit."""
@@ -29,27 +29,27 @@ class Injected:
     """Processes, connections or answers; 0 where there was nothing to hit."""
 
 
-def kill_backend(stage: Stage, chance: random.Random) -> Injected:
+def kill_backend(environment: SoakEnvironment, rng: random.Random) -> Injected:
     """SIGKILL to one of the API's server processes: PostgreSQL ends all others and recovers from its log."""
 
     def kill_one() -> bool:
         with (
             suppress(psycopg2.Error),
-            connected(stage.server.url("postgres")) as witness,
+            connected(environment.server.url("postgres")) as witness,
             witness.cursor() as cursor,
         ):
             cursor.execute("select pid from pg_stat_activity where usename = 'orders_app'")
-            return _one_is_killed([pid for (pid,) in cursor.fetchall()], chance) and _is_ended(cursor)
+            return _one_is_killed([pid for (pid,) in cursor.fetchall()], rng) and _is_ended(cursor)
         return False
 
     hits = _until(kill_one)
-    return Injected(database_is_back(stage), hits)
+    return Injected(database_is_back(environment), hits)
 
 
-def _one_is_killed(pids: Sequence[int], chance: random.Random) -> bool:
+def _one_is_killed(pids: Sequence[int], rng: random.Random) -> bool:
     """Whether one of them could be killed: they may have ended by themselves meanwhile."""
     with suppress(psutil.NoSuchProcess, IndexError):
-        process = psutil.Process(chance.choice(pids))
+        process = psutil.Process(rng.choice(pids))
         if process.status() != psutil.STATUS_ZOMBIE:
             process.kill()
             return True
@@ -67,71 +67,71 @@ def _is_ended(cursor: Any) -> bool:
     return True
 
 
-def kill_server(stage: Stage, chance: random.Random) -> Injected:
+def kill_server(environment: SoakEnvironment, rng: random.Random) -> Injected:
     """SIGKILL to every process of PostgreSQL; it is down for up to a second, and started again."""
-    stage.server.kill()
-    time.sleep(chance.random())
-    stage.server.start()
-    return Injected(database_is_back(stage))
+    environment.server.kill()
+    time.sleep(rng.random())
+    environment.server.start()
+    return Injected(database_is_back(environment))
 
 
-def kill_worker(stage: Stage, chance: random.Random) -> Injected:
+def kill_worker(environment: SoakEnvironment, rng: random.Random) -> Injected:
     """SIGKILL to a process of the API in the middle of its requests; gunicorn starts another."""
-    stage.proxy.delay = (
+    environment.proxy.delay = (
         0.4  # half of it on the way back, so that there are some that the database has answered already
     )
     time.sleep(0.3)
-    hits = _until(lambda: _one_is_killed([worker.pid for worker in stage.product.workers()], chance))
-    stage.proxy.delay = 0
+    hits = _until(lambda: _one_is_killed([worker.pid for worker in environment.product.workers()], rng))
+    environment.proxy.delay = 0
     return Injected(time.monotonic(), hits)
 
 
-def delay(stage: Stage, chance: random.Random) -> Injected:
+def delay(environment: SoakEnvironment, rng: random.Random) -> Injected:
     """Every answer of the database comes late."""
-    stage.proxy.delay = chance.uniform(0.05, 0.3)
-    time.sleep(chance.uniform(0.5, 1.5))
-    stage.proxy.delay = 0
+    environment.proxy.delay = rng.uniform(0.05, 0.3)
+    time.sleep(rng.uniform(0.5, 1.5))
+    environment.proxy.delay = 0
     return Injected(time.monotonic())
 
 
-def stall(stage: Stage, chance: random.Random) -> Injected:
+def stall(environment: SoakEnvironment, rng: random.Random) -> Injected:
     """Nothing moves between API and database for a while, and nobody hangs up."""
-    with stage.proxy.stalled():
-        time.sleep(chance.uniform(0.3, 2))
+    with environment.proxy.stalled():
+        time.sleep(rng.uniform(0.3, 2))
     return Injected(time.monotonic())
 
 
-def reset_all(stage: Stage, _: random.Random) -> Injected:
+def reset_all(environment: SoakEnvironment, _: random.Random) -> Injected:
     """Every connection to the database is reset at once."""
-    hits = _until(stage.proxy.reset_all)
+    hits = _until(environment.proxy.reset_all)
     return Injected(time.monotonic(), hits)
 
 
-def truncate(stage: Stage, chance: random.Random) -> Injected:
+def truncate(environment: SoakEnvironment, rng: random.Random) -> Injected:
     """Answers end in their middle."""
-    return _inject(stage, AnswerFault.TRUNCATE, chance.randint(1, 8))
+    return _inject(environment, AnswerFault.TRUNCATE, rng.randint(1, 8))
 
 
-def reset(stage: Stage, chance: random.Random) -> Injected:
+def reset(environment: SoakEnvironment, rng: random.Random) -> Injected:
     """Connections are reset in the place of answers."""
-    return _inject(stage, AnswerFault.RESET, chance.randint(1, 8))
+    return _inject(environment, AnswerFault.RESET, rng.randint(1, 8))
 
 
-def cut_after_commit(stage: Stage, chance: random.Random) -> Injected:
+def cut_after_commit(environment: SoakEnvironment, rng: random.Random) -> Injected:
     """Orders are committed, and nobody hears of it."""
-    return _inject(stage, AnswerFault.CUT_AFTER_COMMIT, chance.randint(6, 12))
+    return _inject(environment, AnswerFault.CUT_AFTER_COMMIT, rng.randint(6, 12))
 
 
-def swallow(stage: Stage, chance: random.Random) -> Injected:
+def swallow(environment: SoakEnvironment, rng: random.Random) -> Injected:
     """The database falls silent on a few connections, for good, and nobody hangs up.
 
     On three at once at most: each holds a thread until DB_READ_TIMEOUT, and a worker has four.
     """
-    _until(lambda: not stage.proxy.silent_connections())
-    return _inject(stage, AnswerFault.SWALLOW, chance.randint(1, 3))
+    _until(lambda: not environment.proxy.silent_connections())
+    return _inject(environment, AnswerFault.SWALLOW, rng.randint(1, 3))
 
 
-Fault = Callable[[Stage, random.Random], Injected]
+Fault = Callable[[SoakEnvironment, random.Random], Injected]
 KILLS: tuple[Fault, ...] = (kill_backend, kill_server, kill_worker)
 NETWORK: tuple[Fault, ...] = (delay, stall, reset_all, truncate, reset, cut_after_commit, swallow)
 
@@ -140,22 +140,22 @@ def said(fault: Fault) -> str:
     return fault.__name__.replace("_", " ")
 
 
-def database_is_back(stage: Stage) -> float:
+def database_is_back(environment: SoakEnvironment) -> float:
     """When, by time.monotonic(). Raises AssertionError when it does not come back."""
     deadline = time.monotonic() + LONGEST_START
     while time.monotonic() < deadline:
-        with suppress(psycopg2.Error), connected(stage.server.url("postgres")):
+        with suppress(psycopg2.Error), connected(environment.server.url("postgres")):
             return time.monotonic()
         time.sleep(0.02)
     raise AssertionError(f"PostgreSQL is not back after {LONGEST_START} s")
 
 
-def bring_back(stage: Stage) -> None:
+def bring_back(environment: SoakEnvironment) -> None:
     """Start PostgreSQL, wherever a fault was interrupted: one just killed counts as running for a moment."""
     deadline = time.monotonic() + LONGEST_START
     while time.monotonic() < deadline:
-        stage.server.start_again()
-        with suppress(psycopg2.Error), connected(stage.server.url("postgres")):
+        environment.server.start_again()
+        with suppress(psycopg2.Error), connected(environment.server.url("postgres")):
             return
         time.sleep(0.1)
     raise AssertionError(f"PostgreSQL is not back after {LONGEST_START} s")
@@ -169,9 +169,9 @@ def _until(hit: Callable[[], int]) -> int:
     return hits
 
 
-def _inject(stage: Stage, fault: AnswerFault, answers: int) -> Injected:
-    before = stage.proxy.faults.injected[fault]
-    stage.proxy.faults.arm(fault, answers)
-    _until(lambda: not stage.proxy.faults.armed())
-    stage.proxy.faults.disarm()
-    return Injected(time.monotonic(), stage.proxy.faults.injected[fault] - before)
+def _inject(environment: SoakEnvironment, fault: AnswerFault, answers: int) -> Injected:
+    before = environment.proxy.faults.injected[fault]
+    environment.proxy.faults.arm(fault, answers)
+    _until(lambda: not environment.proxy.faults.armed())
+    environment.proxy.faults.disarm()
+    return Injected(time.monotonic(), environment.proxy.faults.injected[fault] - before)

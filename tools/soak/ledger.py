@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any
 from zlib import crc32
 
-from tests.support.client import SEED_BYTES, Answer
+from tools.client import SEED_BYTES, Answer
 
 RESTING = """
     select to_jsonb(o) || jsonb_build_object('items', coalesce(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import uuid4
 
-from tests.support.client import Answer, Client, over_http
+from tools.client import Answer, Client, over_http
 from tools.soak.ledger import NO_ANSWER, TIMED_OUT, Ledger, Wanted
 
 EXPECTED = (200, 201, 404, 409, 503)
@@ -27,11 +27,11 @@ class Customer:
     """One user of one tenant, who asks one thing after the other."""
 
     def __init__(
-        self, tenant: str, user: str, doors: Sequence[Client], ledger: Ledger, chance: random.Random
+        self, tenant: str, user: str, doors: Sequence[Client], ledger: Ledger, rng: random.Random
     ) -> None:
         """`doors`: the product and, for reads, others that should hold as well."""
         self.tenant, self.user = tenant, user
-        self._doors, self._ledger, self._chance = doors, ledger, chance
+        self._doors, self._ledger, self._rng = doors, ledger, rng
         self._placed: list[Wanted] = []
         self._probe: Wanted | None = None
         self._foreign: Callable[[], Wanted | None] = lambda: None
@@ -43,8 +43,8 @@ class Customer:
         foreign = [other for other in others if other.tenant != self.tenant]
 
         def any_of_theirs() -> Wanted | None:
-            placed = self._chance.choice(foreign)._placed
-            return self._chance.choice(placed[-50:]) if placed else None
+            placed = self._rng.choice(foreign)._placed
+            return self._rng.choice(placed[-50:]) if placed else None
 
         self._foreign = any_of_theirs
 
@@ -59,9 +59,9 @@ class Customer:
             self.leaf_through: 5,
         }
         while not self.gone_home.is_set():
-            (wish,) = self._chance.choices(list(wishes), list(wishes.values()))
+            (wish,) = self._rng.choices(list(wishes), list(wishes.values()))
             wish()
-            time.sleep(PAUSE * self._chance.random() * 2)
+            time.sleep(PAUSE * self._rng.random() * 2)
 
     def place_once(self) -> None:
         """With a key, until it is acknowledged."""
@@ -86,12 +86,12 @@ class Customer:
         """As one who did not hear the answer does; perhaps while another still asks."""
         with_key = [wanted for wanted in self._placed[-20:] if wanted.key]
         if with_key:
-            self._place(self._chance.choice(with_key))
+            self._place(self._rng.choice(with_key))
 
     def read(self) -> None:
         acknowledged = [wanted for wanted in self._placed[-100:] if wanted.acknowledged]
         if acknowledged:
-            wanted = self._chance.choice(acknowledged)
+            wanted = self._rng.choice(acknowledged)
             order_id = next(iter(wanted.acknowledged))
             answer = self._get(f"/orders/{order_id}")
             if answer:
@@ -103,8 +103,8 @@ class Customer:
             self._get(f"/orders/{next(iter(wanted.acknowledged))}")
 
     def browse(self) -> None:
-        mine = self._chance.choice(["", "&my_orders=true"])
-        self._get(f"/orders?limit={self._chance.randint(1, 20)}{mine}", self.user if mine else None)
+        mine = self._rng.choice(["", "&my_orders=true"])
+        self._get(f"/orders?limit={self._rng.randint(1, 20)}{mine}", self.user if mine else None)
 
     def leaf_through(self) -> None:
         """A few pages, each behind the one before."""
@@ -116,8 +116,8 @@ class Customer:
             cursor = f"&cursor={answer.json['next_cursor']}"
 
     def _new_wish(self, key: str | None) -> Wanted:
-        items = self._chance.choice([1, 1, 2, 3, 40])
-        quantities = [self._chance.randint(1, 1000) for _ in range(items)]
+        items = self._rng.choice([1, 1, 2, 3, 40])
+        quantities = [self._rng.randint(1, 1000) for _ in range(items)]
         wanted = Wanted(self.tenant, self.user, f"{self.tenant}/{uuid4().hex}", key, quantities)
         self._ledger.want(wanted)
         self._placed.append(wanted)
@@ -148,7 +148,7 @@ class Customer:
 
     def _get(self, target: str, user: str | None = None) -> Answer | None:
         """`user`: whose orders alone may be in the answer."""
-        answer = self._ask(lambda: self._chance.choice(self._doors).get(target))
+        answer = self._ask(lambda: self._rng.choice(self._doors).get(target))
         if answer and answer.status == 200:
             found = answer.json
             self._ledger.seen(self.tenant, found["orders"] if "orders" in found else [found["order"]], user)

@@ -8,7 +8,7 @@ from tools.soak.injections import KILLS, NETWORK, Fault, bring_back, cut_after_c
 from tools.soak.ledger import RESTING
 from tools.soak.load import Customer, Load, Market
 from tools.soak.report import Plan, Report
-from tools.soak.soak_environment import Stage, stage
+from tools.soak.soak_environment import SoakEnvironment, soak_environment
 
 IN_A_ROW = 4
 """Probes that must succeed one after the other: each of several workers is to answer."""
@@ -28,37 +28,39 @@ def run(report: Report, tell: Tell = lambda *_: None) -> None:
     Raises when a request hangs, a customer cannot go on or PostgreSQL does not come back.
     """
     plan = report.plan
-    chance = random.Random(plan.seed)
-    with stage(chance, plan.sabotage) as scene:
-        market = Market(scene.ports, scene.shops.token, report.ledger, plan.seed)
+    rng = random.Random(plan.seed)
+    with soak_environment(rng, plan.sabotage) as environment:
+        market = Market(environment.ports, environment.tokens.token, report.ledger, plan.seed)
         probe = market.customer("probe", "prober")
         report.started = time.monotonic()
         try:
             with Load(market.customers()):
                 try:
-                    _break(scene, chance, probe, report, tell)
+                    _inject_faults(environment, rng, probe, report, tell)
                     tell(report, "the last orders")
                 except KeyboardInterrupt:
                     report.interrupt()
                     raise
         except KeyboardInterrupt:
-            bring_back(scene)
-        report.connections = scene.connections()
+            bring_back(environment)
+        report.connections = environment.connections()
         report.said = "".join(
-            each.log.read_text(errors="replace") for each in (scene.product, scene.forgetful)
+            each.log.read_text(errors="replace") for each in (environment.product, environment.unfiltered)
         )
-        report.verdict = report.ledger.verdict(scene.rows(RESTING))
+        report.verdict = report.ledger.verdict(environment.rows(RESTING))
 
 
-def _break(scene: Stage, chance: random.Random, probe: Customer, report: Report, tell: Tell) -> None:
-    for fault in _in_turn(chance):
+def _inject_faults(
+    environment: SoakEnvironment, rng: random.Random, probe: Customer, report: Report, tell: Tell
+) -> None:
+    for fault in _in_turn(rng):
         if report.is_done:
             return
         tell(report, "load")
-        time.sleep(chance.uniform(0.1, 1.5))
+        time.sleep(rng.uniform(0.1, 1.5))
         tell(report, said(fault))
         began = time.monotonic()
-        injected = fault(scene, chance)
+        injected = fault(environment, rng)
         report.add(said(fault), began, injected)
         if injected.hits:
             report.recoveries.setdefault(said(fault), []).append(recovery(probe, injected.whole))
@@ -79,18 +81,18 @@ def recovery(probe: Customer, back: float) -> float:
     return first - back
 
 
-def _in_turn(chance: random.Random) -> Iterator[Fault]:
+def _in_turn(rng: random.Random) -> Iterator[Fault]:
     """Kills and faults of the network by turns, each kind as often as the others, in random order.
 
     First the one that finds most, for runs that see few.
     """
     yield cut_after_commit
-    kills, network = _shuffled(KILLS, chance), _shuffled(NETWORK, chance)
+    kills, network = _shuffled(KILLS, rng), _shuffled(NETWORK, rng)
     while True:
         yield next(kills)
         yield next(network)
 
 
-def _shuffled(faults: tuple[Fault, ...], chance: random.Random) -> Iterator[Fault]:
+def _shuffled(faults: tuple[Fault, ...], rng: random.Random) -> Iterator[Fault]:
     while True:
-        yield from chance.sample(faults, len(faults))
+        yield from rng.sample(faults, len(faults))

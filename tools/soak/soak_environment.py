@@ -1,4 +1,4 @@
-"""The scene: a PostgreSQL of its own, a network that misbehaves, and the product at its production server."""
+"""What a soak runs against: a PostgreSQL server, a proxy that injects faults, and the API under gunicorn."""
 
 import io
 import os
@@ -14,27 +14,15 @@ from typing import Any
 import psutil
 
 from deploy import hosts as builds
-from local import hosts
+from local import hosts, issuer
 from local.database import apply_schema
-from tests.conftest import connected
-from tests.support.client import free_port
-from tests.support.issuer import COGNITO, KeyServer, SigningKey
-from tests.support.log_leak_plugin import sightings
-from tests.support.mutants import without_tenant_filter
-from tests.support.servers import Server, private_server
+from local.key_server import serving_keys
+from tools.client import free_port
+from tools.log_leaks import find_leaks
 from tools.postgres_proxy import Proxy
+from tools.postgres_server import Server, connected, private_server
+from tools.soak.sabotage import SABOTAGES, without_tenant_filter
 
-TENANT_TABLES = ("orders", "order_items", "idempotency_keys", "rate_limits")
-SABOTAGES: Mapping[str, tuple[str, ...]] = {
-    "rls": tuple(f"alter table {table} disable row level security" for table in TENANT_TABLES),
-    "idempotency": ("alter table idempotency_keys drop constraint idempotency_keys_pkey",),
-    "durability": (
-        "alter role orders_app set synchronous_commit = off",
-        "alter system set wal_writer_delay = '10s'",
-        "select pg_reload_conf()",
-    ),
-}
-"""What takes a guard away, so that a run can be seen to fail: crossed, doubled and lost, in this order."""
 WORKERS, THREADS = 2, 4
 IDLE = 5
 """Connections that each worker may keep: DB_POOL_SIZE."""
@@ -46,20 +34,25 @@ LONGEST_START = 60
 """Seconds in which gunicorn must have its workers."""
 
 
-class Shops:
-    """Everybody's issuer."""
+@dataclass(frozen=True)
+class TokenIssuer:
+    """An issuer that the API accepts, with its key server."""
 
-    def __init__(self) -> None:
-        self._key = SigningKey()
-        self._keys = KeyServer(self._key.jwk())
-        self.variables = COGNITO.variables(self._keys)
+    variables: Mapping[str, str]
+    """The API's settings for it."""
+    _issuer: issuer.Issuer
 
     def token(self, tenant: str, user: str) -> str:
-        """Good for a day: a soak may take hours."""
-        return self._key.token(COGNITO.claims(tenant, sub=user, exp=int(time.time()) + 86_400))
+        """Valid for a day: a soak may take hours."""
+        return self._issuer.token(tenant, user, sub=user, exp=int(time.time()) + 86_400)
 
-    def close(self) -> None:
-        self._keys.stop()
+
+@contextmanager
+def token_issuer(folder: Path) -> Iterator[TokenIssuer]:
+    """With a signing key in `folder`."""
+    tokens = issuer.Issuer(folder)
+    with serving_keys(tokens.jwks()) as url:
+        yield TokenIssuer(issuer.variables(url), tokens)
 
 
 @dataclass(frozen=True)
@@ -77,17 +70,17 @@ class Door:
 
 
 @dataclass(frozen=True)
-class Stage:
+class SoakEnvironment:
     server: Server
     proxy: Proxy
     product: Door
-    forgetful: Door
+    unfiltered: Door
     """The same build without its tenant filter: row-level security is all that it has."""
-    shops: Shops
+    tokens: TokenIssuer
 
     @property
     def ports(self) -> list[int]:
-        return [self.product.port, self.forgetful.port]
+        return [self.product.port, self.unfiltered.port]
 
     def connections(self) -> int:
         """Of the API to the database."""
@@ -107,21 +100,20 @@ def rows(server: Server, query: str, *values: Any) -> list[tuple[Any, ...]]:
 
 
 @contextmanager
-def stage(chance: random.Random, sabotage: str | None = None) -> Iterator[Stage]:
+def soak_environment(rng: random.Random, sabotage: str | None = None) -> Iterator[SoakEnvironment]:
     """All of it running, with a guard taken away where `sabotage` says which; gone afterwards."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="order-api-faults-")))
         server = stack.enter_context(private_server())
-        stack.callback(refuse_canaries, server.folder / "log")
+        stack.callback(refuse_leaks, server.folder / "log")
         apply_schema(server.urls.owner)
         for statement in SABOTAGES[sabotage] if sabotage else ():
             rows(server, statement)
-        shops = Shops()
-        stack.callback(shops.close)
-        proxy = Proxy(None, server.folder, parses=False, rng=chance)
+        tokens = stack.enter_context(token_issuer(folder))
+        proxy = Proxy(None, server.folder, parses=False, rng=rng)
         stack.callback(proxy.close)
         variables = {
-            **shops.variables,
+            **tokens.variables,
             "DATABASE_URL": url(proxy.port),
             "DB_POOL_SIZE": str(IDLE),
             "DB_READ_TIMEOUT": str(READ_TIMEOUT),
@@ -131,10 +123,10 @@ def stage(chance: random.Random, sabotage: str | None = None) -> Iterator[Stage]
         if sabotage == "rls":
             variables["DB_ALLOW_UNSAFE_ROLE"] = "1"
         product = stack.enter_context(door(folder / "product", variables, workers=WORKERS))
-        forgetful = stack.enter_context(
-            door(folder / "forgetful", variables, mutate=without_tenant_filter, workers=1)
+        unfiltered = stack.enter_context(
+            door(folder / "unfiltered", variables, mutate=without_tenant_filter, workers=1)
         )
-        yield Stage(server, proxy, product, forgetful, shops)
+        yield SoakEnvironment(server, proxy, product, unfiltered, tokens)
 
 
 def url(*ports: int, more: str = "") -> str:
@@ -170,12 +162,12 @@ def door(
             assert time.monotonic() < deadline, f"{workers} workers were to start: {log.read_text()[-2000:]}"
             time.sleep(0.02)
         yield opened
-    refuse_canaries(log)
+    refuse_leaks(log)
 
 
-def refuse_canaries(log: Path) -> None:
+def refuse_leaks(log: Path) -> None:
     """Raises AssertionError when a log holds what none may hold."""
-    found = sightings(log.name, log.read_text(errors="replace"))
+    found = find_leaks(log.name, log.read_text(errors="replace"))
     assert not found, "\n".join(found[:20])
 
 

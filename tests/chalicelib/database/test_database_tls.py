@@ -15,7 +15,8 @@ from local.database import apply_schema
 from tests.conftest import connected
 from tests.support.certificates import HOST, certify
 from tests.support.client import Client, free_port, over_http
-from tests.support.servers import INSTALLED, Server, api_on, private_server
+from tests.support.servers import api_on, private_server
+from tools.postgres_server import INSTALLED, Server
 
 ENCRYPTED = """\
 select ssl from pg_stat_ssl join pg_stat_activity using (pid) where application_name = 'order-api'

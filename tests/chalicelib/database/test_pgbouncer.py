@@ -18,10 +18,11 @@ from local.database import apply_schema
 from tests.conftest import connected
 from tests.support.client import Answer, Client, Transport, seed
 from tests.support.cognito import UserPool, signed
-from tests.support.servers import PgBouncer, Server, api_on, pgbouncer, private_server
+from tests.support.servers import PgBouncer, api_on, pgbouncer, private_server
 from tests.support.tenants import claims
 from tests.support.waiting import until
 from tools.postgres_proxy import Proxy
+from tools.postgres_server import Server
 
 pytestmark = pytest.mark.slow
 

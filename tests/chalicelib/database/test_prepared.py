@@ -19,8 +19,9 @@ from chalicelib.database.tenant_scope import Statement, TenantScope
 from local.database import Urls
 from tests.conftest import NewClient, connected
 from tests.support.client import Client, item, seed
-from tests.support.servers import PgBouncer, Server, api_on, pgbouncer, private_server
+from tests.support.servers import PgBouncer, api_on, pgbouncer, private_server
 from tools.postgres_proxy import Proxy
+from tools.postgres_server import Server
 
 PREPARE = re.compile(r"^prepare (order_api_\w+) as ", re.MULTILINE)
 EXECUTE = re.compile(r"^execute (order_api_\w+) ", re.MULTILINE)

@@ -19,9 +19,10 @@ from local.database import apply_schema
 from tests.conftest import NewClient, connected
 from tests.support.client import Answer, Client, Transport
 from tests.support.refusals import assert_unavailable
-from tests.support.servers import READ_ONLY, Server, api_on, private_server
+from tests.support.servers import READ_ONLY, api_on, private_server
 from tests.support.waiting import until, within
 from tools.postgres_proxy import Proxy
+from tools.postgres_server import Server
 
 LONGEST_WAIT = 5.0
 """Seconds; a function's own timeout must never be what ends a request."""

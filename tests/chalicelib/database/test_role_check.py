@@ -16,8 +16,9 @@ from chalicelib.database import tenant_scope as api_database
 from local.database import apply_schema
 from tests.conftest import connected
 from tests.support.client import Answer, Client
-from tests.support.servers import INSTALLED, Server, api_on, pgbouncer, private_server
+from tests.support.servers import api_on, pgbouncer, private_server
 from tools.postgres_proxy import Proxy
+from tools.postgres_server import INSTALLED, Server
 
 TABLES = ("orders", "order_items", "idempotency_keys", "rate_limits")
 ABSENT = "01936f3c-3b5e-7cc0-98c4-dc0c0c07398f"

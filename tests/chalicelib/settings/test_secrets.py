@@ -31,7 +31,8 @@ from tests.support.client import Client
 from tests.support.log_leak_plugin import hear_text
 from tests.support.refusals import assert_unavailable
 from tests.support.secret_servers import AZURE_SECRET, GOOGLE_SECRET, OCI_SECRET, Store
-from tests.support.servers import Server, private_server
+from tests.support.servers import private_server
+from tools.postgres_server import Server
 
 PROJECT = Path(__file__).parents[3]
 ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:shop/db-AbCdEf"

@@ -67,7 +67,7 @@ def folder() -> Iterator[Path]:
 
 
 def is_starting(folder: Path) -> bool:
-    return bool(list(folder.glob("*/forgetful.log")))
+    return bool(list(folder.glob("*/unfiltered.log")))
 
 
 def is_under_load(folder: Path) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from deploy import hosts
-from tests.support.mutants import without_tenant_filter
+from tools.soak.sabotage import without_tenant_filter
 
 
 @pytest.fixture
