@@ -1,237 +1,172 @@
-"""The keys that tokens are verified with: fetched seldom, kept through an outage, shared by all threads."""
+"""Caches the keys that verify tokens: refreshed in the background, kept through an outage."""
 
-import json
 import logging
 import os
-import re
 import threading
 import time
-import urllib.request
-from base64 import urlsafe_b64decode
 from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import copy_context
 from http.client import InvalidURL
 from typing import Any
 
-from chalicelib.observability import record as telemetry
+from chalicelib.identity import jwks
+from chalicelib.identity.jwks import Key
 
-Key = dict[str, Any]
-Moment = tuple[float, float]
-"""On the clock that never jumps, and on the one that goes on while a whole machine is paused."""
+Instant = tuple[float, float]
+"""On the monotonic clock, and on the wall clock, which goes on while a whole machine is paused."""
 
-REFRESH_EVERY = 3600
-"""Seconds after which the keys are fetched again, so that a withdrawn one ends; no request waits for that."""
-OUTDATED_AFTER = 24 * 3600
-"""Seconds after which a request does wait: some hosts freeze between requests, and with them any thread."""
-UNKNOWN_EVERY = 60
-"""Seconds between two fetches that an unknown key id may cause; also the longest pause after a failure."""
-RETRY_AFTER = 5
-"""Seconds until the next fetch after one that failed; twice as many after every further one."""
-FETCH_TIMEOUT = 3
-"""Seconds that a request waits for the keys."""
-LONGEST_FETCH = 10
-"""Seconds that the key server may take, waited for or not."""
-MOST_FETCHES = 3
-"""Fetches that run at once, where a server holds them up for longer than any timeout sees."""
-LARGEST_ANSWER = 512 * 1024
-"""Bytes. Real key sets have some 30 KiB at most."""
-SHORTEST_KEY = 2048
-"""Bits of an RSA key (RFC 7518, 3.3)."""
+REFRESH_AGE = 3600
+"""Seconds after which the keys are fetched again, so that a withdrawn key expires. No request waits."""
+MAX_STALE_AGE = 24 * 3600
+"""Seconds after which a request does wait: hosts that freeze between requests freeze the threads too."""
+UNKNOWN_KEY_INTERVAL = 60
+"""Seconds between two fetches because of unknown key ids; also the longest delay after a failed fetch."""
+FIRST_RETRY_DELAY = 5
+"""Seconds until the next fetch after a failed one; doubled after each further failure."""
+WAIT_TIMEOUT = 3
+"""Seconds that a request waits for a fetch."""
+FETCH_TIMEOUT = 10
+"""Seconds that a fetch may take, whether or not a request waits for it."""
+MAX_CONCURRENT_FETCHES = 3
+"""A server that sends bytes slowly enough holds a fetch longer than any timeout of a socket."""
 
 _log = logging.getLogger("order-api")
 
 
 class NoSuchKey(LookupError):
-    """The issuer has no key with this id, or none could be fetched."""
+    """The issuer has no key with this id, or no key could be fetched."""
 
 
 class KeySet:
-    """The issuer's public keys. Known ones go on serving while the key server is down.
+    """The issuer's public keys. Cached keys stay valid while the key server is down.
 
-    The lock is never held over a wait, so that a request with a known key is never held up by a fetch.
+    No lock is held while waiting, so that a fetch never delays a request whose key is cached.
     """
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._keys: Mapping[str, Key] = {}
-        self._edition = object()
+        self._version = object()
         self._lock = threading.Lock()
         self._fetches: list[_Fetch] = []
         self._failures = 0
-        self._asked = self._paused = (0.0, 0.0)
-        """When the keys that are known were asked for, and since when none are."""
-        self._pause = 0.0
-        """Seconds from then on in which none are."""
+        self._requested_at = (0.0, 0.0)
+        """When the fetch of the cached keys started."""
+        self._delayed_at, self._delay = (0.0, 0.0), 0.0
+        """No fetch starts before `_delay` seconds have passed since `_delayed_at`."""
 
     def all(self) -> list[Key]:
         return list(self._keys.values())
 
-    def edition(self) -> object:
-        """Another one whenever the keys have changed. Old keys are fetched anew, beside this request."""
-        age = _since(self._asked)
-        if self._keys and age > REFRESH_EVERY:
-            begun = self._begin()
-            if begun and age > OUTDATED_AFTER:
-                begun.wait()
-        return self._edition
+    def version(self) -> object:
+        """Another object whenever the keys have changed. Old keys are refreshed in the background."""
+        age = _seconds_since(self._requested_at)
+        if self._keys and age > REFRESH_AGE:
+            fetch = self._start_fetch()
+            if fetch and age > MAX_STALE_AGE:
+                fetch.wait()
+        return self._version
 
     def get(self, kid: Any) -> Key:
-        """The key with this id. An unknown id fetches the keys anew, at most once a minute.
+        """The key with this id. An unknown id causes a fetch, at most once a minute.
 
         Raises NoSuchKey when there is none.
         """
         if kid not in self._keys:
-            begun, fetches = self._begin(), self._fetches
-            # A server that failed the last time is worth the time of one request, while there are keys.
-            if begun or (fetches and not (self._keys and self._failures)):
-                (begun or fetches[-1]).wait()
+            started, running = self._start_fetch(), self._fetches
+            # While keys are cached, only one request waits for a server that failed the last time.
+            if started or (running and not (self._keys and self._failures)):
+                (started or running[-1]).wait()
         try:
             return self._keys[kid]
         except KeyError:
             raise NoSuchKey from None
 
-    def _begin(self) -> "_Fetch | None":
-        """A new fetch in a thread of its own, or None while it is too early for one."""
-        if self._is_early():
+    def _start_fetch(self) -> "_Fetch | None":
+        """A new fetch in its own thread, or None while a fetch has to be delayed."""
+        if self._is_delayed():
             return None
         with self._lock:
-            self._fetches = [each for each in self._fetches if not each.is_over()]
-            if self._is_early() or len(self._fetches) == MOST_FETCHES:
+            self._fetches = [fetch for fetch in self._fetches if not fetch.is_finished()]
+            if self._is_delayed() or len(self._fetches) == MAX_CONCURRENT_FETCHES:
                 return None
             fetch = _Fetch(self)
-            with suppress(RuntimeError):  # no thread can be had now
+            with suppress(RuntimeError):  # the system cannot start a thread now
                 fetch.start()
-                # In this order: who is too early for a fetch finds one to wait for.
+                # In this order: a request that sees the delay finds this fetch to wait for.
                 self._fetches.append(fetch)
-                self._wait_for(LONGEST_FETCH + RETRY_AFTER)
+                self._delay_next_fetch(FETCH_TIMEOUT + FIRST_RETRY_DELAY)
                 return fetch
         return None
 
-    def _is_early(self) -> bool:
-        return _since(self._paused) < self._pause
+    def _is_delayed(self) -> bool:
+        return _seconds_since(self._delayed_at) < self._delay
 
-    def _wait_for(self, seconds: float) -> None:
-        self._paused, self._pause = _now(), seconds
+    def _delay_next_fetch(self, seconds: float) -> None:
+        self._delayed_at, self._delay = _now(), seconds
 
-    def run(self, fetch: "_Fetch") -> None:
-        """Replace the keys, unless there is none to be had, or a later fetch has been begun."""
+    def run_fetch(self, fetch: "_Fetch") -> None:
+        """Replace the keys, unless the download fails or a later fetch has started."""
         keys: Mapping[str, Key] = {}
         try:
-            keys = _usable(json.loads(_read(self._url)))
+            keys = jwks.download(self._url, FETCH_TIMEOUT)
         except Exception as error:
-            outlook = "; the known ones go on serving" if self._keys else ""
-            reason = "it is no URL" if isinstance(error, InvalidURL) else error  # which repeats parts of it
-            _log.error("cannot fetch the token keys from %s: %s%s", _public(self._url), reason, outlook)
+            self._log_failure(error)
         with self._lock:
             if fetch is not self._fetches[-1]:
                 return
             if not keys:
-                self._wait_for(min(RETRY_AFTER * 2**self._failures, UNKNOWN_EVERY))
+                self._delay_next_fetch(min(FIRST_RETRY_DELAY * 2**self._failures, UNKNOWN_KEY_INTERVAL))
                 self._failures = min(self._failures + 1, 10)
                 return
             self._failures = 0
-            self._wait_for(UNKNOWN_EVERY)
-            self._asked = fetch.begun
+            self._delay_next_fetch(UNKNOWN_KEY_INTERVAL)
+            self._requested_at = fetch.started_at
             if keys != self._keys:
-                # In this order: what is verified under the new edition was verified with the new keys.
+                # In this order: a token cached under the new version was verified with the new keys.
                 self._keys = keys
-                self._edition = object()
+                self._version = object()
+
+    def _log_failure(self, error: Exception) -> None:
+        outlook = "; the known ones go on serving" if self._keys else ""
+        # The text of InvalidURL repeats parts of the URL that may be secret.
+        reason = "it is no URL" if isinstance(error, InvalidURL) else error
+        _log.error("cannot fetch the token keys from %s: %s%s", jwks.public_part(self._url), reason, outlook)
 
 
 class _Fetch(threading.Thread):
-    """A socket's timeout bounds neither the look-up of a name nor an answer that trickles: this does.
+    """Bounds what a socket's timeout does not: a slow name resolution, and a body that arrives byte by byte.
 
-    Several requests wait for one, which join() and is_alive() do not bear before Python 3.13: two threads in
-    them at once raise AssertionError or RuntimeError now and then.
+    Requests wait for the event instead of join() or is_alive(): before Python 3.13 two threads that call
+    these at once sometimes raise AssertionError or RuntimeError.
     """
 
     def __init__(self, keys: KeySet) -> None:
-        super().__init__(target=copy_context().run, args=[keys.run, self], daemon=True)
-        self.begun = _now()
-        self._process = os.getpid()
-        self._ended = threading.Event()
+        super().__init__(target=copy_context().run, args=[keys.run_fetch, self], daemon=True)
+        self.started_at = _now()
+        self._process_id = os.getpid()
+        self._finished = threading.Event()
 
     def run(self) -> None:
         try:
             super().run()
         finally:
-            self._ended.set()
+            self._finished.set()
 
-    def is_over(self) -> bool:
-        """Ended, or left behind in the process that this one was forked from."""
-        return self._ended.is_set() or self._process != os.getpid()
+    def is_finished(self) -> bool:
+        """True for a fetch of the parent process too: its thread does not exist after a fork."""
+        return self._finished.is_set() or self._process_id != os.getpid()
 
     def wait(self) -> None:
-        if not self.is_over():
-            self._ended.wait(max(0.0, FETCH_TIMEOUT - _since(self.begun)))
+        if not self.is_finished():
+            self._finished.wait(max(0.0, WAIT_TIMEOUT - _seconds_since(self.started_at)))
 
 
-def _public(url: str) -> str:
-    """Without what may be secret: a name with its password, and the query."""
-    return re.split("[?#]", re.sub(r"//[^/]*@", "//", url))[0]
-
-
-def _now() -> Moment:
+def _now() -> Instant:
     return time.monotonic(), time.time()
 
 
-def _since(moment: Moment) -> float:
-    """Seconds; of what the two clocks say the longer."""
-    return max(now - then for now, then in zip(_now(), moment, strict=True))
-
-
-def _usable(answer: Any) -> Mapping[str, Key]:
-    """The keys of a key set by their ids; of several with one id the first. Raises when there is none."""
-    keys: dict[str, Key] = {}
-    for key in answer["keys"]:
-        if _is_ours(key):
-            keys.setdefault(key["kid"], {**key, "alg": "RS256"})
-    if not keys:
-        raise ValueError("no RS256 key in the answer")
-    return keys
-
-
-def _is_ours(key: Any) -> bool:
-    """Whether this member of a key set has an id and is for RS256 (RFC 7517, 5: others are ignored)."""
-    return (
-        isinstance(key, dict)
-        and isinstance(key.get("kid"), str)
-        and key.get("kty") == "RSA"
-        and key.get("alg", "RS256") == "RS256"
-        and key.get("use", "sig") == "sig"
-        and _bits(key.get("n")) >= SHORTEST_KEY
-    )
-
-
-def _bits(number: Any) -> int:
-    try:
-        return int.from_bytes(urlsafe_b64decode(number + "==="), "big").bit_length()
-    except (TypeError, ValueError):
-        return 0
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Keys come from the configured address alone."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
-def _read(url: str) -> bytes:
-    """What the key server answers, if it is not too much and does not take too long."""
-    deadline = time.monotonic() + LONGEST_FETCH
-    # Firewalls in front of issuers answer urllib's own User-Agent with 403 (jpadilla/pyjwt#1121).
-    headers = {"User-Agent": "order-api", **telemetry.outgoing_headers()}
-    request = urllib.request.Request(url, headers=headers)  # noqa: S310 (settings/tokens.py)
-    opener = urllib.request.build_opener(_NoRedirects)
-    body = b""
-    with opener.open(request, timeout=LONGEST_FETCH) as answer:
-        while chunk := answer.read1(64 * 1024):
-            body += chunk
-            if len(body) > LARGEST_ANSWER:
-                raise ValueError(f"more than {LARGEST_ANSWER} bytes")
-            # What is there already, after a pause of the process, counts.
-            if answer.length != 0 and time.monotonic() > deadline:
-                raise TimeoutError(f"not complete after {LONGEST_FETCH} seconds")
-    return body
+def _seconds_since(instant: Instant) -> float:
+    """By the clock that shows the longer time."""
+    return max(now - then for now, then in zip(_now(), instant, strict=True))

@@ -1,21 +1,21 @@
-"""Says in the log why tokens are refused. An answer never does, and neither says a word of the token."""
+"""Logs why tokens are refused. Neither the log nor the answer contains any part of the token."""
 
 import logging
 import threading
 import time
 from collections import Counter
 
-QUIET = 60
-"""Seconds between two lines with the same reason: a flood of bad tokens is no flood of lines."""
+LOG_INTERVAL = 60
+"""Seconds between two lines with the same reason, so that a flood of bad tokens does not flood the log."""
 
 _log = logging.getLogger("order-api.tokens")
 
 
-class Refused(Exception):
-    """A token is not good; the text is one of our own few words for why."""
+class TokenRefused(Exception):
+    """The token is not valid; the message is a reason that is safe to log."""
 
 
-_WORDS = {
+_REASONS = {
     "NoSuchKey": "unknown key",
     "InvalidSignatureError": "signature",
     "CognitoJWTException": "signature",
@@ -23,29 +23,30 @@ _WORDS = {
     "ExpiredSignatureError": "expired",
     "ImmatureSignatureError": "not valid yet",
 }
+"""By the name of the exception's class: importing the classes would import libraries that are not used."""
 
 
 def reason(error: Exception) -> str:
-    """Never the error's own text: libraries quote the token in theirs."""
-    if isinstance(error, Refused):
+    """Never a library's own message: those quote the token."""
+    if isinstance(error, TokenRefused):
         return str(error)
-    return _WORDS.get(type(error).__name__, "malformed")
+    return _REASONS.get(type(error).__name__, "malformed")
 
 
-class Refusals:
-    """Counts by reason; safe to share between threads."""
+class RefusalLog:
+    """Counts refusals by reason. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._unsaid: Counter[str] = Counter()
-        self._quiet_until: dict[str, float] = {}
+        self._unlogged: Counter[str] = Counter()
+        self._next_line_at: dict[str, float] = {}
 
-    def note(self, why: str) -> None:
+    def add(self, reason: str) -> None:
         with self._lock:
-            self._unsaid[why] += 1
+            self._unlogged[reason] += 1
             now = time.monotonic()
-            if now < self._quiet_until.get(why, 0.0):
+            if now < self._next_line_at.get(reason, 0.0):
                 return
-            self._quiet_until[why] = now + QUIET
-            count = self._unsaid.pop(why)
-        _log.warning("refused a token: %s (%d since the last such line)", why, count)
+            self._next_line_at[reason] = now + LOG_INTERVAL
+            count = self._unlogged.pop(reason)
+        _log.warning("refused a token: %s (%d since the last such line)", reason, count)

@@ -1,206 +1,118 @@
 """Verifies tokens where no gateway has done so: every host but AWS, and local development.
 
 A library checks the signature, cognitojwt for Cognito and PyJWT for the others, and only the configured
-provider's is imported. What they leave open is closed here. cognitojwt 1.4.1 (jwt_sync.py) checks no issuer
-and no nbf, fetches keys without a timeout, keeps them for ever, and raises KeyError, ValueError or JOSEError
-on malformed tokens. PyJWT 2.15 takes numbers written as text for times, and its key client reads an answer of
-any size and lets every request wait for one that hangs. Both take UTF-16, and the last of repeated members.
+provider's is imported. The checks that they lack are here. cognitojwt 1.4.1 (jwt_sync.py) checks neither
+issuer nor nbf, fetches keys without a timeout, keeps them for ever, and raises KeyError, ValueError or
+JOSEError on malformed tokens. PyJWT 2.15 accepts times that are strings, and its key client reads a response
+of any size and makes every request wait for one that hangs. Both accept UTF-16, and the last of repeated
+members.
 docs/identity.md goes through RFC 8725 section by section.
 """
 
-import json
-import math
 import time
-from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
-from typing import Any, NoReturn
+from typing import Any
 
 from chalicelib.errors import Unauthorized
-from chalicelib.identity.key_set import Key, KeySet
-from chalicelib.identity.refusal_log import Refusals, Refused, reason
+from chalicelib.identity.issuers import ISSUERS, Claims
+from chalicelib.identity.jwks import Key
+from chalicelib.identity.jwt_parts import CLOCK_SKEW, base64url, json_object, numeric_date
+from chalicelib.identity.key_set import KeySet
+from chalicelib.identity.refusal_log import RefusalLog, TokenRefused, reason
 from chalicelib.settings.environment import SettingsError
-from chalicelib.settings.tokens import ANY_DIRECTORY, GUID, AcceptedTokens, accepted_tokens
+from chalicelib.settings.tokens import AcceptedTokens, accepted_tokens
 
-Claims = Mapping[str, Any]
-Verify = Callable[[str, Key, AcceptedTokens], object]
-IsTheirs = Callable[[Claims, Key, AcceptedTokens], bool]
-
-SKEW = 30
-"""Seconds that our clock and the issuer's may differ."""
-LONGEST = 16 * 1024
-"""Characters of a token; most hosts' servers take less in a header."""
+MAX_TOKEN_LENGTH = 16 * 1024
+"""Characters; most hosts' servers accept less in a header."""
 _EXTENSIONS = {"crit", "b64"}
-"""Header members that change what is signed (RFC 7515, 4.1.11; RFC 7797). We understand no extension."""
-_OTHER_KINDS = {"events", "cnf"}
-"""Claims of logout tokens and other events (RFC 8417), and of those that ask for a proof (RFC 7800)."""
-_PERSONAL_ACCOUNTS = "9188040d-6c67-4c5b-b112-36a304b66dad"
-"""The one directory of all personal Microsoft accounts."""
+"""Header members that change what is signed (RFC 7515, 4.1.11; RFC 7797). No extension is supported."""
+_OTHER_TYPES = {"events", "cnf"}
+"""Claims of security events such as logout (RFC 8417), and of tokens bound to a key (RFC 7800)."""
 
 
 def claims(authorization: str | None) -> Claims:
     """The claims of the token in an Authorization header, `Bearer <token>` or the bare token.
 
-    Raises Unauthorized for every token that is not good, whatever is wrong with it.
+    Raises Unauthorized for every token that is not valid, whatever the reason.
     """
     scheme, _, token = (authorization or "").strip(" \t").rpartition(" ")
     if not token or scheme.strip(" \t").lower() not in ("", "bearer"):
         raise Unauthorized
     try:
-        if len(token) > LONGEST:
-            raise Refused("too long")
-        found = _verified(token, _keys().edition())
-        _refuse_out_of_time(found)
+        if len(token) > MAX_TOKEN_LENGTH:
+            raise TokenRefused("too long")
+        verified = _verified_claims(token, _key_set().version())
+        _check_times(verified)
     except SettingsError:
         raise
     except Exception as error:
-        # Any failure of any library on input that an attacker wrote means: not verified.
-        _refusals().note(reason(error))
+        # An attacker chooses the input: any exception of any library means that the token is not verified.
+        _refusal_log().add(reason(error))
         raise Unauthorized from None
-    return found
-
-
-@cache
-def _accepted() -> AcceptedTokens:
-    return accepted_tokens()
+    return verified
 
 
 @lru_cache(maxsize=1024)
-def _verified(token: str, _edition: object) -> Claims:
-    """What does not change while the keys do not; the token that comes again is the same, bit by bit.
+def _verified_claims(token: str, _key_set_version: object) -> Claims:
+    """All checks but those of the time: their result is the same until the keys change.
 
-    Bad tokens are not remembered: they raise, and so cannot push out good ones.
+    Bad tokens raise, so that they are not cached and cannot evict good ones.
     """
-    accepted = _accepted()
-    kinds, verify, is_theirs = _VERIFIERS[accepted.provider]
-    header, payload, _signature = (_decoded(part) for part in token.split(".", 3))
-    members = _object(header)
-    if members["alg"] != "RS256" or _EXTENSIONS & members.keys():
-        raise Refused("algorithm")
-    if members.get("typ", "JWT").lower().removeprefix("application/") not in kinds:
-        raise Refused("kind")
-    key = _keys().get(members["kid"])
-    verify(token, key, accepted)
-    found = _object(payload)
-    if _OTHER_KINDS & found.keys():
-        raise Refused("kind")
-    if not (found["sub"] and is_theirs(found, key, accepted)):
-        raise Refused("issuer, audience or kind")
-    return found
+    accepted = _accepted_tokens()
+    issuer = ISSUERS[accepted.provider]
+    header_bytes, payload, _signature = (base64url(part) for part in token.split(".", 3))
+    header = json_object(header_bytes)
+    if header["alg"] != "RS256" or _EXTENSIONS & header.keys():
+        raise TokenRefused("algorithm")
+    if header.get("typ", "JWT").lower().removeprefix("application/") not in issuer.types:
+        raise TokenRefused("kind")
+    key = _key_set().get(header["kid"])
+    _verify_signature(token, key, accepted)
+    verified = json_object(payload)
+    if _OTHER_TYPES & verified.keys():
+        raise TokenRefused("kind")
+    if not (verified["sub"] and issuer.has_issued(verified, key, accepted)):
+        raise TokenRefused("issuer, audience or kind")
+    return verified
 
 
-def _decoded(part: str) -> bytes:
-    """base64url with nothing else in it (RFC 7515, 5.2), spelt as an encoder spells it (RFC 4648, 3.5)."""
-    decoded = urlsafe_b64decode(part + "=" * (-len(part) % 4))
-    if urlsafe_b64encode(decoded).rstrip(b"=") != part.encode():
-        raise Refused("malformed")
-    return decoded
+def _verify_signature(token: str, key: Key, accepted: AcceptedTokens) -> None:
+    """PyJWT checks the audience too. With cognitojwt it is the issuer's check that does."""
+    if accepted.provider == "cognito":
+        _cognitojwt().decode(token, accepted.region, accepted.user_pool, testmode=True)
+        return
+    import jwt
 
-
-def _object(text: bytes) -> dict[str, Any]:
-    """A JSON object in UTF-8 (RFC 8725, 3.7) whose members all have names of their own (RFC 7515, 4)."""
-    found = _STRICT.decode(text.decode())
-    if not isinstance(found, dict):
-        raise Refused("malformed")
-    return found
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise Refused("malformed")
-    return members
-
-
-def _no_number(_constant: str) -> NoReturn:
-    raise Refused("malformed")
-
-
-_STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_number)
-
-
-def _by_cognitojwt(token: str, _key: Key, accepted: AcceptedTokens) -> object:
-    # Neither time nor audience: both are looked at below, with words for what is wrong.
-    return _cognitojwt().decode(token, accepted.region, accepted.user_pool, testmode=True)
+    jwt.decode(token, jwt.PyJWK(key), ["RS256"], audience=accepted.audience, leeway=CLOCK_SKEW)
 
 
 @cache
 def _cognitojwt() -> Any:
     from cognitojwt import jwt_sync
 
-    # Its own key source has no timeout and never forgets; this one is asked instead.
-    jwt_sync.get_keys = lambda _url: _keys().all()
+    # Its own fetch of the keys has no timeout, and its cache never expires.
+    jwt_sync.get_keys = lambda _url: _key_set().all()
     return jwt_sync
 
 
-def _by_pyjwt(token: str, key: Key, accepted: AcceptedTokens) -> object:
-    import jwt
-
-    return jwt.decode(token, jwt.PyJWK(key), ["RS256"], audience=accepted.audience, leeway=SKEW)
-
-
-def _refuse_out_of_time(found: Claims) -> None:
+def _check_times(verified: Claims) -> None:
     now = time.time()
-    if now > _moment(found["exp"]) + SKEW:
-        raise Refused("expired")
-    if now < max(_moment(found.get(name, 0)) for name in ("nbf", "iat")) - SKEW:
-        raise Refused("not valid yet")
-
-
-def _moment(value: Any) -> float:
-    """A NumericDate (RFC 7519, 2), or a ValueError."""
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise ValueError("not a number")
-    return float(value)
-
-
-def _is_from_cognito(found: Claims, _key: Key, accepted: AcceptedTokens) -> bool:
-    """An ID token: access tokens carry no tenant."""
-    return bool(
-        found["iss"] == accepted.issuer and found["token_use"] == "id" and found["aud"] in accepted.audience
-    )
-
-
-def _is_from_entra(found: Claims, key: Key, accepted: AcceptedTokens) -> bool:
-    """Issued for the configured directory, or for the one that the token names, with a key meant for it.
-
-    A key that names an issuer signs for that one alone (Microsoft identity platform, access tokens,
-    "Validate the signing key issuer").
-    """
-    directory = str(found.get("tid"))
-    if ANY_DIRECTORY in accepted.issuer and (
-        not GUID.fullmatch(directory)
-        # As one tenant they would see each other's orders.
-        or directory == _PERSONAL_ACCOUNTS
-    ):
-        return False
-    issuers = (accepted.issuer, key.get("issuer", accepted.issuer))
-    return all(str(each).replace(ANY_DIRECTORY, directory) == found["iss"] for each in issuers)
-
-
-def _is_from_firebase(found: Claims, _key: Key, accepted: AcceptedTokens) -> bool:
-    """Of somebody who has signed in (Firebase, "Verify ID tokens using a third-party JWT library")."""
-    return found["iss"] == accepted.issuer and _moment(found["auth_time"]) - SKEW <= time.time()
-
-
-def _is_from_issuer(found: Claims, _key: Key, accepted: AcceptedTokens) -> bool:
-    return bool(found["iss"] == accepted.issuer)
-
-
-_VERIFIERS: Mapping[str, tuple[tuple[str, ...], Verify, IsTheirs]] = {
-    "cognito": (("jwt",), _by_cognitojwt, _is_from_cognito),
-    "entra": (("jwt", "at+jwt"), _by_pyjwt, _is_from_entra),
-    "firebase": (("jwt",), _by_pyjwt, _is_from_firebase),
-    "oidc": (("jwt", "at+jwt"), _by_pyjwt, _is_from_issuer),
-}
-"""What each provider's tokens may say that they are, in `typ` (RFC 8725, 3.11), and how they are verified."""
+    if now > numeric_date(verified["exp"]) + CLOCK_SKEW:
+        raise TokenRefused("expired")
+    if now < max(numeric_date(verified.get(name, 0)) for name in ("nbf", "iat")) - CLOCK_SKEW:
+        raise TokenRefused("not valid yet")
 
 
 @cache
-def _refusals() -> Refusals:
-    return Refusals()
+def _accepted_tokens() -> AcceptedTokens:
+    return accepted_tokens()
 
 
 @cache
-def _keys() -> KeySet:
-    return KeySet(_accepted().jwks_url)
+def _key_set() -> KeySet:
+    return KeySet(_accepted_tokens().jwks_url)
+
+
+@cache
+def _refusal_log() -> RefusalLog:
+    return RefusalLog()

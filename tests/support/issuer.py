@@ -232,11 +232,12 @@ def accepted(variables: Mapping[str, str]) -> Iterator[None]:
     from chalicelib.http.admission import claim_names
     from chalicelib.identity import tokens
 
+    caches = (tokens._accepted_tokens, tokens._key_set, tokens._refusal_log, tokens._verified_claims)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
-        for known in (claim_names, tokens._accepted, tokens._keys, tokens._refusals, tokens._verified):
-            known.cache_clear()
+        for cached in (claim_names, *caches):
+            cached.cache_clear()
         yield
-    for known in (claim_names, tokens._accepted, tokens._keys, tokens._refusals, tokens._verified):
-        known.cache_clear()
+    for cached in (claim_names, *caches):
+        cached.cache_clear()

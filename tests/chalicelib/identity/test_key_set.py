@@ -35,10 +35,11 @@ class Clock:
 
 @pytest.fixture
 def clock(app: Any, monkeypatch: pytest.MonkeyPatch) -> Clock:  # noqa: ARG001 (it reads its settings first)
-    from chalicelib.identity import key_set as token_keys
+    from chalicelib.identity import jwks, key_set
 
     clock = Clock()
-    monkeypatch.setattr(token_keys, "time", clock)
+    for module in (jwks, key_set):
+        monkeypatch.setattr(module, "time", clock)
     return clock
 
 
@@ -59,9 +60,9 @@ def keys(clock: Clock, provider: Provider) -> Iterator[KeyServer]:  # noqa: ARG0
 @pytest.fixture
 def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that these tests wait for less than a user might."""
-    from chalicelib.identity import key_set as token_keys
+    from chalicelib.identity import key_set
 
-    monkeypatch.setattr(token_keys, "FETCH_TIMEOUT", 1.5)
+    monkeypatch.setattr(key_set, "WAIT_TIMEOUT", 1.5)
 
 
 @pytest.fixture
@@ -157,12 +158,12 @@ def test_a_token_that_comes_again_is_not_verified_again(http: Transport, provide
     from chalicelib.identity import tokens
 
     alice = Client(http, OLD.token(provider.claims("acme")))
-    before = tokens._verified.cache_info().misses
+    before = tokens._verified_claims.cache_info().misses
     for _ in range(3):
         assert alice.get("/orders").status == 200
 
-    # The first one finds the keys not fetched yet, and fetching them makes a new edition.
-    assert tokens._verified.cache_info().misses - before == 2
+    # The first one finds the keys not fetched yet, and fetching them makes a new version.
+    assert tokens._verified_claims.cache_info().misses - before == 2
 
 
 def test_unknown_keys_cause_one_fetch_a_minute(ask: Ask, keys: KeyServer, clock: Clock) -> None:

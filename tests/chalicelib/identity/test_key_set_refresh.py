@@ -37,10 +37,11 @@ def provider(request: pytest.FixtureRequest) -> Provider:
 
 @pytest.fixture
 def clock(app: Any, monkeypatch: pytest.MonkeyPatch) -> Clock:  # noqa: ARG001 (it reads its settings first)
-    from chalicelib.identity import key_set as token_keys
+    from chalicelib.identity import jwks, key_set
 
     clock = Clock()
-    monkeypatch.setattr(token_keys, "time", clock)
+    for module in (jwks, key_set):
+        monkeypatch.setattr(module, "time", clock)
     return clock
 
 
@@ -76,7 +77,7 @@ def settled(keys: KeyServer) -> None:
     """No fetch of this process runs any more."""
     from chalicelib.identity import tokens
 
-    for fetch in tokens._keys()._fetches:
+    for fetch in tokens._key_set()._fetches:
         fetch.join(5)
         assert not fetch.is_alive(), keys.url
 
@@ -102,9 +103,9 @@ def test_a_withdrawn_key_falls_within_the_hour_without_anybody_asking_for_anothe
 def test_no_request_waits_for_keys_that_are_old(
     get: Get, keys: KeyServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from chalicelib.identity import key_set as token_keys
+    from chalicelib.identity import key_set
 
-    monkeypatch.setattr(token_keys, "FETCH_TIMEOUT", 20)
+    monkeypatch.setattr(key_set, "WAIT_TIMEOUT", 20)
     assert get(OLD) == 200
     keys.released.clear()
     clock.skip(HOUR)
@@ -131,7 +132,7 @@ def test_the_same_keys_again_make_nothing_known_unknown(get: Get, keys: KeyServe
     from chalicelib.identity import tokens
 
     assert [get(OLD), get(OLD)] == [200, 200]
-    before = tokens._verified.cache_info().misses
+    before = tokens._verified_claims.cache_info().misses
     clock.skip(HOUR)
 
     assert get(OLD) == 200
@@ -139,7 +140,7 @@ def test_the_same_keys_again_make_nothing_known_unknown(get: Get, keys: KeyServe
     assert get(OLD) == 200
 
     assert keys.fetches == 2
-    assert tokens._verified.cache_info().misses == before
+    assert tokens._verified_claims.cache_info().misses == before
 
 
 def test_a_pause_of_the_whole_process_ages_the_keys_too(get: Get, keys: KeyServer, clock: Clock) -> None:
@@ -323,14 +324,14 @@ def test_a_process_that_forks_while_it_fetches_can_fetch_in_both() -> None:
     keys = KeyServer(OLD.jwk())
     program = """
 import os, sys, time
-from chalicelib.identity import key_set as token_keys
-token_keys.LONGEST_FETCH, token_keys.RETRY_AFTER, token_keys.FETCH_TIMEOUT = 2, 0, 0.1
-token_keys.MOST_FETCHES = 1
-keys = token_keys.KeySet(sys.argv[1])
+from chalicelib.identity import key_set
+key_set.FETCH_TIMEOUT, key_set.FIRST_RETRY_DELAY, key_set.WAIT_TIMEOUT = 2, 0, 0.1
+key_set.MAX_CONCURRENT_FETCHES = 1
+keys = key_set.KeySet(sys.argv[1])
 def knows():
     try:
         return bool(keys.get("old"))
-    except token_keys.NoSuchKey:
+    except key_set.NoSuchKey:
         return False
 assert not knows()
 child = os.fork()
@@ -437,7 +438,7 @@ def test_bad_tokens_push_out_no_good_one_and_leave_a_line_a_minute(
     header, payload, signature = good.split(".")
     alice = Client(in_process, good)
     assert [alice.get("/orders").status for _ in range(2)] == [200, 200]
-    before = tokens._verified.cache_info()
+    before = tokens._verified_claims.cache_info()
     caplog.clear()
 
     for number in range(700):
@@ -449,10 +450,10 @@ def test_bad_tokens_push_out_no_good_one_and_leave_a_line_a_minute(
         ):
             assert Client(in_process, bad).get("/orders").status == 401
 
-    after = tokens._verified.cache_info()
+    after = tokens._verified_claims.cache_info()
     assert alice.get("/orders").status == 200
     assert (after.currsize, after.hits) == (before.currsize, before.hits)
-    assert tokens._verified.cache_info().hits == before.hits + 1
+    assert tokens._verified_claims.cache_info().hits == before.hits + 1
     lines = said(caplog)
     assert sorted(line.partition(" (")[0] for line in lines) == [
         "refused a token: malformed",
@@ -485,9 +486,9 @@ def test_the_log_says_why_in_few_words_and_none_of_the_tokens(
     monkeypatch: pytest.MonkeyPatch,
     reason: str,
 ) -> None:
-    from chalicelib.identity import refusal_log as token_refusals
+    from chalicelib.identity import refusal_log
 
-    monkeypatch.setattr(token_refusals, "time", clock)
+    monkeypatch.setattr(refusal_log, "time", clock)
     bad = REASONS[reason](provider)
     caplog.set_level(logging.DEBUG)
 
