@@ -16,9 +16,10 @@ from typing import Any
 import chalice.app
 
 from chalicelib.settings.currency import default_currency
-from chalicelib.settings.environment import SettingsError
+from chalicelib.settings.environment import SettingsError, text
 from chalicelib.settings.http import cors_origin
 from chalicelib.settings.identity_provider import user_pools
+from chalicelib.settings.table import EVERY_HOST, SETTINGS
 from deploy import archive, policy, sources
 
 Json = dict[str, Any]
@@ -28,33 +29,8 @@ REQUIREMENTS = PROJECT / "deploy" / "requirements.txt"
 """What the zip holds: requirements.txt without what the build has compiled away."""
 ARCHITECTURES = {"arm64": "aarch64", "x86_64": "x86_64"}
 """Lambda's names of them, and the wheels'."""
-VARIABLES = (
-    "AUTH_AUDIENCE",
-    "COGNITO_USER_POOL_ARN",
-    "CORS_ORIGIN",
-    "DB_ALLOW_UNSAFE_ROLE",
-    "DB_CONNECT_TIMEOUT",
-    "DB_HOST",
-    "DB_NAME",
-    "DB_PASSWORD",
-    "DB_POOL_MAX",
-    "DB_POOL_RECYCLE",
-    "DB_POOL_SIZE",
-    "DB_POOL_TIMEOUT",
-    "DB_PORT",
-    "DB_PREPARE",
-    "DB_READ_TIMEOUT",
-    "DB_SECRET_LIFETIME",
-    "DB_SSLMODE",
-    "DB_USER",
-    "DEFAULT_CURRENCY",
-    "DOCS",
-    "RATE_LIMIT",
-)
-"""What the function is told; each is taken from the environment of the build, where it is set.
-
-DB_SSLROOTCERT is not among them: it is a path of this machine, and the zip brings its file along.
-"""
+HANDED_ON = [name for name, setting in SETTINGS.items() if setting.read_by == EVERY_HOST]
+"""The variables that the function gets from the environment of the build."""
 NO_USER_POOL = "arn:aws:cognito-idp:us-east-1:000000000000:userpool/us-east-1_none"
 """Stands in where none is set while a template is packaged: there it is a parameter."""
 UNCHECKED = py_compile.PycInvalidationMode.UNCHECKED_HASH
@@ -95,7 +71,7 @@ def _list_what_is_in(zipped: Path, folder: Path) -> None:
 
 def configuration(stage: str, architecture: str) -> Json:
     """config.json with this stage alone, and with what the environment says. Refuses what AWS cannot have."""
-    provider = os.environ.get("AUTH_PROVIDER") or "cognito"
+    provider = text("AUTH_PROVIDER")
     if provider != "cognito":
         raise SystemExit(
             f"AUTH_PROVIDER is {provider!r}: on AWS it is API Gateway that checks the tokens, and it knows "
@@ -111,7 +87,7 @@ def configuration(stage: str, architecture: str) -> Json:
         raise SystemExit(
             "SUBNET_IDS and SECURITY_GROUP_IDS go together: set both, comma-separated, or neither"
         )
-    variables = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
+    variables = {name: os.environ[name] for name in HANDED_ON if os.environ.get(name)}
     if variables:
         chosen["environment_variables"] = variables
     return {**config, "lambda_architecture": architecture, "stages": {stage: chosen}}

@@ -14,20 +14,12 @@ from chalicelib.settings.currency import default_currency
 from chalicelib.settings.database import database_settings
 from chalicelib.settings.environment import SettingsError
 from chalicelib.settings.rate_limit import rate_limit
+from chalicelib.settings.table import SETTINGS
 from deploy import alarms, aws, policy
 
 Json = dict[str, Any]
 
 TOOLS = ("chalice", "sam")
-PARAMETERS = {
-    "COGNITO_USER_POOL_ARN": "CognitoUserPoolArn",
-    "DB_HOST": "DBHost",
-    "DB_NAME": "DBName",
-    "DB_PASSWORD": "DBPasswordSecretArn",
-    "DB_PORT": "DBPort",
-    "DB_USER": "DBUser",
-}
-"""Those that are parameters of the template."""
 
 
 def deploy(folder: Path, stage: str, via: str) -> None:
@@ -145,7 +137,9 @@ def _sam(folder: Path, stage: str, chosen: Json, region: str) -> None:
             "into Secrets Manager and set DB_PASSWORD to the secret's ARN"
         )
     from_variables = {
-        parameter: variables[name] for name, parameter in PARAMETERS.items() if variables.get(name)
+        setting.parameter: variables[name]
+        for name, setting in SETTINGS.items()
+        if setting.parameter and variables.get(name)
     }
     network = {"SubnetIds": chosen["subnet_ids"], "SecurityGroupIds": chosen["security_group_ids"]}
     overrides = {**from_variables, **{name: ",".join(ids) for name, ids in network.items() if ids}}

@@ -18,6 +18,7 @@ from chalicelib.settings.database import database_settings
 from chalicelib.settings.environment import SettingsError
 from chalicelib.settings.http import cors_origin
 from chalicelib.settings.startup import check_settings
+from chalicelib.settings.table import EVERY_HOST, OPENTELEMETRY, OTHER_HOSTS, SETTINGS
 from chalicelib.settings.tokens import accepted_tokens
 from deploy import pins, sbom, sources
 
@@ -32,26 +33,10 @@ OWN = {
     "oci": ("func.py", "requirements.txt", "func.yaml"),
 }
 """Each cloud's files of shims/<cloud>, first the module that its runtime imports."""
-SETTINGS = (
-    *("DATABASE_URL", "DB_HOST", "DB_PORT", "DB_NAME", "DB_USER", "DB_PASSWORD", "DB_SSLMODE"),
-    *("DB_CONNECT_TIMEOUT", "DB_POOL_SIZE", "DB_POOL_MAX", "DB_POOL_RECYCLE", "DB_POOL_TIMEOUT"),
-    *("DB_PREPARE", "DB_READ_TIMEOUT", "DB_ALLOW_UNSAFE_ROLE", "RATE_LIMIT"),
-    *("DB_SECRET_LIFETIME", "AUTH_PROVIDER", "AUTH_ISSUER", "AUTH_AUDIENCE", "AUTH_JWKS_URL"),
-    *("AUTH_TENANT_CLAIM", "AUTH_USER_CLAIM", "AUTH_EMAIL_CLAIM", "COGNITO_USER_POOL_ARN"),
-    *("DEFAULT_CURRENCY", "CORS_ORIGIN", "BASE_PATH", "DOCS"),
-    *("OTEL_METRICS_EXPORTER", "OTEL_METRIC_EXPORT_INTERVAL", "OTEL_METRIC_EXPORT_TIMEOUT"),
-    *("OTEL_RESOURCE_ATTRIBUTES", "OTEL_SERVICE_NAME"),
-    "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE",
-    *(
-        f"OTEL_EXPORTER_OTLP_{of_metrics}{name}"
-        for of_metrics in ("", "METRICS_")
-        for name in ("ENDPOINT", "HEADERS", "TIMEOUT", "COMPRESSION", "CERTIFICATE")
-    ),
-)
-"""What a deployed function reads; each is handed on from the environment of the command.
-
-DB_SSLROOTCERT is not among them: it is a path of this machine, and the build brings its file along.
-"""
+HANDED_ON = [
+    name for name, setting in SETTINGS.items() if setting.read_by in (EVERY_HOST, OTHER_HOSTS, OPENTELEMETRY)
+]
+"""The variables that a deployed function gets from the environment of the command."""
 
 
 def build(cloud: str, into: Path) -> None:
@@ -100,7 +85,7 @@ def deploy(target: str, folder: Path) -> None:
             "AUTH_JWKS_URL names this machine: these are the settings of make run (.local/env). "
             "Call make deploy-... from a shell that has not read them"
         )
-    found = {name: os.environ[name] for name in SETTINGS if os.environ.get(name)}
+    found = {name: os.environ[name] for name in HANDED_ON if os.environ.get(name)}
     TARGETS[target](folder, found)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from app import app
+from chalicelib.settings.table import SETTINGS, Setting
 from deploy import alarms, gateway_responses, policy
 
 Json = dict[str, Any]
@@ -13,6 +14,23 @@ PERMISSION = "APIHandlerInvokePermission"
 NOTHING = {"Ref": "AWS::NoValue"}
 PUBLISHED = {"Ref": f"{FUNCTION}.Alias"}
 """SAM's name for the alias that it makes."""
+PARAMETERS = [setting for setting in SETTINGS.values() if setting.parameter]
+DESCRIPTIONS = {
+    "DB_HOST": "Host of PostgreSQL, or several; empty when the secret names it",
+    "DB_PORT": "Port of PostgreSQL",
+    "DB_NAME": "Name of the database; empty when the secret names it",
+    "DB_USER": "The API's role; empty when the secret names it",
+    "DB_PASSWORD": "Secrets Manager secret with the password, or of RDS's JSON form",
+    "COGNITO_USER_POOL_ARN": "The Cognito user pool whose ID tokens are accepted",
+}
+"""Plain text for AWS's console; a setting without one here is described as in docs/configuration.md."""
+PATTERNS = {
+    "DB_PORT": "[0-9]{1,5}(,[0-9]{1,5})*",
+    "DB_PASSWORD": "(arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:.+)?",
+    "COGNITO_USER_POOL_ARN": "arn:aws[a-z-]*:cognito-idp:[a-z0-9-]+:[0-9]{12}:userpool/.+",
+}
+REQUIRED = ("COGNITO_USER_POOL_ARN",)
+"""The variables whose parameter has no default when the build sets none: CloudFormation then requires one."""
 
 
 def additions(stage: Mapping[str, Any], *, snapstart: bool) -> Json:
@@ -72,43 +90,32 @@ def _url(api_stage: str) -> str:
 
 def _parameters(stage: Mapping[str, Any]) -> Json:
     variables = stage.get("environment_variables", {})
-    password = variables.get("DB_PASSWORD", "")
-
-    def text(description: str, default: str = "", **more: Any) -> Json:
-        return {"Type": "String", "Default": default, "Description": description, **more}
-
-    def listed(name: str, description: str) -> Json:
-        return {
-            "Type": "CommaDelimitedList",
-            "Default": ",".join(stage.get(name, [])),
-            "Description": description,
-        }
-
     return {
-        "DBHost": text(
-            "Host of PostgreSQL, or several; empty when the secret names it", variables.get("DB_HOST", "")
-        ),
-        "DBPort": text(
-            "Port of PostgreSQL", variables.get("DB_PORT", "5432"), AllowedPattern="[0-9]{1,5}(,[0-9]{1,5})*"
-        ),
-        "DBName": text("Name of the database; empty when the secret names it", variables.get("DB_NAME", "")),
-        "DBUser": text("The API's role; empty when the secret names it", variables.get("DB_USER", "")),
-        "DBPassword": text("Its password; better: DBPasswordSecretArn", NoEcho=True),
-        "DBPasswordSecretArn": text(
-            "Secrets Manager secret with the password, or of RDS's JSON form",
-            password if policy.is_secret(password) else "",
-            AllowedPattern="(arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:.+)?",
-        ),
-        "CognitoUserPoolArn": {
-            "Type": "String",
-            **({"Default": user_pool} if (user_pool := variables.get("COGNITO_USER_POOL_ARN")) else {}),
-            "AllowedPattern": "arn:aws[a-z-]*:cognito-idp:[a-z0-9-]+:[0-9]{12}:userpool/.+",
-            "Description": "The Cognito user pool whose ID tokens are accepted",
-        },
-        "SubnetIds": listed("subnet_ids", "Private subnets of the function; empty: outside any VPC"),
-        "SecurityGroupIds": listed("security_group_ids", "Security groups of the function in them"),
+        **{setting.parameter: _parameter(setting, variables) for setting in PARAMETERS},
+        "DBPassword": _text("Its password; better: DBPasswordSecretArn", Default="", NoEcho=True),
+        "SubnetIds": _list(stage, "subnet_ids", "Private subnets of the function; empty: outside any VPC"),
+        "SecurityGroupIds": _list(stage, "security_group_ids", "Security groups of the function in them"),
         alarms.TOPIC: alarms.parameter(),
     }
+
+
+def _parameter(setting: Setting, variables: Mapping[str, str]) -> Json:
+    """The parameter for a variable; the build's value is its default, except for a password in plain text."""
+    value = variables.get(setting.name, setting.default)
+    if setting.name == "DB_PASSWORD" and not policy.is_secret(value):
+        value = ""
+    default = {} if setting.name in REQUIRED and not value else {"Default": value}
+    pattern = {"AllowedPattern": PATTERNS[setting.name]} if setting.name in PATTERNS else {}
+    return _text(DESCRIPTIONS.get(setting.name, setting.meaning), **default, **pattern)
+
+
+def _text(description: str, **more: Any) -> Json:
+    return {"Type": "String", "Description": description, **more}
+
+
+def _list(stage: Mapping[str, Any], name: str, description: str) -> Json:
+    default = ",".join(stage.get(name, []))
+    return {"Type": "CommaDelimitedList", "Default": default, "Description": description}
 
 
 def _rules() -> Json:
@@ -150,12 +157,8 @@ def _function() -> Json:
         "VpcConfig": {"Fn::If": ["InVpc", network, NOTHING]},
         "Environment": {
             "Variables": {
-                "DB_HOST": {"Ref": "DBHost"},
-                "DB_PORT": {"Ref": "DBPort"},
-                "DB_NAME": {"Ref": "DBName"},
-                "DB_USER": {"Ref": "DBUser"},
+                **{setting.name: {"Ref": setting.parameter} for setting in PARAMETERS},
                 "DB_PASSWORD": password,
-                "COGNITO_USER_POOL_ARN": {"Ref": "CognitoUserPoolArn"},
             }
         },
     }

@@ -149,10 +149,10 @@ def _handed_on(cloud: str) -> dict[str, str]:
 
     The database's authority travels with the build, and `aws` here has none.
     """
-    from deploy.hosts import SETTINGS  # with what writes an SBOM
+    from deploy.hosts import HANDED_ON  # with what writes an SBOM
 
     elsewhere = {"DB_HOST", "DB_PORT", "DB_NAME", "DB_USER", "DB_PASSWORD"}
-    names = {*SETTINGS, "DB_SSLROOTCERT"} if cloud == "aws" else {*SETTINGS}
+    names = {*HANDED_ON, "DB_SSLROOTCERT"} if cloud == "aws" else {*HANDED_ON}
     return {name: os.environ[name] for name in names - elsewhere if os.environ.get(name)}
 
 

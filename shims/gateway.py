@@ -4,7 +4,6 @@ It finds the route, verifies the token where the route has an authorizer, builds
 the app and returns what a host sends. A shim only translates its cloud's request and response.
 """
 
-import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ from chalicelib.http.parallel_chalice import ParallelChalice
 from chalicelib.identity import tokens
 from chalicelib.observability import logs
 from chalicelib.observability.record import Record
-from chalicelib.settings.environment import SettingsError
+from chalicelib.settings.environment import SettingsError, is_present
 from chalicelib.settings.http import base_path
 from chalicelib.settings.startup import check_settings
 
@@ -63,7 +62,7 @@ class Gateway:
 
     def __init__(self, app: ParallelChalice, host: str = "local") -> None:
         """`host` is this host's name in the log: `azure`, `gcp`, `oci`."""
-        if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:
+        if is_present("AWS_LAMBDA_FUNCTION_NAME"):
             raise SettingsError(
                 "AWS_LAMBDA_FUNCTION_NAME is set, which means: claims were verified. Unset it on this host"
             )

@@ -6,7 +6,6 @@ variables, OTEL_..., configure the export: the endpoint, the interval, the heade
 
 import atexit
 import logging
-import os
 
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.sdk.metrics import MeterProvider
@@ -15,14 +14,13 @@ from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 
 from chalicelib.observability import logs
 from chalicelib.observability.record import Record
+from chalicelib.settings.metrics import malformed_endpoint
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 """Bucket boundaries that the semantic conventions recommend for http.server.request.duration."""
 QUERIES = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
 """And for a database client's durations."""
 POSTGRESQL = {"db.system.name": "postgresql"}
-ENDPOINTS = ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-"""The first one that is set applies."""
 POOL = {"db.client.connection.pool.name": "order-api"}
 
 SHUTDOWN_TIMEOUT = 2
@@ -37,9 +35,8 @@ class Instruments:
 
     def __init__(self) -> None:
         logs.adopt("opentelemetry")
-        for name in [name for name in ENDPOINTS if os.environ.get(name)][:1]:
-            if not os.environ[name].startswith(("http://", "https://")):
-                _log.error("%s does not begin with http:// or https://: no metrics can be sent there", name)
+        if name := malformed_endpoint():
+            _log.error("%s does not begin with http:// or https://: no metrics can be sent there", name)
         reader = PeriodicExportingMetricReader(OTLPMetricExporter())
         provider = MeterProvider([reader], resource=_resource(), shutdown_on_exit=False)
         atexit.register(provider.shutdown, SHUTDOWN_TIMEOUT * 1000)

@@ -1,7 +1,8 @@
-"""What Lambda says of itself in the variables that it sets."""
+"""The variables that Lambda sets."""
 
-import os
 import sys
+
+from chalicelib.settings.environment import is_present, text
 
 
 def on_lambda() -> bool:
@@ -10,14 +11,14 @@ def on_lambda() -> bool:
     `chalice local` puts claims that nobody verified in the same place, so that there the variable
     alone would open the door; its module is in no deployment package.
     """
-    return "AWS_LAMBDA_FUNCTION_NAME" in os.environ and "chalice.local" not in sys.modules
+    return is_present("AWS_LAMBDA_FUNCTION_NAME") and "chalice.local" not in sys.modules
 
 
 def function_name() -> str:
     """Lambda's name of this function."""
-    return os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "")
+    return text("AWS_LAMBDA_FUNCTION_NAME")
 
 
 def is_snapshotted() -> bool:
     """Whether Lambda will take a snapshot of this process and start instances from it."""
-    return os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start"
+    return text("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start"

@@ -1,11 +1,9 @@
 """DB_SSLMODE and DB_SSLROOTCERT: when a connection uses TLS, and which authority it trusts."""
 
-import os
 import re
 from pathlib import Path
-from typing import Any
 
-from chalicelib.settings.environment import SettingsError
+from chalicelib.settings.environment import SettingsError, text
 
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 BUILT_AUTHORITY = Path(__file__).parent.parent / "database-authority.pem"
@@ -14,11 +12,11 @@ _LOCAL_HOST = re.compile(r"|localhost|[/@].*|127\.\d+\.\d+\.\d+|::1")
 
 
 def authority_file() -> str:
-    """The file with the certificates of the database's authority: DB_SSLROOTCERT, else the build's; or none.
+    """The path of the database's authority: DB_SSLROOTCERT, else the build's file, else "".
 
-    It is looked into, because libpq would complain of it to the log alone, at each connection.
+    Raises SettingsError for a file without certificates: libpq would only log it, at each connection.
     """
-    path = os.environ.get("DB_SSLROOTCERT")
+    path = text("DB_SSLROOTCERT")
     if not path:
         return str(BUILT_AUTHORITY) if BUILT_AUTHORITY.exists() else ""
     try:
@@ -33,22 +31,23 @@ def authority_file() -> str:
     return path
 
 
-def with_tls(parameters: dict[str, Any]) -> dict[str, Any]:
-    """With the authority that is known, and DB_SSLMODE, else what the parameters say.
+def with_tls(parameters: dict[str, str]) -> dict[str, str]:
+    """Adds sslmode and sslrootcert to libpq's parameters.
 
-    Else, for any host that is not this machine, `verify-full`, and `require` where no authority is known.
+    DB_SSLMODE overrides the parameters' sslmode. Without either, a host other than this machine gets
+    `verify-full`, or `require` when no authority is known.
     """
-    mode = os.environ.get("DB_SSLMODE")
+    mode = text("DB_SSLMODE")
     if mode and mode not in SSL_MODES:
         raise SettingsError(f"DB_SSLMODE is {mode!r}: use one of {', '.join(SSL_MODES)}")
-    mode = mode or parameters.get("sslmode")
+    mode = mode or parameters.get("sslmode", "")
     if not mode and _is_local(parameters.get("host", "")) and _is_local(parameters.get("hostaddr", "")):
         return parameters
-    known = parameters.get("sslrootcert") or authority_file()
-    mode = mode or ("verify-full" if known else "require")
-    return {**parameters, "sslmode": mode, **({"sslrootcert": known} if known else {})}
+    authority = parameters.get("sslrootcert") or authority_file()
+    mode = mode or ("verify-full" if authority else "require")
+    return {**parameters, "sslmode": mode, **({"sslrootcert": authority} if authority else {})}
 
 
 def _is_local(hosts: str) -> bool:
-    """Sockets and loopback addresses only; of several hosts all must be."""
+    """Whether all hosts are sockets or loopback addresses."""
     return all(_LOCAL_HOST.fullmatch(host) for host in hosts.split(","))

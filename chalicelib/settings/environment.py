@@ -1,7 +1,11 @@
-"""Reads single environment variables; SettingsError names the one that is missing or malformed."""
+"""Reads single environment variables of the table; SettingsError names one that is missing or malformed."""
 
 import os
 from collections.abc import Mapping
+
+from chalicelib.settings.table import SETTINGS
+
+NO_SECRET: Mapping[str, str] = {}
 
 
 class SettingsError(ValueError):
@@ -13,31 +17,45 @@ class SettingsError(ValueError):
     says_no_values = True
 
 
-def required(name: str, meaning: str, variables: Mapping[str, str] = os.environ) -> str:
-    """The variable's value. Raises SettingsError with its meaning when it is unset or empty."""
-    value = variables.get(name)
+def text(name: str, secret: Mapping[str, str] = NO_SECRET) -> str:
+    """The secret's value, else the variable's, else the default. Raises KeyError outside the table."""
+    default = SETTINGS[name].default
+    return secret.get(name) or os.environ.get(name) or default
+
+
+def is_present(name: str) -> bool:
+    """Whether the variable is set, be it to an empty text."""
+    return SETTINGS[name].name in os.environ
+
+
+def required(name: str, meaning: str, secret: Mapping[str, str] = NO_SECRET) -> str:
+    """The variable's value. Raises SettingsError with `meaning` when there is none."""
+    value = text(name, secret)
     if not value:
         raise SettingsError(f"{name} is not set: {meaning}")
     return value
 
 
 def comma_separated(name: str, meaning: str) -> tuple[str, ...]:
-    """The members of a comma-separated list, of which there must be one."""
+    """The members of a comma-separated list, at least one. Raises SettingsError with `meaning`."""
     members = tuple(filter(None, (member.strip() for member in required(name, meaning).split(","))))
     if not members:
         raise SettingsError(f"{name} is not set: {meaning}")
     return members
 
 
-def whole_number(name: str, default: int, *, least: int, most: int = 86_400) -> int:
-    text = os.environ.get(name) or str(default)
-    if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
-        raise SettingsError(f"{name} is {text!r}: use a whole number from {least} to {most}")
-    return int(text)
+def whole_number(name: str, *, least: int, most: int = 86_400) -> int:
+    """The variable's value, or its default, which is never below `least`. Raises SettingsError."""
+    default = max(least, int(SETTINGS[name].default))
+    number = os.environ.get(name) or str(default)
+    if not (number.isascii() and number.isdigit() and least <= int(number) <= most):
+        raise SettingsError(f"{name} is {number!r}: use a whole number from {least} to {most}")
+    return int(number)
 
 
 def switch(name: str) -> bool | None:
-    value = os.environ.get(name)
-    if value and value not in ("on", "off"):
+    """`on` or `off`; None when unset. Raises SettingsError."""
+    value = text(name)
+    if value not in ("", "on", "off"):
         raise SettingsError(f"{name} is {value!r}: use on or off")
     return value == "on" if value else None

@@ -1,9 +1,8 @@
 """CORS_ORIGIN, BASE_PATH and DOCS: how requests reach the API."""
 
-import os
 import re
 
-from chalicelib.settings.environment import SettingsError
+from chalicelib.settings.environment import SettingsError, text
 
 _BASE_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 _ORIGIN = re.compile(r"\*|https?://[^\s/,*]+")
@@ -11,7 +10,7 @@ _ORIGIN = re.compile(r"\*|https?://[^\s/,*]+")
 
 def cors_origin() -> str:
     """`*` or the one origin that browsers may call from."""
-    origin = os.environ.get("CORS_ORIGIN") or "*"
+    origin = text("CORS_ORIGIN")
     if not _ORIGIN.fullmatch(origin):
         raise SettingsError(f"CORS_ORIGIN is {origin!r}: use * or one origin such as https://shop.example")
     return origin
@@ -19,7 +18,7 @@ def cors_origin() -> str:
 
 def base_path() -> str:
     """What a gateway in front puts before every path, such as `/shop`; cut off before routing."""
-    path = os.environ.get("BASE_PATH", "").rstrip("/")
+    path = text("BASE_PATH").rstrip("/")
     if not _BASE_PATH.fullmatch(path):
         raise SettingsError(f"BASE_PATH is {path!r}: use a path such as /shop, or leave it unset")
     return path
@@ -27,4 +26,4 @@ def base_path() -> str:
 
 def docs_are_on() -> bool:
     """Whether GET /openapi.json is served."""
-    return os.environ.get("DOCS", "").lower() in ("on", "1", "true")
+    return text("DOCS").lower() in ("on", "1", "true")

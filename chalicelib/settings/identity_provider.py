@@ -1,11 +1,10 @@
 """AUTH_PROVIDER, COGNITO_USER_POOL_ARN, AUTH_..._CLAIM: who signs tokens, and their claims."""
 
-import os
 import re
 from dataclasses import dataclass
 
 from chalicelib.settings.aws_lambda import on_lambda
-from chalicelib.settings.environment import SettingsError, comma_separated, required
+from chalicelib.settings.environment import SettingsError, comma_separated, required, text
 
 PROVIDERS = ("cognito", "entra", "firebase", "oidc")
 _USER_POOL_ARN = re.compile(r"arn:aws[a-z-]*:cognito-idp:([a-z0-9-]+):\d{12}:userpool/([\w-]+_[0-9a-zA-Z]+)")
@@ -13,9 +12,9 @@ _USER_POOL_ARN = re.compile(r"arn:aws[a-z-]*:cognito-idp:([a-z0-9-]+):\d{12}:use
 
 @dataclass(frozen=True)
 class ClaimNames:
-    """Where a token says who asks: alternatives, of which the first that is present counts.
+    """The claims that hold tenant, user and e-mail; of several names the first that is present counts.
 
-    A name is a claim's own, dots and all, or else a dotted path into objects.
+    A name is first looked up as it stands, dots included, then as a dotted path into objects.
     """
 
     tenant: tuple[str, ...]
@@ -33,7 +32,7 @@ _NAMES = {
 
 
 def claim_names() -> ClaimNames:
-    """The provider's, or those in AUTH_TENANT_CLAIM, AUTH_USER_CLAIM and AUTH_EMAIL_CLAIM."""
+    """The provider's names, or those in AUTH_TENANT_CLAIM, AUTH_USER_CLAIM and AUTH_EMAIL_CLAIM."""
     default = _NAMES[provider()]
     return ClaimNames(
         tenant=_names("AUTH_TENANT_CLAIM", default.tenant),
@@ -47,7 +46,7 @@ def user_pools() -> list[str]:
     if provider() != "cognito":
         return []
     user_pool()
-    return [os.environ["COGNITO_USER_POOL_ARN"]]
+    return [text("COGNITO_USER_POOL_ARN")]
 
 
 def is_accepted_client(app_client: object) -> bool:
@@ -55,28 +54,32 @@ def is_accepted_client(app_client: object) -> bool:
 
     API Gateway takes the ID tokens of every app client of the pool; each of them names its client.
     """
-    accepted = os.environ.get("AUTH_AUDIENCE", "")
-    return not accepted or app_client is None or app_client in [each.strip() for each in accepted.split(",")]
+    accepted = text("AUTH_AUDIENCE")
+    return not accepted or app_client is None or app_client in [name.strip() for name in accepted.split(",")]
 
 
 def provider() -> str:
     """One of PROVIDERS. Raises SettingsError for a combination that would not verify tokens."""
-    provider = os.environ.get("AUTH_PROVIDER") or "cognito"
-    if provider not in PROVIDERS:
-        raise SettingsError(f"AUTH_PROVIDER is {provider!r}: use one of {', '.join(PROVIDERS)}")
-    if provider == "cognito":
-        for name in ("AUTH_TENANT_CLAIM", "AUTH_USER_CLAIM", "AUTH_EMAIL_CLAIM"):
-            if os.environ.get(name):
-                raise SettingsError(
-                    f"{name} is set, but the names of Cognito's claims are fixed: "
-                    "unset it, or set AUTH_PROVIDER to another provider"
-                )
+    name = text("AUTH_PROVIDER")
+    if name not in PROVIDERS:
+        raise SettingsError(f"AUTH_PROVIDER is {name!r}: use one of {', '.join(PROVIDERS)}")
+    if name == "cognito":
+        _refuse_claim_names()
     elif on_lambda():
         raise SettingsError(
-            f"AUTH_PROVIDER is {provider!r}, but on Lambda API Gateway verifies tokens, and only Cognito's: "
+            f"AUTH_PROVIDER is {name!r}, but on Lambda API Gateway verifies tokens, and only Cognito's: "
             "unset it, or run the API on another host"
         )
-    return provider
+    return name
+
+
+def _refuse_claim_names() -> None:
+    for variable in ("AUTH_TENANT_CLAIM", "AUTH_USER_CLAIM", "AUTH_EMAIL_CLAIM"):
+        if text(variable):
+            raise SettingsError(
+                f"{variable} is set, but the names of Cognito's claims are fixed: "
+                "unset it, or set AUTH_PROVIDER to another provider"
+            )
 
 
 def user_pool() -> tuple[str, str]:
@@ -95,4 +98,4 @@ def user_pool() -> tuple[str, str]:
 
 
 def _names(variable: str, default: tuple[str, ...]) -> tuple[str, ...]:
-    return comma_separated(variable, "the name of the claim") if os.environ.get(variable) else default
+    return comma_separated(variable, "the name of the claim") if text(variable) else default

@@ -1,10 +1,9 @@
 """RATE_LIMIT: how many requests each tenant may make."""
 
-import os
 import re
 from dataclasses import dataclass
 
-from chalicelib.settings.environment import SettingsError
+from chalicelib.settings.environment import SettingsError, text
 
 _RATE = re.compile(r"([1-9][0-9]{0,6})/([smh])")
 
@@ -24,10 +23,12 @@ class Rate:
 
 def rate_limit() -> Rate | None:
     """How many requests each tenant may make; None: as many as it likes."""
-    text = os.environ.get("RATE_LIMIT")
-    if not text:
+    limit = text("RATE_LIMIT")
+    if not limit:
         return None
-    match = _RATE.fullmatch(text)
+    match = _RATE.fullmatch(limit)
     if not match:
-        raise SettingsError(f"RATE_LIMIT is {text!r}: use requests per second, minute or hour, such as 100/s")
+        raise SettingsError(
+            f"RATE_LIMIT is {limit!r}: use requests per second, minute or hour, such as 100/s"
+        )
     return Rate(int(match[1]), {"s": 1, "m": 60, "h": 3600}[match[2]])

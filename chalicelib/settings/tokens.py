@@ -1,28 +1,27 @@
 """AUTH_ISSUER, AUTH_AUDIENCE, AUTH_JWKS_URL: the tokens to accept where no gateway verifies them."""
 
-import os
 import re
 from dataclasses import dataclass
 
-from chalicelib.settings.environment import SettingsError, comma_separated, required
+from chalicelib.settings.environment import SettingsError, comma_separated, required, text
 from chalicelib.settings.identity_provider import claim_names, provider, user_pool
 
 ANY_DIRECTORY = "{tenantid}"
-"""Stands in AUTH_ISSUER for the directory that an Entra token names, as in Microsoft's own metadata."""
+"""In AUTH_ISSUER the placeholder for an Entra token's directory, as in Microsoft's metadata."""
 GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _KEY_SERVER = re.compile(
     r"https://([^\s/?#@:]+|\[[0-9a-fA-F:.]+\])(:\d+)?([/?]\S*)?|http://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?(/\S*)?"
 )
-"""Through TLS, unless it is this machine: whoever stands between could hand out keys of their own."""
+"""https unless the host is this machine: an attacker on the way could replace the keys."""
 
 
 @dataclass(frozen=True)
 class AcceptedTokens:
-    """Whose tokens are accepted where no gateway has verified them."""
+    """What a token must have to be accepted where no gateway has verified it."""
 
     provider: str
     issuer: str
-    """What `iss` must be; with ANY_DIRECTORY in it, a template."""
+    """The value of `iss`; a template when ANY_DIRECTORY is in it."""
     audience: tuple[str, ...]
     jwks_url: str
     region: str = ""
@@ -30,28 +29,28 @@ class AcceptedTokens:
 
 
 def accepted_tokens() -> AcceptedTokens:
-    """Read AUTH_PROVIDER and the variables of that provider."""
+    """What AUTH_PROVIDER and that provider's variables accept. Raises SettingsError."""
     claim_names()
     read = {"cognito": _cognito, "entra": _entra, "firebase": _firebase, "oidc": _oidc}[provider()]
-    found = read()
-    if not _KEY_SERVER.fullmatch(found.jwks_url):
-        url = re.sub(r"//.*@", "//...@", found.jwks_url).partition("?")[0]  # no password, no signature
+    tokens = read()
+    if not _KEY_SERVER.fullmatch(tokens.jwks_url):
+        url = re.sub(r"//.*@", "//...@", tokens.jwks_url).partition("?")[0]  # no password, no signature
         raise SettingsError(
             f"AUTH_JWKS_URL is {url!r}: use the https address of the key set, without a login"
         )
-    return found
+    return tokens
 
 
 def _cognito() -> AcceptedTokens:
     region, pool = user_pool()
-    issuer = os.environ.get("AUTH_ISSUER") or f"https://cognito-idp.{region}.amazonaws.com/{pool}"
+    issuer = text("AUTH_ISSUER") or f"https://cognito-idp.{region}.amazonaws.com/{pool}"
     return AcceptedTokens(
         provider="cognito",
         issuer=issuer,
         audience=comma_separated(
             "AUTH_AUDIENCE", "the app client ids whose tokens are accepted, comma-separated"
         ),
-        jwks_url=os.environ.get("AUTH_JWKS_URL") or f"{issuer}/.well-known/jwks.json",
+        jwks_url=text("AUTH_JWKS_URL") or f"{issuer}/.well-known/jwks.json",
         region=region,
         user_pool=pool,
     )
@@ -65,12 +64,12 @@ def _entra() -> AcceptedTokens:
         raise SettingsError(
             f"AUTH_ISSUER is {issuer!r}: it should hold the directory's GUID in lower case, {example}"
         )
-    if ANY_DIRECTORY in issuer and os.environ.get("AUTH_TENANT_CLAIM"):
+    if ANY_DIRECTORY in issuer and text("AUTH_TENANT_CLAIM"):
         raise SettingsError(
             "AUTH_TENANT_CLAIM is set while AUTH_ISSUER takes any directory, whose administrators write "
             "claims of their own: unset it, or name one directory in AUTH_ISSUER"
         )
-    keys = os.environ.get("AUTH_JWKS_URL")
+    keys = text("AUTH_JWKS_URL")
     if not keys and not issuer.endswith("/v2.0"):
         keys = required(
             "AUTH_JWKS_URL",
@@ -89,13 +88,13 @@ def _entra() -> AcceptedTokens:
 def _firebase() -> AcceptedTokens:
     project, *others = comma_separated("AUTH_AUDIENCE", "the id of the Firebase or Google Cloud project")
     if others:
-        raise SettingsError(f"AUTH_AUDIENCE is {os.environ['AUTH_AUDIENCE']!r}: use the id of one project")
+        raise SettingsError(f"AUTH_AUDIENCE is {text('AUTH_AUDIENCE')!r}: use the id of one project")
     keys = "https://www.googleapis.com/service_accounts/v1/jwk/securetoken@system.gserviceaccount.com"
     return AcceptedTokens(
         provider="firebase",
-        issuer=os.environ.get("AUTH_ISSUER") or f"https://securetoken.google.com/{project}",
+        issuer=text("AUTH_ISSUER") or f"https://securetoken.google.com/{project}",
         audience=(project,),
-        jwks_url=os.environ.get("AUTH_JWKS_URL") or keys,
+        jwks_url=text("AUTH_JWKS_URL") or keys,
     )
 
 

@@ -25,7 +25,6 @@ from tests.support.log_leak_plugin import hear_text
 PROJECT = Path(__file__).parents[2]
 README = (PROJECT / "README.md").read_text()
 API = (PROJECT / "docs/api.md").read_text()
-CONFIGURATION = (PROJECT / "docs/configuration.md").read_text()
 LOCAL_DOCS = (PROJECT / "docs/local.md").read_text()
 MASKED = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d{4}-\d\d-\d\dT[\d:.]+Z")
 
@@ -240,20 +239,6 @@ def test_every_named_target_exists() -> None:
 
     assert named
     assert named <= targets
-
-
-def test_the_configuration_table_is_complete() -> None:
-    settings = "".join(module.read_text() for module in (PROJECT / "chalicelib/settings").glob("*.py"))
-    read = set(
-        re.findall(
-            r'"((?:DB|AUTH|COGNITO|AWS|OTEL)_[A-Z_]+|DATABASE_URL|DOCS|CORS_ORIGIN|DEFAULT_CURRENCY|BASE_PATH'
-            r'|RATE_LIMIT)"',
-            settings,
-        )
-    )
-    table = CONFIGURATION.partition("`make run` sets")[0]
-
-    assert set(re.findall(r"`([A-Z][A-Z_]+[A-Z])`", table)) - {"USD"} == read
 
 
 def test_the_table_of_errors_is_complete() -> None:

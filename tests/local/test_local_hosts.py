@@ -322,7 +322,7 @@ def test_every_variable_is_handed_on_but_for_those_that_this_machine_decides(
     serve: Serve, made: Callable[[str], None]
 ) -> None:
     own = {"DB_ALLOW_UNSAFE_ROLE": "0", "DB_PREPARE": "off", "DB_SSLMODE": "prefer", "RATE_LIMIT": "5/s"}
-    otel = {name: "http://127.0.0.1:1" for name in builds.SETTINGS if name.endswith("_ENDPOINT")}
+    otel = {name: "http://127.0.0.1:1" for name in builds.HANDED_ON if name.endswith("_ENDPOINT")}
     headers = {"OTEL_EXPORTER_OTLP_HEADERS": "authorization=a", "OTEL_METRICS_EXPORTER": "none"}
     given = {**own, **otel, **headers, "DB_POOL_SIZE": "2", "CORS_ORIGIN": "https://shop.example"}
     made("oci")

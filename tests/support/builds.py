@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from chalicelib.settings.table import SETTINGS
+
 PROJECT = Path(__file__).parents[2]
 ARCHITECTURE = "arm64" if platform.machine() in ("aarch64", "arm64") else "x86_64"
 """Lambda's name of this machine's."""
-OURS = ("AUTH_", "AWS_", "COGNITO_", "CORS_", "DATABASE_", "DB_", "DEFAULT_", "DOCS", "SECURITY_", "SUBNET_")
+AWS_ALONE = ("AWS_", "SECURITY_", "SUBNET_")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,11 @@ def python_m_deploy(
     *arguments: str | Path, variables: Mapping[str, str] | None = None, project: Path = PROJECT
 ) -> subprocess.CompletedProcess[str]:
     """Run it with these settings and no others."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in SETTINGS and not name.startswith(AWS_ALONE)
+    }
     return subprocess.run(
         [sys.executable, "-m", "deploy", *arguments],
         cwd=project,

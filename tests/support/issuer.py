@@ -16,6 +16,8 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
+from chalicelib.settings.table import SETTINGS
+
 Json = dict[str, Any]
 
 AUDIENCE = "test-client"
@@ -24,16 +26,7 @@ POOL = "eu-west-1_TestIssuer"
 DIRECTORY = "6e93a8a3-6b8b-4a52-9f1b-3f0c4a9d2b11"
 ANY_DIRECTORY = "https://login.microsoftonline.com/{tenantid}/v2.0"
 BLANKS = b" " * 65536
-VARIABLES = (
-    "AUTH_PROVIDER",
-    "AUTH_ISSUER",
-    "AUTH_AUDIENCE",
-    "AUTH_JWKS_URL",
-    "AUTH_TENANT_CLAIM",
-    "AUTH_USER_CLAIM",
-    "AUTH_EMAIL_CLAIM",
-    "COGNITO_USER_POOL_ARN",
-)
+VARIABLES = [name for name in SETTINGS if name.startswith(("AUTH_", "COGNITO_"))]
 
 
 def encoded(value: Any) -> str:

@@ -27,7 +27,7 @@ from chalicelib.database.tenant_scope import Statement, TenantScope
 from chalicelib.errors import Unavailable
 from chalicelib.orders.repository import OrderRepository
 from chalicelib.orders.statements import ORDER_BY_ID
-from chalicelib.settings.database import DatabaseSettings
+from chalicelib.settings.table import SETTINGS
 from local.database import Urls
 from tests.conftest import NewClient, connected
 from tests.support.builds import PROJECT
@@ -319,9 +319,7 @@ def test_whoever_waits_is_outwaited_by_the_next() -> None:
     """A statement, an answer, the function, the gateway: the first to give up knows what happened."""
     statement = 5
     assert f"statement_timeout = '{statement}s'" in (PROJECT / "schema.sql").read_text()
-    answer = DatabaseSettings(
-        connect={}, pool_idle=1, pool_most=1, pool_recycle=1, pool_timeout=1
-    ).read_timeout
+    answer = int(SETTINGS["DB_READ_TIMEOUT"].default)
     azure = json.loads((PROJECT / "shims/azure/host.json").read_text())["functionTimeout"]
     oracle = re.search(r"^timeout: (\d+)$", (PROJECT / "shims/oci/func.yaml").read_text(), re.MULTILINE)
     google = set(re.findall(r'"--timeout", "(\d+)s?"', (PROJECT / "deploy/hosts.py").read_text()))
