@@ -20,7 +20,7 @@ from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 from packaging.utils import canonicalize_name
 
-from chalicelib.openapi.document import VERSION
+from chalicelib import __version__
 from deploy import pins, sources
 
 NAME = "sbom.cdx.json"
@@ -43,7 +43,7 @@ def write(into: Path, target: str, pinned: Iterable[pins.Pin], pythons: Sequence
     licences = dict(_licences({pin.name for pin in chosen}, where.get("packages")))
     ours = Component(
         name=f"order-api-{target}",
-        version=VERSION,
+        version=__version__,
         type=ComponentType.APPLICATION,
         bom_ref="order-api",
         licenses=[LicenseFactory().make_from_string("MIT")],
@@ -55,7 +55,7 @@ def write(into: Path, target: str, pinned: Iterable[pins.Pin], pythons: Sequence
         hashed = HashType(alg=HashAlgorithm.SHA_256, content=digests[-1])
         kind, name = ComponentType.FILE, sources.AUTHORITY
         components.append(Component(name=name, type=kind, bom_ref=name, hashes=[hashed]))
-    told = "\n".join([target, VERSION, *digests, *(pin.line for pin in chosen)])
+    told = "\n".join([target, __version__, *digests, *(pin.line for pin in chosen)])
     bom = Bom(components=components, serial_number=uuid5(NAMESPACE_OID, told))
     bom.metadata.component = ours
     bom.metadata.properties = [Property(name="order-api:python", value=each) for each in pythons]
