@@ -43,7 +43,7 @@ def place_order() -> Response:
     orders = admitted(OrderRepository)
     body = json_body()
     refuse_query()
-    key = idempotency_key.key(header("Idempotency-Key"))
+    key = idempotency_key.from_header(header("Idempotency-Key"))
     order = orders.add(NewOrder.from_json(body), key)
     return created(order)
 

@@ -8,16 +8,16 @@ _BARE = re.compile(r"[\x21-\x7e]{1,255}")
 _QUOTED = re.compile(r'"((?:[\x21\x23-\x5b\x5d-\x7e]|\\["\\]){1,255})"')
 
 
-def key(header: str | None) -> str | None:
-    """The key in the header's value, bare or as a quoted string (RFC 8941): `abc` and `"abc"` are one.
+def from_header(value: str | None) -> str | None:
+    """The key, bare or as a quoted string (RFC 8941): `abc` and `"abc"` are the same key.
 
-    Raises MalformedRequest for anything but 1..255 visible ASCII characters.
+    Raises MalformedRequest for anything but 1 to 255 visible ASCII characters.
     """
-    if header is None:
+    if value is None:
         return None
-    if not header.startswith('"') and _BARE.fullmatch(header):
-        return header
-    if quoted := _QUOTED.fullmatch(header):
+    if not value.startswith('"') and _BARE.fullmatch(value):
+        return value
+    if quoted := _QUOTED.fullmatch(value):
         return re.sub(r'\\(["\\])', r"\1", quoted[1])
     raise MalformedRequest(
         "A header could not be read.",

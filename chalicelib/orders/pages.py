@@ -1,4 +1,4 @@
-"""Which part of a list is asked for, and where the next part begins."""
+"""Which page of the list a request asks for, and the cursor to the next page."""
 
 import base64
 import binascii
@@ -10,12 +10,12 @@ from chalicelib.caller import Caller
 from chalicelib.http.query import Query, single_values, wrong_parameter
 
 LARGEST_LIMIT = 100
-_LARGEST_OFFSET = 2**63 - 1
+_MAX_OFFSET = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of the caller's orders, newest first. `offset` is None when a cursor leads."""
+    """One page of the caller's orders, newest first. With a cursor `offset` is None."""
 
     limit: int = 50
     offset: int | None = 0
@@ -31,40 +31,42 @@ class Page:
     def from_query(cls, query: Query, caller: Caller) -> "Page":
         """Read limit, offset, my_orders and cursor. Raises MalformedRequest naming the wrong one."""
         value = single_values(query, allowed=("limit", "offset", "my_orders", "cursor"))
-        limit = _whole("limit", value.get("limit", "50"), 1, LARGEST_LIMIT)
-        mine = _boolean("my_orders", value.get("my_orders", "false"))
+        limit = _integer("limit", value.get("limit", "50"), 1, LARGEST_LIMIT)
+        my_orders = _boolean("my_orders", value.get("my_orders", "false"))
         if "cursor" not in value:
-            return cls(limit, _whole("offset", value.get("offset", "0"), 0, _LARGEST_OFFSET), mine)
+            return cls(limit, _integer("offset", value.get("offset", "0"), 0, _MAX_OFFSET), my_orders)
         if "offset" in value:
             raise wrong_parameter("offset", "cannot be used together with cursor: leave one out")
-        return cls(limit, None, mine, after=_place_in(value["cursor"], caller, mine))
+        return cls(limit, None, my_orders, after=_last_order_id(value["cursor"], caller, my_orders))
 
 
 def cursor_after(order_id: UUID, caller: Caller, my_orders: bool) -> str:
-    """The cursor of the page behind this order; good for this caller's list only."""
-    return base64.urlsafe_b64encode(order_id.bytes + _seal(order_id.bytes, caller, my_orders)).decode()
+    """The cursor of the page that follows this order, valid for this list of this caller only."""
+    checksum = _checksum(order_id.bytes, caller, my_orders)
+    return base64.urlsafe_b64encode(order_id.bytes + checksum).decode()
 
 
-def _place_in(cursor: str, caller: Caller, my_orders: bool) -> UUID:
+def _last_order_id(cursor: str, caller: Caller, my_orders: bool) -> UUID:
+    """The id of the last order on the page before. Raises MalformedRequest for a cursor of another list."""
     try:
-        raw = base64.b64decode(cursor, altchars=b"-_", validate=True)
+        decoded = base64.b64decode(cursor, altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
-        raw = b""
-    place, seal = raw[:16], raw[16:]
-    if len(raw) != 24 or seal != _seal(place, caller, my_orders):
+        decoded = b""
+    order_id, checksum = decoded[:16], decoded[16:]
+    if len(decoded) != 24 or checksum != _checksum(order_id, caller, my_orders):
         raise wrong_parameter("cursor", "must be the next_cursor of this same list, unchanged")
-    return UUID(bytes=place)
+    return UUID(bytes=order_id)
 
 
-def _seal(place: bytes, caller: Caller, my_orders: bool) -> bytes:
-    """Ties a cursor to its list. No secret: a forged one still reads the caller's own orders only."""
+def _checksum(order_id: bytes, caller: Caller, my_orders: bool) -> bytes:
+    """Ties a cursor to its list. Not a secret: a forged cursor reads the caller's own orders only."""
     list_name = f"{caller.tenant_id}\0{caller.user_id if my_orders else ''}"
-    return hashlib.blake2b(place + list_name.encode(), digest_size=8, person=b"cursor").digest()
+    return hashlib.blake2b(order_id + list_name.encode(), digest_size=8, person=b"cursor").digest()
 
 
-def _whole(name: str, text: str, least: int, most: int) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
-        raise wrong_parameter(name, f"must be a whole number from {least} to {most}")
+def _integer(name: str, text: str, minimum: int, maximum: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and minimum <= int(text) <= maximum):
+        raise wrong_parameter(name, f"must be a whole number from {minimum} to {maximum}")
     return int(text)
 
 
