@@ -7,10 +7,10 @@ from functools import cache
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
 
+from chalicelib import __version__
 from chalicelib.openapi.operation import TRACEPARENT, Operation
 from chalicelib.openapi.response import Json
 
-VERSION = "1.0.0"
 _DESCRIPTION = (
     "Orders of many shops on one database. The tenant comes from the verified token and from nowhere else. "
     "Amounts are exact decimals. Every error is an RFC 9457 problem. HEAD answers as GET, without a body. "
@@ -26,7 +26,7 @@ def render(*operations: Operation) -> str:
             "openapi": "3.1.0",
             "info": {
                 "title": "Order API",
-                "version": VERSION,
+                "version": __version__,
                 "description": _DESCRIPTION,
                 "license": {"name": "MIT", "identifier": "MIT"},
             },
