@@ -3,7 +3,7 @@
 from chalice.app import CognitoUserPoolAuthorizer, CORSConfig, Response
 
 from chalicelib import snapstart
-from chalicelib.database import tenant_scope as database
+from chalicelib.composition import connections
 from chalicelib.http.admission import admitted
 from chalicelib.http.current_request import caller, deadline, header, json_body
 from chalicelib.http.middleware import Middleware
@@ -70,7 +70,7 @@ def health() -> Response:
 
 @app.route("/health/ready", methods=["GET", "HEAD"])
 def ready() -> Response:
-    database.ping(deadline())
+    connections().ping(deadline())
     return Response('{"status":"ready"}')
 
 

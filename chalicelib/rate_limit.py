@@ -1,120 +1,158 @@
 """RATE_LIMIT: how many requests a tenant may make, counted in the database for all processes together.
 
-The generic cell rate algorithm: a tenant may be ahead of its even pace by the limit's whole period, so that
-100/s lets a hundred requests through at once and then one every 10 milliseconds. A turn is one atomic
-statement, a round trip of its own. Of a tenant that was refused a process knows how many turns there can be
-from then on, and asks the database for no more: a flood is refused here, and costs other tenants neither
-a connection nor a thread that waits for one.
+The generic cell rate algorithm: a tenant may be ahead of an even pace by the limit's whole period, so that
+100/s lets a hundred requests through at once and then one every 10 milliseconds. Each request that is let
+through costs one atomic statement, a round trip of its own. After a refusal the process remembers when the
+tenant's next turn is, and refuses its requests until then without asking the database: a flood costs other
+tenants neither a connection nor a thread that waits for one.
 """
 
 import math
 import threading
 import time
 from collections.abc import Mapping
-from functools import cache
+from typing import NamedTuple
 
-from chalicelib.caller import Caller
+from chalicelib.database.connections import Connections
 from chalicelib.database.errors import ReadOnly
+from chalicelib.database.statement import Statement
 from chalicelib.database.tenant_scope import TenantScope
 from chalicelib.errors import RateLimited
-from chalicelib.orders.statements import TAKE_TURN
-from chalicelib.settings.rate_limit import Rate, rate_limit
+from chalicelib.settings.rate_limit import Rate
 
 MOST_REMEMBERED = 10_000
-"""Tenants; beyond, those who may ask again are forgotten, and then all."""
-_next_turns: dict[str, float] = {}
-"""When a tenant that was refused can have its next turn, other processes aside; by time.time(), since in a
-frozen process the monotonic clock stands still."""
-_lock = threading.Lock()
-_uncounted_until = 0.0
+"""Refused tenants; beyond, those whose turn has come are forgotten, and if that is not enough all."""
 UNCOUNTED = 10
 """Seconds in which nothing is counted after a server has refused to write."""
 SLACK = 10
-"""Seconds. A next turn further away than these and an interval was set by another clock: see TAKE_TURN."""
-rate = cache(rate_limit)
-"""Read once, at the first request."""
+"""Seconds. A next turn further away than an interval and this was set by another clock: see TAKE_TURN."""
+
+_TAKE_TURN = """\
+WITH turn AS (
+    INSERT INTO rate_limits AS mine (tenant_id, taken_until)
+    VALUES (%(tenant_id)s, extract(epoch FROM statement_timestamp())::float8 + %(interval)s)
+    ON CONFLICT (tenant_id) DO UPDATE
+        SET taken_until = CASE
+            WHEN mine.taken_until > excluded.taken_until + %(period)s + 10
+                THEN excluded.taken_until - %(interval)s + %(period)s
+            ELSE greatest(mine.taken_until + %(interval)s, excluded.taken_until) END
+        WHERE greatest(mine.taken_until + %(interval)s, excluded.taken_until)
+              <= excluded.taken_until - %(interval)s + %(period)s
+           OR mine.taken_until > excluded.taken_until + %(period)s + 10
+    RETURNING taken_until
+), now AS (SELECT extract(epoch FROM statement_timestamp())::float8 AS epoch)
+SELECT taken_until - epoch AS ahead, true AS taken FROM turn, now
+UNION ALL
+SELECT coalesce((SELECT taken_until - epoch FROM rate_limits WHERE tenant_id = %(tenant_id)s), %(period)s),
+       false
+FROM now WHERE NOT EXISTS (SELECT FROM turn)"""
+TAKE_TURN = Statement(_TAKE_TURN, _TAKE_TURN)
+"""Takes a turn if there is one; its row is a Turn.
+
+A tenant can be more than ten seconds further ahead than the period (a statement may have waited for its row,
+but not longer) only by another limit or another clock: its request is let through once and the row corrected.
+Clock and arithmetic are such as Citus accepts here. Text: as an SQLAlchemy expression it is unreadable.
+"""
 
 
-def take_turn(caller: Caller, ends_at: float | None = None) -> Mapping[str, str]:
-    """The headers of an answer to this caller; none without RATE_LIMIT.
+class Turn(NamedTuple):
+    """The row of TAKE_TURN."""
 
-    Raises RateLimited, with the same headers, where the tenant has no turn left.
-    """
-    limit = rate()
-    if limit is None or 0 < _uncounted_until - time.time() <= UNCOUNTED:
-        return {}
-    if wait := _wait(caller.tenant_id, limit):
-        raise _refused(limit, wait)
-    try:
-        ahead, taken = _asked(caller, limit, ends_at)
-    except ReadOnly:
-        return _uncounted()
-    if not taken:
-        wait = ahead + limit.interval - limit.seconds
-        _remember(caller.tenant_id, wait)
-        raise _refused(limit, wait if wait > 0 else limit.interval)  # another took the turn that was there
-    left = int((limit.seconds - ahead) / limit.interval + 1e-6)
-    return _headers(limit, left, ahead)
+    ahead: float
+    """Seconds that the tenant is ahead of its even pace."""
+    taken: bool
+    """Whether it got a turn."""
 
 
-def _asked(caller: Caller, limit: Rate, ends_at: float | None) -> tuple[float, bool]:
-    """What the database says: seconds ahead of the even pace, and whether there was a turn."""
-    scope = TenantScope(caller.tenant_id, ends_at)
-    spaced = {"interval": limit.interval, "period": limit.seconds}
-    try:
-        ((ahead, taken),) = scope.read(TAKE_TURN, **spaced)
-        if not taken and ahead + limit.interval - limit.seconds < 1 < limit.interval:
-            # It may have waited while another took the turn, and not see that: a new snapshot does.
-            ((ahead, taken),) = scope.read(TAKE_TURN, **spaced)
-    except BaseException:
-        with _lock:  # it gave none
-            if caller.tenant_id in _next_turns:
-                _next_turns[caller.tenant_id] -= limit.interval
-        raise
-    return ahead, taken
+class RateLimiter:
+    """Counts requests per tenant. One a process: it remembers the tenants that were refused."""
 
+    def __init__(self, connections: Connections, rate: Rate | None) -> None:
+        self.rate = rate
+        self._connections = connections
+        self._next_turns: dict[str, float] = {}
+        """When a refused tenant can have its next turn, other processes aside; by time.time(), since the
+        monotonic clock stops while a process is frozen."""
+        self._lock = threading.Lock()
+        self._uncounted_until = 0.0
 
-def _uncounted() -> Mapping[str, str]:
-    """Where nothing can be written nothing is counted: reads go on."""
-    global _uncounted_until  # noqa: PLW0603 (one server a process)
-    _uncounted_until = time.time() + UNCOUNTED
-    return {}
+    def check(self, tenant_id: str, deadline: float | None = None) -> Mapping[str, str]:
+        """Take a turn; the answer's rate limit headers. None without RATE_LIMIT.
 
+        Raises RateLimited, with the same headers, when the tenant has no turn left.
+        """
+        rate = self.rate
+        if rate is None or 0 < self._uncounted_until - time.time() <= UNCOUNTED:
+            return {}
+        if wait := self._wait(tenant_id, rate):
+            raise _refused(rate, wait)
+        try:
+            turn = self._take_turn(tenant_id, rate, deadline)
+        except ReadOnly:  # nothing can be counted; reads still work
+            self._uncounted_until = time.time() + UNCOUNTED
+            return {}
+        if not turn.taken:
+            wait = turn.ahead + rate.interval - rate.seconds
+            self._remember(tenant_id, wait)
+            # Not positive: a concurrent request took the turn that was free.
+            raise _refused(rate, wait if wait > 0 else rate.interval)
+        left = int((rate.seconds - turn.ahead) / rate.interval + 1e-6)
+        return _headers(rate, left, turn.ahead)
 
-def _wait(tenant_id: str, limit: Rate) -> float:
-    """Seconds until it makes sense to ask for a turn; 0 when it does now, and then it is counted as asked."""
-    now = time.time()
-    with _lock:
-        turn = _next_turns.get(tenant_id)
-        if turn is None:
+    def _take_turn(self, tenant_id: str, rate: Rate, deadline: float | None) -> Turn:
+        scope = TenantScope(self._connections, tenant_id, deadline)
+        try:
+            turn = _take_turn(scope, rate)
+            if not turn.taken and turn.ahead + rate.interval - rate.seconds < 1 < rate.interval:
+                # It may have waited for a concurrent turn that its snapshot does not show; a new one does.
+                turn = _take_turn(scope, rate)
+        except BaseException:
+            with self._lock:  # undo _wait's count: no turn was taken
+                if tenant_id in self._next_turns:
+                    self._next_turns[tenant_id] -= rate.interval
+            raise
+        return turn
+
+    def _wait(self, tenant_id: str, rate: Rate) -> float:
+        """Seconds until the tenant may have a turn; 0: now, and the next one is an interval later."""
+        now = time.time()
+        with self._lock:
+            next_turn = self._next_turns.get(tenant_id)
+            if next_turn is None:
+                return 0
+            if now < next_turn <= now + rate.interval + SLACK:
+                return next_turn - now
+            if now - rate.seconds < next_turn <= now:
+                self._next_turns[tenant_id] = next_turn + rate.interval
+            else:
+                del self._next_turns[tenant_id]  # all its turns may be back, or the clock was set back
             return 0
-        if now < turn <= now + limit.interval + SLACK:
-            return turn - now
-        if now - limit.seconds < turn <= now:
-            _next_turns[tenant_id] = turn + limit.interval
-        else:
-            del _next_turns[tenant_id]  # it may have all of its turns by now, or the clock was set back
-        return 0
+
+    def _remember(self, tenant_id: str, wait: float) -> None:
+        now = time.time()
+        with self._lock:
+            if len(self._next_turns) >= MOST_REMEMBERED:
+                self._forget(now)
+            self._next_turns[tenant_id] = max(now + wait, self._next_turns.get(tenant_id, 0))
+
+    def _forget(self, now: float) -> None:
+        waiting = {tenant: next_turn for tenant, next_turn in self._next_turns.items() if next_turn > now}
+        self._next_turns = waiting if len(waiting) < MOST_REMEMBERED else {}
 
 
-def _refused(limit: Rate, wait: float) -> RateLimited:
-    return RateLimited({**_headers(limit, 0, wait), "Retry-After": str(max(1, math.ceil(wait)))})
+def _take_turn(scope: TenantScope, rate: Rate) -> Turn:
+    (row,) = scope.read(TAKE_TURN, interval=rate.interval, period=rate.seconds)
+    return Turn(*row)
 
 
-def _headers(limit: Rate, left: int, seconds: float) -> dict[str, str]:
-    """RateLimit header fields for HTTP (draft-ietf-httpapi-ratelimit-headers-10): what is left, and the
-    seconds until there is more."""
+def _refused(rate: Rate, wait: float) -> RateLimited:
+    return RateLimited({**_headers(rate, 0, wait), "Retry-After": str(max(1, math.ceil(wait)))})
+
+
+def _headers(rate: Rate, left: int, seconds: float) -> dict[str, str]:
+    """RateLimit header fields for HTTP (draft-ietf-httpapi-ratelimit-headers-10): the turns left, and the
+    seconds until there are more."""
     return {
-        "RateLimit-Policy": f'"tenant";q={limit.requests};w={limit.seconds}',
+        "RateLimit-Policy": f'"tenant";q={rate.requests};w={rate.seconds}',
         "RateLimit": f'"tenant";r={left};t={max(1, math.ceil(seconds))}',
     }
-
-
-def _remember(tenant_id: str, wait: float) -> None:
-    now = time.time()
-    with _lock:
-        if len(_next_turns) >= MOST_REMEMBERED:
-            still = {tenant: turn for tenant, turn in _next_turns.items() if turn > now}
-            _next_turns.clear()
-            _next_turns.update(still if len(still) < MOST_REMEMBERED else {})
-        _next_turns[tenant_id] = max(now + wait, _next_turns.get(tenant_id, 0))

@@ -8,7 +8,7 @@ import shutil
 import ssl
 from pathlib import Path
 
-from chalicelib.database.tenant_scope import Statement
+from chalicelib.database.statement import Statement
 from chalicelib.settings.database_tls import BUILT_AUTHORITY, authority_file
 from chalicelib.settings.environment import SettingsError
 
@@ -56,7 +56,7 @@ def compiled_statements() -> str:
 
     lines = [
         '"""The SQL of the repository, compiled from its expressions over the tables."""',
-        "from chalicelib.database.tenant_scope import Statement",
+        "from chalicelib.database.statement import Statement",
         *(f"{name} = {found!r}" for name, found in vars(statements).items() if _is_one_or_more(found)),
     ]
     return "\n".join(lines) + "\n"

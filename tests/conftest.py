@@ -123,7 +123,7 @@ def aws_build(tmp_path_factory: pytest.TempPathFactory) -> AwsBuild:
 def app(environment: dict[str, str], request: pytest.FixtureRequest) -> Iterator[Any]:  # noqa: ARG001 (it must be set first)
     """The one real app object."""
     from app import app
-    from chalicelib.database.tenant_scope import close_pool
+    from chalicelib import composition
     from chalicelib.orders import repository as orders
     from chalicelib.orders import statements
 
@@ -132,7 +132,7 @@ def app(environment: dict[str, str], request: pytest.FixtureRequest) -> Iterator
             setattr(orders, name, statement)
             setattr(statements, name, statement)
     yield app
-    close_pool()
+    composition.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
-"""What can go wrong between a request and the database, and what a client may hear of it."""
+"""Errors between a request and the database, and what each SQLSTATE means for client, connection and pool."""
 
-import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import psycopg2
 
@@ -13,16 +13,20 @@ UNIQUE_VIOLATION = "23505"
 LOCK_NOT_AVAILABLE = "55P03"
 READ_ONLY = "25006"
 
-_log = logging.getLogger("order-api")
 # SQLSTATEs after which the same request may succeed: connection, rollback, resources, operator, system.
 _TRANSIENT = ("08", "40", "53", "57", "58")
-# A pooler lost its session with the server and kept ours: whether the server has committed is not known.
+# A pooler lost its session with the server and kept our connection: the commit may have happened or not.
 _SESSION_LOST = ("08", "40003", "57P01", "57P02")
-# A prepared statement that is not there, one that is there already, and one whose result has changed.
+# A prepared statement that does not exist, that exists already, or whose result type has changed.
 _NOT_AS_PREPARED = ("26000", "42P05", "0A000 RevalidateCachedQuery")
 _ON_A_STANDBY = "0A000 get_relation_info"
-"""An unlogged table cannot even be looked at there."""
+"""A standby cannot read an unlogged table."""
 _INTEGRITY = "23"
+_NO_ANSWER = "no answer came in time (DB_READ_TIMEOUT, or the host's deadline where that is nearer)"
+_UNSAFE_ROLE = (
+    "refuses to serve: {}. Log in as orders_app, which schema.sql makes; for an experiment set "
+    "DB_ALLOW_UNSAFE_ROLE=1"
+)
 
 
 class Locked(Unavailable):
@@ -30,26 +34,26 @@ class Locked(Unavailable):
 
 
 class ConnectionBroken(Unavailable):
-    """The connection was lost after something was sent: what the server did is not known."""
+    """The connection was lost after something was sent: it is unknown whether the server executed it."""
 
 
 class NoAnswer(Unavailable):
-    """The server was silent for as long as a request may wait: what it did is not known."""
+    """No answer within the read timeout: it is unknown whether the server executed what was sent."""
 
 
 class ReadOnly(Unavailable):
-    """The server takes no writes: a standby, or a primary that was told so."""
+    """The server takes no writes: a standby, or a primary with default_transaction_read_only."""
 
 
 class UnsafeRole(Unavailable):
-    """Row-level security does not bind the role of the settings: nothing is served with it."""
+    """Row-level security does not bind the configured role: every request is refused."""
 
     detail = "The service is not set up safely and answers nothing until it is. Its log says what is wrong."
     headers: Mapping[str, str] = {"Retry-After": "60"}
 
 
 class OutcomeUnknown(Unavailable):
-    """The connection was lost behind a write that must not be repeated."""
+    """The connection was lost after a write that must not be repeated was sent."""
 
     detail = (
         "The database went away before it answered: it is not known whether this took effect. Look before "
@@ -58,11 +62,11 @@ class OutcomeUnknown(Unavailable):
 
 
 class StatementLost(Exception):
-    """A session did not have a statement as it was prepared: nothing was done."""
+    """A session lacks a statement that was prepared on it. The string had no effect."""
 
 
 class Refused(Exception):
-    """The database refused a statement. Says why without the values: a log may keep it."""
+    """The database rejected a statement. The message has no values of the request: it can be logged."""
 
     says_no_values = True
 
@@ -73,51 +77,70 @@ class Refused(Exception):
         super().__init__(f"SQLSTATE {self.sqlstate or 'unknown'}: {reason or type(error).__name__}")
 
 
-def of(error: psycopg2.Error, connection: Connection, *, prepared_more: bool) -> Exception:
-    """What happened, to be raised. Closes the connection where nobody should use it again.
+_KINDS: Mapping[str, type[Unavailable]] = {LOCK_NOT_AVAILABLE: Locked, READ_ONLY: ReadOnly}
 
-    `prepared_more`: whether the string was to prepare statements.
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What follows from an error of the driver; connections.py acts on it."""
+
+    error: Exception
+    """To be raised."""
+    log: str = ""
+    """The log line, without values of the request; nothing is logged when empty."""
+    closes_connection: bool = False
+    """Whether the connection's session is gone, or in an unknown state."""
+    empties_pool: bool = False
+    """Whether the other connections lead to the same broken server."""
+
+
+def classify(
+    error: psycopg2.Error, connection: Connection, *, prepared_more: bool, waited_in_full: bool
+) -> Failure:
+    """What an error means. No side effects.
+
+    `prepared_more`: whether the string contained a `prepare`. `waited_in_full`: whether the answer had
+    DB_READ_TIMEOUT's seconds, not only those until the host's deadline.
     """
+    if connection.timed_out:
+        # libpq reports that the server has closed the connection. It was read_timeout.py.
+        return unavailable(TimeoutError(_NO_ANSWER), NoAnswer, empties_pool=waited_in_full)
     code = _code(error)
-    if connection.cut or connection.driver.closed:
-        return _no_answer() if connection.cut else unavailable(error, ConnectionBroken)
-    if code.startswith(_SESSION_LOST):
-        connection.driver.close()
-        return unavailable(error, ConnectionBroken)
-    is_lost = code in _NOT_AS_PREPARED and bool(connection.prepared)
-    # Whether the session has what the string was to prepare is not known. (A constraint is
-    # violated and a write refused only behind it, and what was prepared outlives the string's rollback.)
-    is_unsure = prepared_more and not code.startswith((_INTEGRITY, READ_ONLY))
-    if is_lost or is_unsure or code == UNSAFE_ROLE:
-        connection.driver.close()
-    if is_lost:
-        return StatementLost()
+    if connection.driver.closed or code.startswith(_SESSION_LOST):
+        return unavailable(error, ConnectionBroken, closes_connection=True)
+    if code in _NOT_AS_PREPARED and connection.prepared:
+        return Failure(StatementLost(), closes_connection=True)
     if code == UNSAFE_ROLE:
-        return _unsafe_role(error)
-    if kind := {LOCK_NOT_AVAILABLE: Locked, READ_ONLY: ReadOnly}.get(code):
-        return unavailable(error, kind)
-    return unavailable(error) if _is_transient(error) else Refused(error)
+        return Failure(UnsafeRole(), _UNSAFE_ROLE.format(error.diag.message_primary), closes_connection=True)
+    # After other errors it is unknown whether the session has prepared what the string asked for. (Constraint
+    # violations and refused writes happen after it, and a prepared statement outlives the rollback.)
+    closes = prepared_more and not code.startswith((_INTEGRITY, READ_ONLY))
+    if code in _KINDS or _is_transient(error):
+        kind = _KINDS.get(code, Unavailable)
+        # The idle connections lead to the same server, which is no longer the primary. (Not after a new
+        # connection: another one would lead there too, and every request would reconnect in vain.)
+        was_demoted = kind is ReadOnly and not connection.is_new()
+        return unavailable(error, kind, closes_connection=closes, empties_pool=was_demoted)
+    return Failure(Refused(error), closes_connection=closes)
 
 
-def _no_answer() -> Unavailable:
-    """libpq would say that the server has closed the connection. It was the watch (watch.py)."""
-    why = "no answer came in time (DB_READ_TIMEOUT, or the host's deadline where that is nearer)"
-    return unavailable(TimeoutError(why), NoAnswer)
-
-
-def _unsafe_role(error: psycopg2.Error) -> UnsafeRole:
-    _log.error(
-        "refuses to serve: %s. Log in as orders_app, which schema.sql makes; for an experiment set "
-        "DB_ALLOW_UNSAFE_ROLE=1",
-        error.diag.message_primary,
-    )
-    return UnsafeRole()
+def unavailable(
+    error: Exception,
+    kind: type[Unavailable] = Unavailable,
+    *,
+    closes_connection: bool = False,
+    empties_pool: bool = False,
+) -> Failure:
+    """A 503. Its log line has the SQLSTATE or, without one, the driver's message; no value of a client."""
+    code = getattr(error, "pgcode", None)
+    reason = f"SQLSTATE {code}" if code else " ".join(str(error).split())
+    return Failure(kind(), f"database unavailable: {reason}", closes_connection, empties_pool)
 
 
 def _code(error: psycopg2.Error) -> str:
-    """The SQLSTATE, or one of the names above for what 0A000 alone does not tell apart.
+    """The SQLSTATE; for 0A000, which has several causes, one of the names above.
 
-    By where the server raised it: unlike its words, that is not translated.
+    They are told apart by the server's source function: its message is translated, that is not.
     """
     code = error.pgcode or ""
     if code == "0A000":
@@ -129,10 +152,3 @@ def _is_transient(error: psycopg2.Error) -> bool:
     if error.pgcode is None:
         return isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
     return error.pgcode.startswith(_TRANSIENT)
-
-
-def unavailable(error: Exception, kind: type[Unavailable] = Unavailable) -> Unavailable:
-    """Log why, without what a client sent: SQLSTATE and, where there is none, the driver's words."""
-    code = getattr(error, "pgcode", None)
-    _log.error("database unavailable: %s", f"SQLSTATE {code}" if code else " ".join(str(error).split()))
-    return kind()

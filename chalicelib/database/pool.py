@@ -1,6 +1,7 @@
-"""Connections that requests take turns with.
+"""A pool of connections, shared by the threads of a process.
 
-SQLAlchemy's QueuePool does this too; importing it is half of a cold start (docs/performance.md).
+Written by hand: psycopg2's pool never waits for a free connection, and importing SQLAlchemy's QueuePool is
+half of a cold start (docs/performance.md).
 """
 
 import math
@@ -10,10 +11,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+
+from psycopg2.extensions import connection as Driver
 
 NEW = 3
-"""Seconds. As often, at most, a server that takes no writes has all its connections opened anew."""
+"""Seconds. A read-only server causes the pool to reconnect at most this often."""
 
 
 class PoolExhausted(Exception):
@@ -21,109 +23,117 @@ class PoolExhausted(Exception):
 
 
 class Connection:
-    """psycopg2's connection, and what is known about the session behind it."""
+    """psycopg2's connection, and the state of the session on it."""
 
     __slots__ = (
-        *("_poll", "cut", "driver", "generation", "line", "opened", "patience", "prepared", "role_is_safe"),
+        "_poll",
+        "driver",
+        "generation",
+        "opened",
+        "prepared",
+        "read_timeout",
+        "role_is_safe",
+        "socket",
+        "timed_out",
     )
 
     def __init__(
-        self, driver: Any, *, prepares: bool, patience: float = 8, role_is_safe: bool = False
+        self, driver: Driver, *, prepares: bool, read_timeout: float = 8, role_is_safe: bool = False
     ) -> None:
         self.driver = driver
-        self.patience = patience
-        """Seconds that an answer is waited for."""
-        self.opened = time.time()  # a frozen function's monotonic clock stands still
+        self.read_timeout = read_timeout
+        """Seconds that a request waits for an answer."""
+        self.opened = time.time()  # not the monotonic clock: it stops while a function is frozen
         self.generation = 0
-        """How often its pool had been emptied before it was opened."""
+        """How often its pool had been emptied when it was opened."""
         self.prepared: set[str] | None = set() if prepares else None
-        """Names of the statements that this session has prepared; None where it is not to prepare any."""
+        """Names of the statements that this session has prepared; None: it prepares none."""
         self.role_is_safe = role_is_safe
-        """Whether the server has said so: its first string asks (role_check.py)."""
-        self.line = socket.socket(fileno=os.dup(driver.fileno()))
-        """The connection's socket under a number of its own, good also after libpq has closed the other."""
-        self.cut = False
-        """Whether the watch cut it, because an answer did not come."""
+        """Whether the session has passed the role check, which its first string contains (role_check.py)."""
+        self.socket = socket.socket(fileno=os.dup(driver.fileno()))
+        """The connection's socket under its own descriptor, valid also after libpq has closed the other."""
+        self.timed_out = False
+        """Whether the read timeout has shut the socket down."""
         self._poll = select.poll()
-        self._poll.register(self.line, select.POLLIN)
+        self._poll.register(self.socket, select.POLLIN)
 
     def is_dead(self) -> bool:
-        """Whether the server hung up: an idle connection has nothing to read but its farewell.
+        """Whether the server has closed it: on an idle connection nothing else can be readable.
 
-        One system call. Asking psycopg2 would not do: it reads the farewell and misses the end behind it.
+        One system call. psycopg2 does not notice: it reads the server's last message, but not the EOF after.
         """
         return bool(self._poll.poll(0))
 
     def is_new(self) -> bool:
-        """Whether another one, opened now, would in all likelihood lead to the same server."""
+        """Whether a connection opened now would most likely lead to the same server."""
         return 0 <= time.time() - self.opened < NEW
 
     def close(self) -> None:
         self.driver.close()
-        self.line.close()
+        self.socket.close()
 
 
 class Pool:
     """At most `most` connections, of which up to `idle` stay open between requests.
 
-    The one that was used last is the first to be used again. Safe to share between threads.
+    Last in, first out. Safe to share between threads.
     """
 
     def __init__(
         self, connect: Callable[[], Connection], *, idle: int, most: int, recycle: float, timeout: float
     ) -> None:
-        """`recycle`: seconds after which a connection is replaced; `timeout`: how long one is waited for."""
+        """`recycle`: seconds until a connection is replaced; `timeout`: seconds to wait for a free one."""
         self._connect, self._recycle, self._timeout = connect, recycle, timeout
-        self._room_to_rest = idle
+        self._most_idle = idle
         self._generation = 0
-        self._resting: list[Connection] = []
+        self._idle: list[Connection] = []
         self._lock = threading.Lock()
-        self._turns = threading.Semaphore(most)
+        self._free = threading.Semaphore(most)
 
     def take(self, time_left: float = math.inf) -> Connection:
-        """A live connection; those that died or grew old at rest are closed. Raises PoolExhausted.
+        """A live connection; idle ones that are dead or too old are closed. Raises PoolExhausted.
 
-        Waits for one no longer than `time_left`, in seconds.
+        Waits for a free one, but no longer than `time_left`, in seconds.
         """
         timeout = min(self._timeout, time_left)
-        if not self._turns.acquire(timeout=timeout):
+        if not self._free.acquire(timeout=timeout):
             raise PoolExhausted(f"no connection came free in {timeout:.3g} seconds")
         try:
-            while resting := self._rested():
-                if time.time() - resting.opened < self._recycle and not resting.is_dead():
-                    return resting
-                resting.close()
+            while idle := self._pop_idle():
+                if time.time() - idle.opened < self._recycle and not idle.is_dead():
+                    return idle
+                idle.close()
             generation = self._generation
             connection = self._connect()
             connection.generation = generation
             return connection
         except BaseException:
-            self._turns.release()
+            self._free.release()
             raise
 
     def give_back(self, connection: Connection) -> None:
-        """For the next request; closed where enough are resting, or when it is closed already."""
+        """Keep it for the next request; close it when enough are idle or the pool was emptied meanwhile."""
         with self._lock:
             is_good = not connection.driver.closed and connection.generation == self._generation
-            rests = is_good and len(self._resting) < self._room_to_rest
-            if rests:
-                self._resting.append(connection)
-        if not rests:
+            stays = is_good and len(self._idle) < self._most_idle
+            if stays:
+                self._idle.append(connection)
+        if not stays:
             connection.close()
-        self._turns.release()
+        self._free.release()
 
     def empty(self) -> None:
-        """Close those at rest now, and those in use when they come back; others are opened from now on."""
+        """Close idle connections now and busy ones when they are given back; later requests connect again."""
         with self._lock:
             self._generation += 1
-        while resting := self._rested():
-            resting.close()
+        while idle := self._pop_idle():
+            idle.close()
 
     def close(self) -> None:
-        """The same, and none comes to rest any more."""
-        self._room_to_rest = 0
+        """Empty it, and keep no connection from now on."""
+        self._most_idle = 0
         self.empty()
 
-    def _rested(self) -> Connection | None:
+    def _pop_idle(self) -> Connection | None:
         with self._lock:
-            return self._resting.pop() if self._resting else None
+            return self._idle.pop() if self._idle else None

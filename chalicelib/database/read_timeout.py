@@ -1,9 +1,8 @@
-"""Connections whose answer does not come are cut, so that no request waits for ever.
+"""A timeout for the database's answers: a thread shuts down the socket of a connection that waits too long.
 
-libpq waits for an answer without a limit, and neither statement_timeout nor TCP keepalives help where the
-server, or a pooler in front of it, is alive and silent. psycopg2's wait callback could; it would make every
-connection of the process an asynchronous one. Here a thread looks on, and costs a request two operations
-on a dictionary.
+libpq waits for an answer without a limit, and neither statement_timeout nor TCP keepalives help when the
+server, or a pooler in front of it, is alive but silent. psycopg2's wait callback would help, but makes every
+connection of the process asynchronous. The thread costs a request two operations on a dictionary.
 """
 
 import socket
@@ -13,55 +12,63 @@ from contextlib import suppress
 from typing import Protocol
 
 
-class Cuttable(Protocol):
-    """A connection as the watch knows it."""
+class Connection(Protocol):
+    """A connection, as far as this module uses it."""
 
-    line: socket.socket
-    cut: bool
+    socket: socket.socket
+    timed_out: bool
 
 
-class Watch:
-    """One thread for all connections of a process; started at the first call, never at import."""
+class ReadTimeout:
+    """One thread for all connections of a process; started at the first request, never at import."""
 
     def __init__(self) -> None:
-        self._due: dict[Cuttable, float] = {}
+        self._due: dict[Connection, float] = {}
         self._change = threading.Condition()
-        self._wakes = 0.0
-        """When the thread looks next; 0 while there is none."""
+        self._wakes_at = 0.0
+        """When the thread looks next; 0 while there is no thread."""
+        self._closed = False
 
-    def begin(self, connection: Cuttable, seconds: float) -> None:
-        """From now on, until `end`, cut it after so many seconds.
+    def start(self, connection: Connection, seconds: float) -> None:
+        """Shut the connection's socket down after so many seconds, unless `stop` comes first.
 
-        Raises RuntimeError when the thread cannot be started; then nothing is watched.
+        Raises RuntimeError when the thread cannot be started; then there is no timeout.
         """
         due = time.monotonic() + seconds
         with self._change:
-            if not self._wakes:
-                threading.Thread(target=self._look, name="database-watch", daemon=True).start()
-                self._wakes = due
+            if not self._wakes_at:
+                threading.Thread(target=self._run, name="database-read-timeout", daemon=True).start()
+                self._wakes_at = due
             self._due[connection] = due
-            if due < self._wakes:
-                self._wakes = due
+            if due < self._wakes_at:
+                self._wakes_at = due
                 self._change.notify()
 
-    def end(self, connection: Cuttable) -> None:
+    def stop(self, connection: Connection) -> None:
         with self._change:
             del self._due[connection]
 
-    def _look(self) -> None:
+    def close(self) -> None:
+        """End the thread at its next wake-up without requests; a later `start` starts another."""
         with self._change:
-            while True:
+            self._closed = True
+            self._change.notify()
+
+    def _run(self) -> None:
+        with self._change:
+            while self._due or not self._closed:
                 now = time.monotonic()
-                for connection in [each for each, due in self._due.items() if due <= now]:
-                    # Of what is cut only the mark stays: it is in use, and is closed by its user.
+                for connection in [connection for connection, due in self._due.items() if due <= now]:
+                    # Only marked, not removed: its request is still using it, and closes it.
                     self._due[connection] = float("inf")
-                    connection.cut = True
-                    _shut(connection.line)
-                self._wakes = min(self._due.values(), default=float("inf"))
-                self._change.wait(None if self._wakes == float("inf") else max(0, self._wakes - now))
+                    connection.timed_out = True
+                    _shut_down(connection.socket)
+                self._wakes_at = min(self._due.values(), default=float("inf"))
+                self._change.wait(None if self._wakes_at == float("inf") else max(0, self._wakes_at - now))
+            self._wakes_at = 0.0
 
 
-def _shut(line: socket.socket) -> None:
-    """Whoever waits on the connection finds its end, also under TLS."""
-    with suppress(OSError):  # the server was faster
-        line.shutdown(socket.SHUT_RDWR)
+def _shut_down(connected: socket.socket) -> None:
+    """Wakes the thread blocked in recv() with EOF; works under TLS too."""
+    with suppress(OSError):  # the server closed it first
+        connected.shutdown(socket.SHUT_RDWR)

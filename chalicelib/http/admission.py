@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, TypeVar
 
-from chalicelib import rate_limit
 from chalicelib.caller import Caller
+from chalicelib.composition import connections, rate_limiter
+from chalicelib.database.tenant_scope import TenantScope
 from chalicelib.errors import Unauthorized
 from chalicelib.http import current_request
 from chalicelib.observability import record
@@ -17,7 +18,7 @@ claim_names = cache(identity_provider.claim_names)
 """Read once, at the first request."""
 
 
-def admitted(repository: Callable[[Caller, float | None], Repository]) -> Repository:
+def admitted(repository: Callable[[Caller, TenantScope], Repository]) -> Repository:
     """The repository of the verified caller's tenant, whose statements end before the host's deadline.
 
     Raises Unauthorized without a valid token, MissingTenant if it names no tenant, RateLimited past it.
@@ -25,8 +26,8 @@ def admitted(repository: Callable[[Caller, float | None], Repository]) -> Reposi
     invocation = current_request.invocation()
     caller = invocation.caller = _verified_caller()
     if invocation.counts:
-        invocation.rate_headers = rate_limit.take_turn(caller, invocation.deadline)
-    return repository(caller, invocation.deadline)
+        invocation.rate_headers = rate_limiter().check(caller.tenant_id, invocation.deadline)
+    return repository(caller, TenantScope(connections(), caller.tenant_id, invocation.deadline))
 
 
 def _verified_caller() -> Caller:

@@ -9,7 +9,7 @@ from json.encoder import encode_basestring as quoted
 from uuid import UUID
 
 from chalicelib.caller import Caller
-from chalicelib.database.tenant_scope import Row, Values
+from chalicelib.database.statement import Row, Values
 from chalicelib.orders.pages import Page, cursor_after
 
 LARGEST_PAGE = 1536 * 1024

@@ -9,7 +9,8 @@ from uuid_utils import uuid7
 
 from chalicelib.caller import Caller
 from chalicelib.database.errors import UNIQUE_VIOLATION, Locked, Refused
-from chalicelib.database.tenant_scope import Step, TenantScope, Values
+from chalicelib.database.statement import Step, Values
+from chalicelib.database.tenant_scope import TenantScope
 from chalicelib.errors import IdempotencyInFlight, IdempotencyMismatch, NotFound
 from chalicelib.orders.new_order import NewOrder
 from chalicelib.orders.order_json import content_json, order_json, page_json
@@ -37,12 +38,14 @@ class StoredOrder:
 
 
 class OrderRepository:
-    """One tenant's orders; nobody else's can be reached from here."""
+    """One tenant's orders; other tenants' cannot be reached from here."""
 
-    def __init__(self, caller: Caller, ends_at: float | None = None) -> None:
-        """`ends_at`: when the host will end the request, by time.monotonic(); None where it does not say."""
+    def __init__(self, caller: Caller, scope: TenantScope) -> None:
+        """`scope` must be that of the verified caller's tenant."""
+        if scope.tenant_id != caller.tenant_id:
+            raise ValueError("the scope is not that of the caller's tenant")
         self._caller = caller
-        self._scope = TenantScope(caller.tenant_id, ends_at)
+        self._scope = scope
 
     def add(self, new: NewOrder, key: str | None = None) -> StoredOrder:
         """Place an order. With an idempotency key: once, however often it is asked.

@@ -24,7 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 from sqlmodel import col
 
-from chalicelib.database.tenant_scope import Statement
+from chalicelib.database.statement import Statement
 from chalicelib.orders.pages import LARGEST_LIMIT
 from chalicelib.orders.tables import IdempotencyKey, Order, OrderItem
 
@@ -142,30 +142,6 @@ def _page(my_orders: bool, start: str) -> Statement:
     return Statement(text, _text(_prepared_page(start)))
 
 
-_TAKE_TURN = """\
-WITH turn AS (
-    INSERT INTO rate_limits AS mine (tenant_id, taken_until)
-    VALUES (%(tenant_id)s, extract(epoch FROM statement_timestamp())::float8 + %(interval)s)
-    ON CONFLICT (tenant_id) DO UPDATE
-        SET taken_until = CASE
-            WHEN mine.taken_until > excluded.taken_until + %(period)s + 10
-                THEN excluded.taken_until - %(interval)s + %(period)s
-            ELSE greatest(mine.taken_until + %(interval)s, excluded.taken_until) END
-        WHERE greatest(mine.taken_until + %(interval)s, excluded.taken_until)
-              <= excluded.taken_until - %(interval)s + %(period)s
-           OR mine.taken_until > excluded.taken_until + %(period)s + 10
-    RETURNING taken_until
-), now AS (SELECT extract(epoch FROM statement_timestamp())::float8 AS epoch)
-SELECT taken_until - epoch AS ahead, true AS taken FROM turn, now
-UNION ALL
-SELECT coalesce((SELECT taken_until - epoch FROM rate_limits WHERE tenant_id = %(tenant_id)s), %(period)s),
-       false
-FROM now WHERE NOT EXISTS (SELECT FROM turn)"""
-"""The seconds that the tenant is ahead of its even pace, and whether it got its turn. Ten
-seconds further ahead than the period (a statement may have waited for its row, no longer) it can only be by
-another limit or another clock, and is let through once to be in step again. Clock and arithmetic are such as
-Citus takes here. Text, since as an expression it could not be read.
-"""
 _DIALECT = PGDialect_psycopg2()  # type: ignore[no-untyped-call]
 _ORDERS: FromClause = Order.__table__  # type: ignore[attr-defined]
 _OWN_ORDERS = col(Order.tenant_id) == bindparam("tenant_id")
@@ -177,7 +153,6 @@ INSERT_ORDER = _statement(_insert_order())
 INSERT_ITEMS = _statement(insert(OrderItem))
 ORDER_BY_ID = _statement(_order_by_id())
 ORDER_BY_KEY = _statement(_order_by_key())
-TAKE_TURN = Statement(_TAKE_TURN, _TAKE_TURN)
 ORDERS_PAGES = {
     (my_orders, start): _page(my_orders, start)
     for my_orders in (False, True)

@@ -20,8 +20,7 @@ from uuid import UUID, uuid4
 from psycopg2 import _psycopg
 from uuid_utils import reseed_rng
 
-from chalicelib import rate_limit as rates
-from chalicelib.database import tenant_scope as database
+from chalicelib import composition
 from chalicelib.http.current_request import Invocation
 from chalicelib.observability import request_log
 from chalicelib.orders.statements import (
@@ -31,8 +30,8 @@ from chalicelib.orders.statements import (
     ORDER_BY_ID,
     ORDER_BY_KEY,
     ORDERS_PAGES,
-    TAKE_TURN,
 )
+from chalicelib.rate_limit import TAKE_TURN
 from chalicelib.snapstart import Handler
 
 Event = dict[str, Any]
@@ -76,7 +75,7 @@ def before_snapshot(handler: Handler) -> None:
         if status >= 500:
             _log.error("SnapStart: the rehearsal ended with %s, the snapshot is taken all the same", status)
             break
-    database.close_pool()
+    composition.close()
 
 
 def after_restore() -> None:
@@ -107,7 +106,8 @@ def _seed_generators() -> None:
 
 def _connect() -> None:
     try:
-        database.prepare((*STATEMENTS, TAKE_TURN) if rates.rate() else STATEMENTS)
+        is_limited = composition.rate_limiter().rate is not None
+        composition.connections().prepare((*STATEMENTS, TAKE_TURN) if is_limited else STATEMENTS)
     except Exception as error:
         _log.error("SnapStart: restored without a connection, the next request opens one: %r", error)
 

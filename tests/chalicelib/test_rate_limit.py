@@ -16,11 +16,12 @@ import psycopg2
 import pytest
 from psycopg2.extensions import parse_dsn
 
-from chalicelib import rate_limit as rates
+from chalicelib import rate_limit
+from chalicelib.composition import rate_limiter
 from local.database import Urls, apply_schema
 from tests.conftest import NewClient
 from tests.support.client import Client
-from tests.support.servers import READ_ONLY, api_on, limited, private_server, standby_of
+from tests.support.servers import READ_ONLY, limited, private_server, scope_of, standby_of
 from tools.postgres_proxy import Proxy
 
 Rows = Callable[..., list[tuple[Any, ...]]]
@@ -212,21 +213,13 @@ def test_another_limit_is_in_force_at_once(alice: Client, database: Urls) -> Non
         assert alice.get("/orders").status == 200
 
 
-def test_a_turn_that_the_database_never_gave_is_not_counted(
-    alice: Client, database: Urls, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = time.time()
-    monkeypatch.setattr(rates, "_next_turns", {})
-    with limited(database.app, "2/h"):
-        assert [alice.get("/orders").status for _ in range(3)] == [200, 200, 429]
-        (tenant,) = rates._next_turns
-    rates._next_turns[tenant] = due = now - 1  # as time would have it
-    with api_on("postgresql://orders_app@127.0.0.1:1/orders", RATE_LIMIT="2/h"):
-        rates.rate.cache_clear()
+def test_a_turn_that_the_database_never_gave_is_not_counted(alice: Client, tenant: str) -> None:
+    with limited("postgresql://orders_app@127.0.0.1:1/orders", "2/h"):
+        next_turns = rate_limiter()._next_turns
+        next_turns[tenant] = due = time.time() - 1  # as if a refused tenant's turn had come
         assert alice.get("/orders").status == 503
 
-        assert rates._next_turns[tenant] == due
-    rates.rate.cache_clear()
+        assert next_turns == {tenant: due}
 
 
 def test_a_clock_that_is_set_back_keeps_nobody_out(
@@ -234,12 +227,12 @@ def test_a_clock_that_is_set_back_keeps_nobody_out(
 ) -> None:
     with limited(database.app, "2/m"):
         assert [alice.get("/orders").status for _ in range(3)] == [200, 200, 429]
-        monkeypatch.setattr(rates, "time", SimpleNamespace(time=lambda: time.time() - 3600))
+        monkeypatch.setattr(rate_limit, "time", SimpleNamespace(time=lambda: time.time() - 3600))
         refused = alice.get("/orders")
         assert (refused.status, int(refused.headers["retry-after"]) <= 30) == (429, True)
         forgiven = rows("delete from rate_limits where tenant_id = %s returning true", tenant)
 
-        monkeypatch.setattr(rates, "time", SimpleNamespace(time=lambda: time.time() - 7200))
+        monkeypatch.setattr(rate_limit, "time", SimpleNamespace(time=lambda: time.time() - 7200))
         assert (forgiven, alice.get("/orders").status) == ([(True,)], 200)
 
 
@@ -248,30 +241,33 @@ def test_after_a_clock_was_set_back_turns_are_counted_again(
 ) -> None:
     with limited(f"{database.app}&options={READ_ONLY}", "1/h"):
         assert [alice.get("/orders").status for _ in range(2)] == [200] * 2
-        monkeypatch.setattr(rates, "time", SimpleNamespace(time=lambda: time.time() - 3600))
-        with api_on(database.app, RATE_LIMIT="1/h"):
-            assert [alice.get("/orders").status for _ in range(2)] == [200, 429]
+        uncounted_until = rate_limiter()._uncounted_until
+    monkeypatch.setattr(rate_limit, "time", SimpleNamespace(time=lambda: time.time() - 3600))
+    with limited(database.app, "1/h"):
+        rate_limiter()._uncounted_until = uncounted_until
+        assert [alice.get("/orders").status for _ in range(2)] == [200, 429]
 
 
-def test_those_who_may_ask_again_are_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "MOST_REMEMBERED", 3)
-    monkeypatch.setattr(rates, "_next_turns", {})
+def test_those_who_may_ask_again_are_forgotten_first(database: Urls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_limit, "MOST_REMEMBERED", 3)
+    with limited(database.app, "1/h"):
+        limiter = rate_limiter()
     for tenant, wait in (("a", 60.0), ("b", -1.0), ("c", 60.0), ("d", 60.0)):
-        rates._remember(tenant, wait)
-    assert set(rates._next_turns) == {"a", "c", "d"}
+        limiter._remember(tenant, wait)
+    assert set(limiter._next_turns) == {"a", "c", "d"}
 
-    rates._remember("e", 60)
+    limiter._remember("e", 60)
 
-    assert set(rates._next_turns) == {"e"}
+    assert set(limiter._next_turns) == {"e"}
 
 
 def test_row_level_security_hides_other_tenants_rates(
     alice: Client, stranger: Client, database: Urls, tenant: str
 ) -> None:
-    from chalicelib.database.tenant_scope import Statement, TenantScope
+    from chalicelib.database.statement import Statement
 
     with limited(database.app, "5/h"):
         alice.get("/orders"), stranger.get("/orders")
     unfiltered = Statement("select tenant_id from rate_limits", None)
 
-    assert TenantScope(tenant).read(unfiltered) == [(tenant,)]
+    assert scope_of(tenant).read(unfiltered) == [(tenant,)]

@@ -11,11 +11,11 @@ import pytest
 from psycopg2.extras import RealDictCursor
 
 from chalicelib.database.errors import Refused
-from chalicelib.database.tenant_scope import Statement, TenantScope
+from chalicelib.database.statement import Statement
 from local.database import apply_schema
 from tests.conftest import connected
 from tests.support.client import Client
-from tests.support.servers import api_on, private_server
+from tests.support.servers import api_on, private_server, scope_of
 from tests.support.waiting import until
 from tools.postgres_server import Server
 
@@ -198,7 +198,7 @@ def test_a_schema_that_is_older_than_the_release_has_a_row(server: Server) -> No
         owner.cursor().execute("drop function set_tenant(text, integer)")
         try:
             with api_on(server.urls.app), pytest.raises(Refused) as refused:
-                TenantScope("acme", time.monotonic() + 3).read(Statement("select 1", None))
+                scope_of("acme", time.monotonic() + 3).read(Statement("select 1", None))
         finally:
             apply_schema(server.urls.owner)
 

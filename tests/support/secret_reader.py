@@ -5,7 +5,7 @@ import logging
 import sys
 from time import monotonic
 
-from chalicelib.database import tenant_scope as database
+from chalicelib.composition import connections
 from chalicelib.errors import Unavailable
 
 SDKS = ("botocore", "azure.keyvault", "google.cloud.secretmanager", "oci")
@@ -14,7 +14,7 @@ logging.basicConfig(level=logging.DEBUG)  # as on OCI, where the root logger is 
 for _ in sys.stdin:
     started = monotonic()
     try:
-        database.ping()
+        connections().ping()
         said = "ready"
     except Unavailable:
         said = "unavailable"

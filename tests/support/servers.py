@@ -14,8 +14,8 @@ import psycopg2
 import pytest
 from psycopg2.extensions import parse_dsn
 
-from chalicelib import rate_limit as rates
-from chalicelib.database.tenant_scope import close_pool
+from chalicelib import composition
+from chalicelib.database.tenant_scope import TenantScope
 from local import postgres
 from tests.support.log_leak_plugin import hear
 from tools import postgres_server
@@ -55,25 +55,22 @@ def api_on(database_url: str, **variables: str) -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in {"DATABASE_URL": database_url, **variables}.items():
                 patch.setenv(name, value)
-            close_pool()
+            composition.close()
             yield
     finally:
-        close_pool()
+        composition.close()
+
+
+def scope_of(tenant: str, deadline: float | None = None) -> TenantScope:
+    """A tenant's access to the database that this process's API uses now."""
+    return TenantScope(composition.connections(), tenant, deadline)
 
 
 @contextmanager
 def limited(url: str, limit: str) -> Iterator[None]:
     """The API of this process with RATE_LIMIT; as another process would begin, remembering nobody."""
     with api_on(url, RATE_LIMIT=limit):
-        rates.rate.cache_clear()
-        rates._next_turns.clear()
-        rates._uncounted_until = 0
-        try:
-            yield
-        finally:
-            rates._next_turns.clear()
-            rates._uncounted_until = 0
-    rates.rate.cache_clear()
+        yield
 
 
 @dataclass(frozen=True)

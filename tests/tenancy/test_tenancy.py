@@ -12,12 +12,13 @@ import pytest
 from chalice.app import Chalice, CORSConfig
 
 from chalicelib.caller import Caller
-from chalicelib.database.tenant_scope import Statement, TenantScope
+from chalicelib.database.statement import Statement
 from chalicelib.errors import MissingTenant, Unauthorized
 from chalicelib.orders.statements import ORDER_BY_ID
 from local.database import Urls
 from tests.conftest import NewClient, connected
 from tests.support.client import Client, seed
+from tests.support.servers import scope_of
 
 Rows = Callable[..., list[tuple[Any, ...]]]
 TABLES = ("orders", "order_items", "idempotency_keys")
@@ -118,7 +119,7 @@ def test_the_owner_of_the_tables_is_bound_too(database: Urls, alice: Client) -> 
 def test_the_same_order_id_can_rest_in_two_tenants(rows: Rows, alice: Client, stranger: Client) -> None:
     """A unique key over order_id alone would tell whether another tenant's order exists."""
     order_id = alice.place().json["order"]["order_id"]
-    scope = TenantScope(stranger.place().json["order"]["tenant_id"])
+    scope = scope_of(stranger.place().json["order"]["tenant_id"])
     copy = Statement(
         f"insert into orders select tenant_id, '{order_id}', created_by, status, version, customer_name, "
         "customer_email, null, null, null, total_amount, currency, created_at, updated_at from orders"
@@ -146,15 +147,13 @@ def test_nobody_can_be_a_caller_without_a_user() -> None:
 
 def test_a_scope_without_a_tenant_cannot_be_made() -> None:
     with pytest.raises(ValueError, match="needs a tenant"):
-        TenantScope("")
+        scope_of("")
 
 
 def test_a_value_named_tenant_id_cannot_replace_the_scopes_own(tenant: str, stranger: Client) -> None:
     foreign = stranger.place().json["order"]
 
-    found = TenantScope(tenant).read(
-        ORDER_BY_ID, order_id=foreign["order_id"], tenant_id=foreign["tenant_id"]
-    )
+    found = scope_of(tenant).read(ORDER_BY_ID, order_id=foreign["order_id"], tenant_id=foreign["tenant_id"])
 
     assert found == []
 
@@ -164,7 +163,7 @@ def test_a_row_that_names_another_tenant_is_the_scopes_own(tenant: str, rows: Ro
         "insert into idempotency_keys values (%(tenant_id)s, 'u', 'k', '', gen_random_uuid(), now())", None
     )
 
-    TenantScope(tenant).write((key, [{"tenant_id": "globex"}]))
+    scope_of(tenant).write((key, [{"tenant_id": "globex"}]))
 
     assert rows("select count(*) from idempotency_keys where tenant_id = %s", tenant) == [(1,)]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from chalicelib.database.tenant_scope import Statement
+from chalicelib.database.statement import Statement
 from chalicelib.orders import repository as orders
 from local import hosts
 from local.database import apply_schema

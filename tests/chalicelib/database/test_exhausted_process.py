@@ -6,29 +6,24 @@ from typing import Any
 
 import pytest
 
-from chalicelib.database import tenant_scope as api_database
-from chalicelib.database.read_timeout import Watch
+from chalicelib.composition import connections
 from local.database import Urls
 from tests.support.client import Client
 from tests.support.refusals import assert_unavailable
 from tests.support.servers import api_on
 
 
-def test_without_a_thread_to_watch_over_it_nothing_is_sent(
-    alice: Client, database: Urls, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_thread_to_watch_over_it_nothing_is_sent(alice: Client, database: Urls) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     assert alice.get("/orders").status == 200  # the token keys are there
-    watch = Watch()
-    monkeypatch.setattr(api_database, "_watch", watch)
     with api_on(database.app):
         with pytest.MonkeyPatch.context() as exhausted:
             exhausted.setattr(threading.Thread, "start", refuse)
             for _ in range(3):
                 assert_unavailable(alice.place())
-        assert not watch._due
+        assert not connections().read_timeout._due
 
         assert alice.place().status == 201
 

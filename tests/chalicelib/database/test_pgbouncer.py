@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from chalicelib.database import tenant_scope as api_database
+from chalicelib.composition import connections
 from local.database import apply_schema
 from tests.conftest import connected
 from tests.support.client import Answer, Client, Transport, seed
@@ -162,7 +162,7 @@ def api_behind(pooler: PgBouncer) -> Iterator[None]:
     """The API of this process with all its connections open."""
     limits = {"DB_POOL_SIZE": str(OF_THE_API), "DB_POOL_MAX": str(OF_THE_API)}
     with api_on(pooler.url, DB_PREPARE="off", DB_READ_TIMEOUT="100", DB_POOL_TIMEOUT="100", **limits):
-        pool = api_database._the_pool()
+        pool = connections().pool
         for connection in [pool.take() for _ in range(OF_THE_API)]:
             pool.give_back(connection)
         yield

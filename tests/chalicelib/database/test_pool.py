@@ -10,7 +10,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-from chalicelib.database import tenant_scope as api_database
+from chalicelib.composition import connections
 from chalicelib.database.pool import Connection, Pool, PoolExhausted
 from local.database import Urls
 from tests.support.servers import api_on
@@ -50,7 +50,7 @@ def at_rest(pool: Pool, most: int) -> int:
 )
 def test_it_keeps_its_limits(database: Urls, variables: dict[str, str], idle: int, most: int) -> None:
     with api_on(database.app, DB_POOL_TIMEOUT="1", **variables):
-        pool = api_database._the_pool()
+        pool = connections().pool
         with ExitStack() as in_use:
             for _ in range(most):
                 in_use.enter_context(taken(pool))
@@ -122,7 +122,7 @@ def test_one_that_was_closed_is_not_kept(database: Urls) -> None:
     with taken(pool) as connection:
         connection.driver.close()
 
-    assert pool._resting == []
+    assert pool._idle == []
     pool.close()
 
 
@@ -179,10 +179,10 @@ def test_an_interrupted_request_leaves_no_half_read_connection(database: Urls) -
     used: list[Connection] = []
     with api_on(database.app, DB_POOL_MAX="1", DB_POOL_SIZE="1", DB_POOL_TIMEOUT="1"):
         with pytest.raises(KeyboardInterrupt):
-            api_database._on_a_connection(interrupted)
+            connections().send(interrupted)
 
         assert used[0].driver.closed
-        api_database.ping()
+        connections().ping()
 
 
 def test_a_failed_connect_takes_no_turn() -> None:

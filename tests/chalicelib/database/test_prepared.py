@@ -13,13 +13,14 @@ import psycopg2
 import pytest
 from psycopg2.extensions import parse_dsn
 
-from chalicelib.database import tenant_scope as api_database
+from chalicelib import composition
+from chalicelib.composition import connections
 from chalicelib.database.errors import Refused
-from chalicelib.database.tenant_scope import Statement, TenantScope
+from chalicelib.database.statement import Statement
 from local.database import Urls
 from tests.conftest import NewClient, connected
 from tests.support.client import Client, item, seed
-from tests.support.servers import PgBouncer, api_on, pgbouncer, private_server
+from tests.support.servers import PgBouncer, api_on, pgbouncer, private_server, scope_of
 from tools.postgres_proxy import Proxy
 from tools.postgres_server import Server
 
@@ -53,7 +54,7 @@ def in_the_session(app: object, database: Urls) -> Iterator[Execute]:  # noqa: A
     """Does something to the API's one pooled session, as a reset in front of it would."""
 
     def execute(command: str) -> None:
-        pool = api_database._the_pool()
+        pool = connections().pool
         connection = pool.take()
         with connection.driver.cursor() as cursor:
             cursor.execute(command)
@@ -164,12 +165,12 @@ def test_a_reset_of_all_sessions_at_once_is_no_poolers_doing(
     alice: Client, database: Urls, caplog: pytest.LogCaptureFixture
 ) -> None:
     with api_on(database.app, DB_POOL_SIZE="3", DB_POOL_MAX="3"):
-        pool = api_database._the_pool()
-        connections = [pool.take() for _ in range(3)]
-        for connection in connections:
+        pool = connections().pool
+        taken = [pool.take() for _ in range(3)]
+        for connection in taken:
             pool.give_back(connection)
             assert every_request(alice) == ALL_WELL  # the one given back last
-        for connection in connections:
+        for connection in taken:
             connection.driver.cursor().execute("deallocate all")
 
         assert every_request(alice) == ALL_WELL
@@ -184,17 +185,17 @@ def test_a_page_that_is_never_prepared_blames_no_pooler(
     with api_on(own_server.urls.app):
         assert every_request(alice) == ALL_WELL
         with pytest.raises(Refused):
-            TenantScope("acme").read(unsupported)
+            scope_of("acme").read(unsupported)
 
     assert "DB_PREPARE" not in caplog.text
 
 
 def test_a_new_pool_prepares_again(alice: Client, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api_database, "_statements_get_lost", True)
+    monkeypatch.setattr(connections(), "_may_prepare", False)
     with proxy.watched() as given_up:
         alice.place()
 
-    api_database.close_pool()
+    composition.close()
     with proxy.watched() as anew:
         alice.place()
 
@@ -207,9 +208,9 @@ def test_once_they_are_given_up_no_connection_executes_any(
     """Also not one that another request held when that was decided, and gave back afterwards."""
     assert every_request(alice) == ALL_WELL
     in_the_session("deallocate all")
-    monkeypatch.setattr(api_database, "_statements_get_lost", True)
-    in_use_before = api_database._the_pool().take()
-    api_database._the_pool().give_back(in_use_before)
+    monkeypatch.setattr(connections(), "_may_prepare", False)
+    in_use_before = connections().pool.take()
+    connections().pool.give_back(in_use_before)
 
     assert every_request(alice) == ALL_WELL
     assert not in_use_before.driver.closed
@@ -241,7 +242,7 @@ def test_a_result_that_changes_its_shape_is_prepared_anew(alice: Client, own_ser
     text = "select * from schema_version where %(tenant_id)s <> ''"
     whole = Statement(text, text)
     with api_on(own_server.urls.app):
-        scope = TenantScope("acme")
+        scope = scope_of("acme")
         before = scope.read(whole)
 
         with connected(own_server.urls.owner) as connection:
@@ -254,7 +255,7 @@ def test_a_result_that_changes_its_shape_is_prepared_anew(alice: Client, own_ser
 def test_a_refusal_in_the_string_that_prepares_leaves_them_prepared(alice: Client, proxy: Proxy) -> None:
     key = uuid4().hex
     alice.place(key=key)
-    api_database.close_pool()
+    composition.close()
 
     with proxy.watched() as traffic:
         assert alice.place(key=key).headers["idempotent-replayed"] == "true"

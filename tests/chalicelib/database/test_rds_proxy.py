@@ -15,11 +15,10 @@ from uuid import uuid4
 import pytest
 from psycopg2.extensions import parse_dsn
 
-from chalicelib.database.tenant_scope import TenantScope
 from chalicelib.orders.statements import ORDER_BY_ID
 from local.database import Urls
 from tests.support.client import Client, item, seed
-from tests.support.servers import api_on, limited
+from tests.support.servers import api_on, limited, scope_of
 from tools.postgres_proxy import Proxy
 from tools.postgres_traffic import Traffic
 
@@ -66,7 +65,7 @@ def everything(client: Client, tenant: str, url: str) -> None:
         page = client.get(f"/orders?limit=1{mine}")
         further = client.get(f"/orders?limit=1{mine}&cursor={page.json['next_cursor']}")
         statuses += [page.status, further.status, client.get(f"/orders?offset=1{mine}").status]
-    TenantScope(tenant, ends_at=time.monotonic() + 5).read(ORDER_BY_ID, order_id=order_id)
+    scope_of(tenant, deadline=time.monotonic() + 5).read(ORDER_BY_ID, order_id=order_id)
     with limited(url, "5/h"):
         statuses.append(client.get("/orders").status)
     assert statuses == [201, 201, 201, 422, 200, 304, 404, 200, *[200] * 7]

@@ -19,11 +19,11 @@ import pytest
 from psycopg2.extensions import parse_dsn
 
 from chalicelib.caller import Caller
-from chalicelib.database import tenant_scope as api_database
+from chalicelib.composition import connections
 from chalicelib.database.errors import NoAnswer
 from chalicelib.database.pool import Connection
-from chalicelib.database.read_timeout import Watch
-from chalicelib.database.tenant_scope import Statement, TenantScope
+from chalicelib.database.read_timeout import ReadTimeout
+from chalicelib.database.statement import Statement
 from chalicelib.errors import Unavailable
 from chalicelib.orders.repository import OrderRepository
 from chalicelib.orders.statements import ORDER_BY_ID
@@ -34,7 +34,7 @@ from tests.support.builds import PROJECT
 from tests.support.client import Answer, Client
 from tests.support.cognito import UserPool
 from tests.support.refusals import assert_unavailable
-from tests.support.servers import api_on
+from tests.support.servers import api_on, scope_of
 from tests.support.waiting import within
 from tools.postgres_proxy import Proxy
 
@@ -69,7 +69,7 @@ def test_a_server_that_falls_silent_is_given_up(
         "ready": lambda: alice.get("/health/ready"),
     }
     with api_on(database.app, **ONE_SECOND):
-        pool = api_database._the_pool()
+        pool = connections().pool
         for connection in [pool.take() for _ in range(3)]:
             pool.give_back(connection)
 
@@ -114,15 +114,15 @@ def test_many_that_wait_are_all_given_up_and_no_connection_is_kept(
 
         assert 503 in statuses
         assert {each.get("/orders").status for each in clients} == {200}
-        assert len(api_database._the_pool()._resting) <= 8
-        assert not api_database._watch._due
+        assert len(connections().pool._idle) <= 8
+        assert not connections().read_timeout._due
 
 
 def test_a_slow_answer_that_comes_in_time_is_no_silence(database: Urls) -> None:
     slow = Statement("select pg_sleep(0.8) is null", None)
     with api_on(database.app, DB_READ_TIMEOUT="3"):
         for _ in range(5):
-            assert TenantScope("acme").read(slow) == [(False,)]
+            assert scope_of("acme").read(slow) == [(False,)]
 
 
 # The host's deadline
@@ -135,10 +135,10 @@ def test_the_hosts_deadline_bounds_the_statement(database: Urls) -> None:
     """Far from it nothing is said; near it the server itself gives up first, and says so."""
     timeout = Statement("select current_setting('statement_timeout')", None)
     with api_on(database.app):
-        assert TenantScope("acme", time.monotonic() + 30).read(timeout) == [("5s",)]
-        ((text,),) = TenantScope("acme", time.monotonic() + 4).read(timeout)
-        assert TenantScope("acme", time.monotonic() + 30).read(timeout) == [("5s",)], "for one transaction"
-        assert TenantScope("acme", time.monotonic() + 8).read(timeout) == [("5s",)], "it is never prolonged"
+        assert scope_of("acme", time.monotonic() + 30).read(timeout) == [("5s",)]
+        ((text,),) = scope_of("acme", time.monotonic() + 4).read(timeout)
+        assert scope_of("acme", time.monotonic() + 30).read(timeout) == [("5s",)], "for one transaction"
+        assert scope_of("acme", time.monotonic() + 8).read(timeout) == [("5s",)], "it is never prolonged"
 
     assert text.endswith("ms")
     assert 1500 < int(text.removesuffix("ms")) <= 3100
@@ -148,7 +148,7 @@ def test_a_statement_ends_before_the_host_does(database: Urls) -> None:
     with api_on(database.app):
         before = time.monotonic()
         with pytest.raises(Unavailable) as refused:
-            TenantScope("acme", before + 3).read(Statement("select pg_sleep(6)", None))
+            scope_of("acme", before + 3).read(Statement("select pg_sleep(6)", None))
 
     assert time.monotonic() - before < BOUND
     assert type(refused.value) is Unavailable, "the server said what happened: nothing"
@@ -159,7 +159,7 @@ def test_a_new_connection_knows_of_the_hosts_deadline_from_its_first_word(
     database: Urls, admin_url: str, prepare: str
 ) -> None:
     """The check of its role and the planning of statements wait for a locked table too."""
-    scope = TenantScope("acme", time.monotonic() + 2)
+    scope = scope_of("acme", time.monotonic() + 2)
     with api_on(database.app, DB_PREPARE=prepare), psycopg2.connect(admin_url) as admin:
         admin.cursor().execute("lock table orders in access exclusive mode")
 
@@ -215,7 +215,7 @@ def test_a_silent_server_is_given_up_before_the_host_gives_us_up(
         with frozen(admin_url):
             before = time.monotonic()
             with pytest.raises(NoAnswer):
-                OrderRepository(Caller("acme", "alice"), before + 3).get(str(uuid4()))
+                OrderRepository(Caller("acme", "alice"), scope_of("acme", before + 3)).get(str(uuid4()))
 
     assert 2 < time.monotonic() - before < BOUND
 
@@ -223,17 +223,17 @@ def test_a_silent_server_is_given_up_before_the_host_gives_us_up(
 def test_a_deadline_that_was_near_says_nothing_of_other_connections(database: Urls, admin_url: str) -> None:
     """Not long enough to call the server silent: those at rest stay."""
     with api_on(database.app):
-        pool = api_database._the_pool()
+        pool = connections().pool
         for connection in [pool.take() for _ in range(3)]:
             pool.give_back(connection)
         with frozen(admin_url), pytest.raises(NoAnswer):
-            TenantScope("acme", time.monotonic() + 1.5).read(Statement("select 1", None))
+            scope_of("acme", time.monotonic() + 1.5).read(Statement("select 1", None))
 
-        assert len(pool._resting) == 2
+        assert len(pool._idle) == 2
 
 
 def test_nothing_is_sent_when_no_time_is_left(database: Urls) -> None:
-    scope = TenantScope("acme", time.monotonic() + 0.1)
+    scope = scope_of("acme", time.monotonic() + 0.1)
     with api_on(database.app), pytest.raises(Unavailable):
         scope.read(Statement("select 1", None))
 
@@ -332,53 +332,53 @@ def test_whoever_waits_is_outwaited_by_the_next() -> None:
     assert functions[0] < 29, "API Gateway gives up after 29 seconds"
 
 
-# The watch itself
+# The timeout itself
 
 
 def test_each_connection_has_its_own_time(database: Urls) -> None:
-    watch, soon, late, never = Watch(), *(a_connection(database) for _ in range(3))
-    watch.begin(late, 2)
-    watch.begin(soon, 0.2)
-    watch.begin(never, 60)
+    timeout, soon, late, never = ReadTimeout(), *(a_connection(database) for _ in range(3))
+    timeout.start(late, 2)
+    timeout.start(soon, 0.2)
+    timeout.start(never, 60)
 
     time.sleep(1)
-    assert (soon.cut, late.cut, never.cut) == (True, False, False)
+    assert (soon.timed_out, late.timed_out, never.timed_out) == (True, False, False)
     time.sleep(2)
-    assert (soon.cut, late.cut, never.cut) == (True, True, False)
+    assert (soon.timed_out, late.timed_out, never.timed_out) == (True, True, False)
 
     for connection in (soon, late, never):
-        watch.end(connection)
+        timeout.stop(connection)
         connection.close()
-    assert not watch._due
+    assert not timeout._due
 
 
 def test_it_looks_again_after_a_rest(database: Urls) -> None:
-    watch, connection = Watch(), a_connection(database)
-    watch.begin(connection, 0.2)
-    watch.end(connection)
+    timeout, connection = ReadTimeout(), a_connection(database)
+    timeout.start(connection, 0.2)
+    timeout.stop(connection)
     time.sleep(0.5)
 
-    watch.begin(connection, 0.2)
+    timeout.start(connection, 0.2)
     time.sleep(1)
 
-    assert connection.cut
+    assert connection.timed_out
     connection.close()
 
 
 def test_it_never_cuts_what_libpq_has_closed_and_another_has_opened(database: Urls) -> None:
-    """libpq may close its descriptor while the watch runs, and the number soon is somebody else's."""
-    watch, connection = Watch(), a_connection(database)
+    """libpq may close its descriptor while the timeout runs, and the number soon is somebody else's."""
+    timeout, connection = ReadTimeout(), a_connection(database)
     number = connection.driver.fileno()
-    watch.begin(connection, 1)
+    timeout.start(connection, 1)
     connection.driver.close()
     other = a_connection(database)
     assert other.driver.fileno() == number
 
     time.sleep(2)
 
-    assert connection.cut
+    assert connection.timed_out
     assert not other.is_dead()
-    watch.end(connection)
+    timeout.stop(connection)
     connection.close()
     other.close()
 

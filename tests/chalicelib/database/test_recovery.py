@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from chalicelib.database import tenant_scope as api_database
+from chalicelib.composition import connections
 from chalicelib.database.pool import NEW
 from local.database import apply_schema
 from tests.conftest import NewClient, connected
@@ -312,19 +312,19 @@ def test_refused_writes_of_one_tenant_do_not_make_everybody_connect_anew(
 def test_a_server_that_turned_into_a_reader_is_left(api: Client, own_server: Server) -> None:
     """Those at rest lead there too: the next request connects, where the settings lead to by now."""
     with api_on(f"{own_server.urls.app}&options={READ_ONLY}"):
-        pool = api_database._the_pool()
+        pool = connections().pool
         older = [pool.take() for _ in range(3)]
         for connection in older:
             connection.opened = time.time()  # on a slow machine too
             pool.give_back(connection)
         assert_unavailable(api.place())
-        assert len(pool._resting) == 3
+        assert len(pool._idle) == 3
         for connection in older:
             connection.opened -= NEW
 
         assert_unavailable(api.place())
 
-        assert pool._resting == []
+        assert pool._idle == []
         assert all(connection.driver.closed for connection in older)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from chalicelib.database import tenant_scope as api_database
+from chalicelib.composition import connections
 from local.database import apply_schema
 from tests.conftest import connected
 from tests.support.client import Answer, Client
@@ -306,7 +306,7 @@ def test_it_rides_in_the_first_string_of_each_connection_and_in_no_other(
             assert alice.place().status == 201
         with proxy.watched() as later:
             assert [answer.status for answer in protected(alice)] == [201, 201, 200, 200, 404, 200]
-        api_database._the_pool().empty()
+        connections().pool.empty()
         with proxy.watched() as anew:
             assert alice.get("/health/ready").status == 200
 
@@ -323,7 +323,7 @@ def test_a_refusal_does_not_count_as_the_check(server: Server, alice: Client) ->
     """A first string that failed for another reason leaves the connection unchecked."""
     with proxied(server) as proxy, api_on(f"postgresql://orders_app@/orders?host={proxy.folder}"):
         assert alice.place(key="once").status == 201
-        api_database._the_pool().empty()
+        connections().pool.empty()
         with proxy.watched() as traffic:
             assert alice.place(key="once").headers["idempotent-replayed"] == "true"
 
@@ -363,7 +363,7 @@ def test_a_role_that_is_changed_while_it_serves_is_refused_by_new_connections(
     with api_on(server.urls.app, DB_POOL_SIZE="1", DB_POOL_MAX="1", DB_POOL_RECYCLE="1"):
         assert alice.place().status == 201
         with changed(server, LOOSENED):
-            api_database._the_pool().empty()
+            connections().pool.empty()
             assert_refused(protected(alice), "orders_app")
         assert alice.place().status == 201
 
@@ -373,7 +373,7 @@ def test_an_old_connection_is_replaced_and_then_checked(
 ) -> None:
     with api_on(server.urls.app, DB_POOL_SIZE="1", DB_POOL_MAX="1"):
         assert alice.place().status == 201
-        pool: Any = api_database._the_pool()
+        pool: Any = connections().pool
         monkeypatch.setattr(pool, "_recycle", 0)
         with changed(server, LOOSENED):
             assert_refused([alice.get("/orders")], "orders_app")

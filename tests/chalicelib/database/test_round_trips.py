@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 from psycopg2.extensions import parse_dsn
 
-from chalicelib.database import tenant_scope as api_database
+from chalicelib.composition import connections
 from local.database import Urls
 from tests.support.client import SEED_BYTES, Answer, Client, item, seed
 from tests.support.cognito import UserPool
@@ -175,7 +175,7 @@ def test_nothing_but_prepared_statements_stays_on_the_connection(alice: Client, 
         assert answer.status in (200, 201)
 
     with warm.watched() as traffic:
-        connection = api_database._the_pool().take()
+        connection = connections().pool.take()
         with connection.driver.cursor() as cursor:
             cursor.execute(
                 "select coalesce(current_setting('app.tenant_id', true), ''),"
@@ -184,7 +184,7 @@ def test_nothing_but_prepared_statements_stays_on_the_connection(alice: Client, 
                 " (select count(*) from pg_locks where pid = pg_backend_pid() and locktype = 'advisory')"
             )
             left = cursor.fetchone()
-        api_database._the_pool().give_back(connection)
+        connections().pool.give_back(connection)
 
     assert left == ("", 0, 0, 0)
     assert traffic.messages == ["Q"], "it was the pooled connection, in no transaction"

@@ -16,7 +16,7 @@ from sqlalchemy import Table
 from sqlalchemy.dialects import postgresql
 from sqlmodel import SQLModel
 
-from chalicelib.database.tenant_scope import Statement
+from chalicelib.database.statement import Statement
 from chalicelib.orders import statements
 from chalicelib.orders.tables import IdempotencyKey, Order, OrderItem
 from local.database import Urls, apply_schema

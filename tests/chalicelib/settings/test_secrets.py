@@ -17,7 +17,8 @@ from uuid import uuid4
 import boto3
 import pytest
 
-from chalicelib.database import tenant_scope as api_database
+from chalicelib import composition
+from chalicelib.composition import connections
 from chalicelib.errors import Unavailable
 from chalicelib.settings import secret_stores as stores
 from chalicelib.settings import secrets
@@ -146,10 +147,10 @@ def api_with(**variables: str) -> Iterator[None]:
             patch.delenv("DATABASE_URL")
             for name, value in variables.items():
                 patch.setenv(name, value)
-            api_database.close_pool()
+            composition.close()
             yield
     finally:
-        api_database.close_pool()
+        composition.close()
 
 
 def test_a_password_is_fetched_from_its_store(alice: Client, shop: Database, manager: Manager) -> None:
@@ -323,7 +324,7 @@ def test_a_secret_without_a_password_is_explained_and_not_told(
     manager.put(text)
 
     with api_with(DB_PASSWORD=manager.arn), pytest.raises(Unavailable):
-        api_database.ping()
+        connections().ping()
 
     assert f"cannot fetch the secret {manager.arn}: Unusable: " in caplog.text
     assert said in caplog.text
@@ -334,7 +335,7 @@ def test_a_secret_that_is_no_text_is_explained(manager: Manager, caplog: pytest.
     manager.put_bytes(b"\xff\xfe")
 
     with api_with(DB_PASSWORD=manager.arn), pytest.raises(Unavailable):
-        api_database.ping()
+        connections().ping()
 
     assert "Unusable: it holds no text" in caplog.text
 
@@ -351,7 +352,7 @@ def test_a_plain_secret_needs_the_other_variables(shop: Database, manager: Manag
     manager.put(shop.password)
 
     with api_with(DB_PASSWORD=manager.arn), pytest.raises(SettingsError, match="DB_HOST is not set"):
-        api_database.ping()
+        connections().ping()
 
 
 def test_nothing_is_told_even_at_debug_level(
@@ -440,7 +441,7 @@ def test_a_missing_sdk_is_named() -> None:
         (GOOGLE_SECRET, "google-cloud"),
     ):
         with api_with(DB_PASSWORD=reference), pytest.raises(SettingsError) as raised:
-            api_database.ping()
+            connections().ping()
         assert f"install {package}" in str(raised.value)
         assert reference in str(raised.value)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from chalicelib.database import tenant_scope as api_database
+from chalicelib.composition import connections
 from chalicelib.errors import Unavailable
 from chalicelib.settings.aws_lambda import on_lambda
 from chalicelib.settings.currency import default_currency
@@ -418,7 +418,7 @@ def test_a_refused_login_is_logged_without_the_password(
     database: Urls, caplog: pytest.LogCaptureFixture
 ) -> None:
     with api_on(database.app.replace("orders_app@", "nobody:s3cret@")), pytest.raises(Unavailable):
-        api_database.ping()
+        connections().ping()
 
     assert "nobody" in caplog.text
     assert "s3cret" not in caplog.text
