@@ -43,11 +43,14 @@ def render(call: Call, record: Record) -> Response:
     """The call's response; a Problem as problem+json; any other exception as a logged 500."""
     try:
         return call(record)
-    except Problem as error:
-        problem = error
+    except Problem as problem:
+        return _problem_response(problem, record)  # here: a variable outside would keep its frames in a cycle
     except Exception:
         _log.exception("unforeseen error")
-        problem = Internal()
+        return _problem_response(Internal(), record)
+
+
+def _problem_response(problem: Problem, record: Record) -> Response:
     record.problem = problem.slug
     return problem.response(record.request_id)
 
