@@ -84,7 +84,7 @@ deploy-gcp deploy-run: build-gcp
 deploy-oci: build-oci
 
 audit: export SERVICE := $(SERVICE)
-audit: $(READY) ## known weaknesses: bandit in the code, pip-audit in every pinned dependency; SERVICE=osv
+audit: $(READY) ## known weaknesses of every pinned dependency (pip-audit); SERVICE=osv
 	@$(BIN)/python -m audit
 
 lint: $(READY) ## ruff and mypy --strict
