@@ -1,4 +1,4 @@
-"""Who is asking."""
+"""The tenant and the user that a verified token names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,24 +10,9 @@ from chalicelib.settings.identity_provider import COGNITO_NAMES, ClaimNames
 _ABSENT = object()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Invocation:
-    """What a shim's gateway says of a request: a Python object, so that no request can make one."""
-
-    ends_at: float | None = None
-    """When the host will end the request, by time.monotonic(); None where it does not say."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verified(Invocation):
-    """One whose claims the gateway has verified."""
-
-    claims: Mapping[str, Any]
-
-
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The tenant and the user of a verified token; neither is ever empty."""
+    """Neither the tenant nor the user is ever empty."""
 
     tenant_id: str
     user_id: str
@@ -41,7 +26,7 @@ class Caller:
 
     @classmethod
     def from_claims(cls, claims: Mapping[str, Any], names: ClaimNames = COGNITO_NAMES) -> "Caller":
-        """Raises MissingTenant without a good tenant, Unauthorized without a good user."""
+        """Raises MissingTenant without a valid tenant, Unauthorized without a valid user."""
         email = _first(claims, names.email)
         return cls(
             tenant_id=_first(claims, names.tenant),
@@ -51,16 +36,16 @@ class Caller:
 
 
 def _first(claims: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """The value of the first name that is present; a wrong value never leads on to the next name."""
+    """The value of the first name that is present, also if it is invalid: the next name is not tried."""
     for name in names:
-        found = claims[name] if name in claims else _at(name.split("."), claims)
-        if found is not _ABSENT:
-            return found
+        value = claims[name] if name in claims else _at(name.split("."), claims)
+        if value is not _ABSENT:
+            return value
     return None
 
 
 def _at(path: Sequence[str], claims: Any) -> Any:
-    """What the path leads to, else _ABSENT."""
+    """The value at a path of nested claims, else _ABSENT."""
     for part in path:
         if not isinstance(claims, dict) or part not in claims:
             return _ABSENT
@@ -69,5 +54,5 @@ def _at(path: Sequence[str], claims: Any) -> Any:
 
 
 def _is_name(value: object) -> bool:
-    """Text that the columns can hold: 1..255 printable characters, not only spaces."""
+    """Whether the columns can hold it: 1..255 printable characters, not only spaces."""
     return isinstance(value, str) and value.isprintable() and 0 < len(value) <= 255 and not value.isspace()

@@ -1,4 +1,4 @@
-"""JSON as it was written: numbers exact, repeated members refused (RFC 8259, I-JSON RFC 7493)."""
+"""Parses JSON strictly: exact numbers, no repeated members (RFC 8259, I-JSON RFC 7493)."""
 
 import json
 from decimal import Decimal, InvalidOperation
@@ -8,7 +8,7 @@ from chalicelib.errors import MalformedRequest
 
 DEEPEST = 32
 OUT_OF_RANGE = Decimal("Infinity")
-"""Stands for a number whose exponent no Decimal holds; JSON itself has no infinity."""
+"""Replaces a number whose exponent is too large for Decimal; JSON itself has no infinity."""
 
 
 def parse(body: bytes) -> Any:
@@ -33,10 +33,10 @@ def is_too_deep(value: Any) -> bool:
     """Whether arrays and objects nest beyond DEEPEST."""
     level = [value]
     for _ in range(DEEPEST + 1):
-        nested = [each for each in level if isinstance(each, dict | list)]
+        nested = [item for item in level if isinstance(item, dict | list)]
         if not nested:
             return False
-        level = [inner for each in nested for inner in (each.values() if isinstance(each, dict) else each)]
+        level = [inner for item in nested for inner in (item.values() if isinstance(item, dict) else item)]
     return True
 
 
@@ -45,7 +45,7 @@ def too_deep() -> MalformedRequest:
 
 
 def nameable(name: str) -> str:
-    """A member name of the client's that is safe to name in an answer: no surrogates, not long."""
+    """A client's member name, made safe to repeat in an answer: no surrogates, at most 100 characters."""
     return name[:100].encode("utf-8", "replace").decode()
 
 

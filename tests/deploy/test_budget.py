@@ -175,7 +175,7 @@ def test_a_cold_start_leaves_what_only_others_need(cold_start: tuple[set[str], d
     modules, _ = cold_start
 
     lazy = {
-        "snapstart",
+        "snapstart.hooks",
         "identity",
         "settings.secret_stores",
         "settings.secrets",
