@@ -1,4 +1,4 @@
-"""The issuer's public keys: fetched seldom, found at once when new, served on when their server is down."""
+"""The issuer's public keys: fetched rarely, a new one at once, kept while the key server is down."""
 
 import hmac
 import json
@@ -16,11 +16,11 @@ OLD, NEW, STRANGE = SigningKey("old"), SigningKey("new"), SigningKey("strange")
 OCT = {"kty": "oct", "kid": "oct", "k": encoded(b"secret"), "use": "sig"}
 ELLIPTIC = {"kty": "EC", "crv": "P-256", "kid": "ec", "x": "AA", "y": "AA", "use": "sig", "alg": "ES256"}
 
-Ask = Callable[..., int]
+GetStatus = Callable[..., int]
 
 
 class Clock:
-    """The time, of which tests may skip some; what the tokens say of time is not moved."""
+    """A clock that tests can move forward; the times in the tokens are not moved."""
 
     def __init__(self) -> None:
         self.skipped = 0.0
@@ -50,7 +50,7 @@ def provider(request: pytest.FixtureRequest) -> Provider:
 
 @pytest.fixture
 def keys(clock: Clock, provider: Provider) -> Iterator[KeyServer]:  # noqa: ARG001 (as above)
-    """A key server that lists the key OLD, which the API has not asked yet."""
+    """A key server that lists the key OLD, which the API has not fetched yet."""
     keys = KeyServer(OLD.jwk())
     with accepted(provider.variables(keys)):
         yield keys
@@ -59,71 +59,73 @@ def keys(clock: Clock, provider: Provider) -> Iterator[KeyServer]:  # noqa: ARG0
 
 @pytest.fixture
 def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that these tests wait for less than a user might."""
+    """Shorter than in production, so that the tests are faster."""
     from chalicelib.identity import key_set
 
     monkeypatch.setattr(key_set, "WAIT_TIMEOUT", 1.5)
 
 
 @pytest.fixture
-def ask(http: Transport, provider: Provider) -> Ask:
+def get_status(http: Transport, provider: Provider) -> GetStatus:
     """The status of a request with a token that this key signed."""
 
-    def ask(key: SigningKey, **header: Any) -> int:
+    def get_status(key: SigningKey, **header: Any) -> int:
         return Client(http, key.token(provider.claims("acme"), **header)).get("/orders").status
 
-    return ask
+    return get_status
 
 
 def unknown(number: int) -> SigningKey:
     return STRANGE.named(f"unknown-{number}")
 
 
-def statuses(ask: Ask, keys: list[SigningKey]) -> list[int]:
-    """All at once."""
+def statuses(get_status: GetStatus, keys: list[SigningKey]) -> list[int]:
+    """Of concurrent requests, one a key."""
     with ThreadPoolExecutor(len(keys)) as threads:
-        return list(threads.map(ask, keys))
+        return list(threads.map(get_status, keys))
 
 
-def test_keys_are_fetched_once_an_hour(ask: Ask, keys: KeyServer, clock: Clock) -> None:
+def test_keys_are_fetched_once_an_hour(get_status: GetStatus, keys: KeyServer, clock: Clock) -> None:
     for _ in range(3):
-        assert ask(OLD) == 200
+        assert get_status(OLD) == 200
         clock.skip(1000)
 
     assert keys.fetches == 1
 
 
-def test_the_first_requests_share_one_fetch(ask: Ask, keys: KeyServer) -> None:
-    assert statuses(ask, [OLD] * 20) == [200] * 20
+def test_the_first_requests_share_one_fetch(get_status: GetStatus, keys: KeyServer) -> None:
+    assert statuses(get_status, [OLD] * 20) == [200] * 20
 
     assert keys.fetches == 1
 
 
-def test_a_rotated_key_is_found_at_once(ask: Ask, keys: KeyServer, clock: Clock) -> None:
-    assert ask(OLD) == 200
+def test_a_rotated_key_is_found_at_once(get_status: GetStatus, keys: KeyServer, clock: Clock) -> None:
+    assert get_status(OLD) == 200
     clock.skip(61)
     keys.publish(OLD.jwk(), NEW.jwk())
 
-    assert statuses(ask, [NEW, OLD] * 5) == [200] * 10
+    assert statuses(get_status, [NEW, OLD] * 5) == [200] * 10
     assert keys.fetches == 2
 
 
-def test_a_withdrawn_key_is_forgotten_with_the_next_fetch(ask: Ask, keys: KeyServer, clock: Clock) -> None:
-    assert ask(OLD) == 200
+def test_a_withdrawn_key_is_forgotten_with_the_next_fetch(
+    get_status: GetStatus, keys: KeyServer, clock: Clock
+) -> None:
+    assert get_status(OLD) == 200
     clock.skip(61)
     keys.publish(NEW.jwk())
 
-    assert (ask(NEW), ask(OLD)) == (200, 401)
+    assert (get_status(NEW), get_status(OLD)) == (200, 401)
 
 
 def test_a_token_that_is_known_falls_with_its_key(
-    http: Transport, provider: Provider, ask: Ask, keys: KeyServer, clock: Clock
+    http: Transport, provider: Provider, get_status: GetStatus, keys: KeyServer, clock: Clock
 ) -> None:
     alice = Client(http, OLD.token(provider.claims("acme")))
     assert [alice.get("/orders").status for _ in range(2)] == [200, 200]
     clock.skip(61)
     keys.publish(NEW.jwk())
-    assert ask(NEW) == 200
+    assert get_status(NEW) == 200
 
     assert alice.get("/orders").status == 401
 
@@ -166,108 +168,114 @@ def test_a_token_that_comes_again_is_not_verified_again(http: Transport, provide
     assert tokens._verified_claims.cache_info().misses - before == 2
 
 
-def test_unknown_keys_cause_one_fetch_a_minute(ask: Ask, keys: KeyServer, clock: Clock) -> None:
-    assert ask(OLD) == 200
+def test_unknown_keys_cause_one_fetch_a_minute(get_status: GetStatus, keys: KeyServer, clock: Clock) -> None:
+    assert get_status(OLD) == 200
     clock.skip(61)
 
     for number in range(20):
-        assert ask(unknown(number)) == 401
+        assert get_status(unknown(number)) == 401
     assert keys.fetches == 2
     clock.skip(50)
-    assert ask(unknown(1)) == 401
+    assert get_status(unknown(1)) == 401
     assert keys.fetches == 2
     clock.skip(11)
-    assert ask(unknown(1)) == 401
+    assert get_status(unknown(1)) == 401
     assert keys.fetches == 3
 
 
-def test_twenty_unknown_keys_at_once_cause_one_fetch(ask: Ask, keys: KeyServer, clock: Clock) -> None:
-    assert ask(OLD) == 200
+def test_twenty_unknown_keys_at_once_cause_one_fetch(
+    get_status: GetStatus, keys: KeyServer, clock: Clock
+) -> None:
+    assert get_status(OLD) == 200
     clock.skip(61)
 
-    assert statuses(ask, [unknown(number) for number in range(20)]) == [401] * 20
+    assert statuses(get_status, [unknown(number) for number in range(20)]) == [401] * 20
 
     assert keys.fetches == 2
 
 
-def test_unknown_keys_alone_are_refused_from_the_start(ask: Ask, keys: KeyServer) -> None:
-    assert statuses(ask, [unknown(number) for number in range(20)]) == [401] * 20
+def test_unknown_keys_alone_are_refused_from_the_start(get_status: GetStatus, keys: KeyServer) -> None:
+    assert statuses(get_status, [unknown(number) for number in range(20)]) == [401] * 20
 
     assert keys.fetches == 1
-    assert ask(OLD) == 200
+    assert get_status(OLD) == 200
 
 
-def test_known_keys_serve_on_while_their_server_is_down(ask: Ask, keys: KeyServer, clock: Clock) -> None:
-    assert ask(OLD) == 200
+def test_known_keys_serve_on_while_their_server_is_down(
+    get_status: GetStatus, keys: KeyServer, clock: Clock
+) -> None:
+    assert get_status(OLD) == 200
     keys.stop()
 
     for _ in range(3):
         clock.skip(61)
-        assert (ask(NEW), ask(OLD)) == (401, 200)
+        assert (get_status(NEW), get_status(OLD)) == (401, 200)
     keys.publish(NEW.jwk())
     keys.start()
     clock.skip(61)
-    assert ask(NEW) == 200
+    assert get_status(NEW) == 200
 
 
 @pytest.mark.parametrize("status", [404, 429, 500, 503])
 def test_an_error_of_the_key_server_brings_no_keys(
-    ask: Ask, keys: KeyServer, clock: Clock, status: int
+    get_status: GetStatus, keys: KeyServer, clock: Clock, status: int
 ) -> None:
-    assert ask(OLD) == 200
+    assert get_status(OLD) == 200
     keys.publish(NEW.jwk())
     keys.status = status
     clock.skip(61)
 
-    assert (ask(NEW), ask(OLD)) == (401, 200)
+    assert (get_status(NEW), get_status(OLD)) == (401, 200)
 
 
-def test_a_failing_key_server_is_not_asked_by_every_request(ask: Ask, keys: KeyServer) -> None:
+def test_a_failing_key_server_is_not_asked_by_every_request(get_status: GetStatus, keys: KeyServer) -> None:
     keys.status = 503
 
-    assert statuses(ask, [OLD] * 20) == [401] * 20
+    assert statuses(get_status, [OLD] * 20) == [401] * 20
 
     assert keys.fetches == 1
 
 
-def test_after_a_failed_first_fetch_a_later_one_succeeds(ask: Ask, keys: KeyServer, clock: Clock) -> None:
+def test_after_a_failed_first_fetch_a_later_one_succeeds(
+    get_status: GetStatus, keys: KeyServer, clock: Clock
+) -> None:
     keys.stop()
-    assert ask(OLD) == 401
+    assert get_status(OLD) == 401
     keys.start()
 
     clock.skip(10)
 
-    assert ask(OLD) == 200
+    assert get_status(OLD) == 200
 
 
 @pytest.mark.usefixtures("short_wait")
 def test_a_hanging_key_server_holds_up_nobody_with_a_known_key(
-    ask: Ask, keys: KeyServer, clock: Clock
+    get_status: GetStatus, keys: KeyServer, clock: Clock
 ) -> None:
-    assert ask(OLD) == 200
+    assert get_status(OLD) == 200
     clock.skip(61)
     keys.released.clear()
     with ThreadPoolExecutor(5) as threads:
         started = time.monotonic()
-        waiting = [threads.submit(ask, unknown(number)) for number in range(5)]
+        requests = [threads.submit(get_status, unknown(number)) for number in range(5)]
         while keys.fetches < 2 and time.monotonic() - started < 2:
             time.sleep(0.01)
 
-        assert ask(OLD) == 200
+        assert get_status(OLD) == 200
 
-        assert not any(request.done() for request in waiting)
-        assert [request.result() for request in waiting] == [401] * 5
+        assert not any(request.done() for request in requests)
+        assert [request.result() for request in requests] == [401] * 5
     assert time.monotonic() - started < 3
     assert keys.fetches == 2
 
 
 @pytest.mark.usefixtures("short_wait")
-def test_a_trickling_key_server_is_not_waited_for(ask: Ask, keys: KeyServer) -> None:
-    """Each byte comes in time, the whole does not."""
+def test_a_trickling_key_server_is_not_waited_for(get_status: GetStatus, keys: KeyServer) -> None:
+    """Each byte arrives before the socket's timeout; the complete body does not."""
     keys.byte_delay = 0.25
 
     started = time.monotonic()
-    status = ask(OLD)
+    status = get_status(OLD)
 
     assert (status, time.monotonic() - started < 3) == (401, True)
 
@@ -296,12 +304,14 @@ def test_a_trickling_key_server_is_not_waited_for(ask: Ask, keys: KeyServer) -> 
     ],
     ids=repr,
 )
-def test_a_garbled_key_list_replaces_nothing(ask: Ask, keys: KeyServer, clock: Clock, body: bytes) -> None:
-    assert ask(OLD) == 200
+def test_a_garbled_key_list_replaces_nothing(
+    get_status: GetStatus, keys: KeyServer, clock: Clock, body: bytes
+) -> None:
+    assert get_status(OLD) == 200
     keys.body = body
     clock.skip(61)
 
-    assert (ask(NEW), ask(OLD)) == (401, 200)
+    assert (get_status(NEW), get_status(OLD)) == (401, 200)
     assert keys.fetches == 2
 
 
@@ -327,11 +337,11 @@ def test_a_garbled_key_list_replaces_nothing(ask: Ask, keys: KeyServer, clock: C
     ],
     ids=lambda other: json.dumps({**other, "n": ""} if isinstance(other, dict) else other),
 )
-def test_a_good_key_serves_beside_any_other(ask: Ask, keys: KeyServer, other: Any) -> None:
+def test_a_good_key_serves_beside_any_other(get_status: GetStatus, keys: KeyServer, other: Any) -> None:
     """RFC 7517, section 5: keys that are not understood are ignored, the others are not."""
     keys.publish(other, OLD.jwk())
 
-    assert ask(OLD) == 200
+    assert get_status(OLD) == 200
 
 
 @pytest.mark.parametrize(
@@ -350,19 +360,23 @@ def test_a_good_key_serves_beside_any_other(ask: Ask, keys: KeyServer, other: An
     ],
     ids=lambda key: " ".join(f"{name}={key.get(name)}" for name in ("kty", "alg", "use", "kid")),
 )
-def test_a_key_for_anything_but_rs256_signatures_is_never_used(ask: Ask, keys: KeyServer, key: Json) -> None:
+def test_a_key_for_anything_but_rs256_signatures_is_never_used(
+    get_status: GetStatus, keys: KeyServer, key: Json
+) -> None:
     keys.publish(key, OLD.jwk())
 
-    assert ask(STRANGE) == 401
-    assert ask(STRANGE, alg=key.get("alg")) == 401
-    assert ask(OLD) == 200
+    assert get_status(STRANGE) == 401
+    assert get_status(STRANGE, alg=key.get("alg")) == 401
+    assert get_status(OLD) == 200
 
 
 @pytest.mark.parametrize("members", [{"alg": None}, {"use": None}, {"alg": None, "use": None}], ids=str)
-def test_a_key_need_not_say_what_it_is_for(ask: Ask, keys: KeyServer, members: dict[str, None]) -> None:
+def test_a_key_need_not_say_what_it_is_for(
+    get_status: GetStatus, keys: KeyServer, members: dict[str, None]
+) -> None:
     keys.publish(OLD.jwk(**members))
 
-    assert ask(OLD) == 200
+    assert get_status(OLD) == 200
 
 
 @pytest.mark.parametrize("alg", ["HS256", "RS256", None])
@@ -378,11 +392,13 @@ def test_a_shared_secret_in_the_key_list_signs_nothing(
 
 
 @pytest.mark.parametrize("status", [301, 302, 307])
-def test_a_redirect_of_the_key_server_leads_nowhere(ask: Ask, keys: KeyServer, status: int) -> None:
+def test_a_redirect_of_the_key_server_leads_nowhere(
+    get_status: GetStatus, keys: KeyServer, status: int
+) -> None:
     elsewhere = KeyServer(STRANGE.jwk())
     keys.status, keys.headers, keys.body = status, {"Location": elsewhere.url}, b""
 
-    assert ask(STRANGE) == 401
+    assert get_status(STRANGE) == 401
 
     assert (keys.fetches, elsewhere.fetches) == (1, 0)
     elsewhere.stop()

@@ -1,4 +1,4 @@
-"""Known keys age: they are fetched anew beside the requests, and what was withdrawn falls."""
+"""Cached keys age: they are refreshed in the background, and withdrawn keys stop being accepted."""
 
 import gzip
 import linecache
@@ -31,7 +31,7 @@ Fault = Callable[[KeyServer], None]
 
 @pytest.fixture(params=[COGNITO, OIDC], ids=lambda provider: provider.name)
 def provider(request: pytest.FixtureRequest) -> Provider:
-    """One for each library; what verifies for Entra and Firebase is OIDC's."""
+    """One for each library: Entra and Firebase are verified by the same one as OIDC."""
     return request.param  # type: ignore[no-any-return]
 
 
@@ -47,7 +47,7 @@ def clock(app: Any, monkeypatch: pytest.MonkeyPatch) -> Clock:  # noqa: ARG001 (
 
 @pytest.fixture
 def keys(clock: Clock, provider: Provider) -> Iterator[KeyServer]:  # noqa: ARG001 (as above)
-    """A key server that lists the key OLD, which the API has not asked yet."""
+    """A key server that lists the key OLD, which the API has not fetched yet."""
     keys = KeyServer(OLD.jwk())
     with accepted(provider.variables(keys)):
         yield keys
@@ -66,15 +66,15 @@ def get(http: Transport, provider: Provider) -> Get:
     return get
 
 
-def eventually(is_so: Callable[[], bool]) -> None:
+def eventually(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 5
-    while not is_so():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def settled(keys: KeyServer) -> None:
-    """No fetch of this process runs any more."""
+def wait_for_fetches(keys: KeyServer) -> None:
+    """Until no fetch of this process is running."""
     from chalicelib.identity import tokens
 
     for fetch in tokens._key_set()._fetches:
@@ -82,11 +82,11 @@ def settled(keys: KeyServer) -> None:
         assert not fetch.is_alive(), keys.url
 
 
-@pytest.mark.parametrize("provider", PROVIDERS, indirect=True, ids=lambda each: each.name)
+@pytest.mark.parametrize("provider", PROVIDERS, indirect=True, ids=lambda provider: provider.name)
 def test_a_withdrawn_key_falls_within_the_hour_without_anybody_asking_for_another(
     get: Get, keys: KeyServer, clock: Clock
 ) -> None:
-    """Also for the token that is known bit by bit."""
+    """Also for a token whose verification is cached."""
     assert [get(OLD), get(OLD)] == [200, 200]
     keys.publish(NEW.jwk())
     clock.skip(3500)
@@ -122,7 +122,7 @@ def test_an_hour_of_requests_fetches_once(get: Get, keys: KeyServer, clock: Cloc
     clock.skip(HOUR)
 
     assert statuses(get, [OLD] * 20) == [200] * 20
-    settled(keys)
+    wait_for_fetches(keys)
     assert statuses(get, [OLD] * 20) == [200] * 20
 
     assert keys.fetches == 2
@@ -136,7 +136,7 @@ def test_the_same_keys_again_make_nothing_known_unknown(get: Get, keys: KeyServe
     clock.skip(HOUR)
 
     assert get(OLD) == 200
-    settled(keys)
+    wait_for_fetches(keys)
     assert get(OLD) == 200
 
     assert keys.fetches == 2
@@ -157,7 +157,7 @@ def test_a_pause_of_the_whole_process_ages_the_keys_too(get: Get, keys: KeyServe
 def test_a_host_that_freezes_between_requests_waits_after_a_day(
     get: Get, keys: KeyServer, clock: Clock
 ) -> None:
-    """There no thread may ever finish that no request waits for."""
+    """A background thread may never finish there: only what a request waits for is certain to run."""
     assert get(OLD) == 200
     keys.publish(NEW.jwk())
 
@@ -188,7 +188,7 @@ def endless(keys: KeyServer) -> None:
 
 
 def compressed(keys: KeyServer) -> None:
-    """Nobody asked for that; unpacked it would be large."""
+    """Without an Accept-Encoding; 50 MB when unpacked."""
     keys.headers = {"Content-Encoding": "gzip"}
     keys.body = gzip.compress(keys.body + b" " * 50_000_000)
 
@@ -214,7 +214,7 @@ def test_old_keys_serve_on_while_none_can_be_had_and_fall_when_they_can(
     for _ in range(3):
         clock.skip(HOUR)
         assert get(OLD) == 200
-        settled(keys)
+        wait_for_fetches(keys)
         assert get(OLD) == 200
     assert keys.padded < 20_000_000
 
@@ -233,16 +233,16 @@ def test_a_failing_key_server_is_asked_less_and_less(get: Get, keys: KeyServer, 
     assert get(OLD) == 200
     keys.status = 500
     clock.skip(61)
-    asked = []
+    fetch_seconds = []
 
     for second in range(0, 300, 5):
         before = keys.fetches
         assert get(unknown(second)) == 401
-        settled(keys)
-        asked += [second] * (keys.fetches - before)
+        wait_for_fetches(keys)
+        fetch_seconds += [second] * (keys.fetches - before)
         clock.skip(5)
 
-    pauses = [later - earlier for earlier, later in pairwise(asked)]
+    pauses = [later - earlier for earlier, later in pairwise(fetch_seconds)]
     assert pauses == [5, 10, 20, 40, 60, 60, 60]
 
 
@@ -281,7 +281,7 @@ def test_an_answer_that_comes_late_does_not_replace_a_newer_one(
     assert get(NEW) == 200
 
     late.set()
-    settled(keys)
+    wait_for_fetches(keys)
 
     assert (get(NEW), get(OLD), keys.fetches) == (200, 401, 3)
 
@@ -289,7 +289,7 @@ def test_an_answer_that_comes_late_does_not_replace_a_newer_one(
 def test_an_answer_that_came_during_a_pause_of_the_process_counts(
     get: Get, keys: KeyServer, clock: Clock
 ) -> None:
-    """A host that freezes between requests would otherwise never be done; its age is that of the question."""
+    """Otherwise a host that freezes between requests never gets keys. Their age counts from the request."""
     assert get(OLD) == 200
     keys.publish(NEW.jwk())
     keys.released.clear()
@@ -299,7 +299,7 @@ def test_an_answer_that_came_during_a_pause_of_the_process_counts(
 
     clock.skip(HOUR)
     keys.released.set()
-    settled(keys)
+    wait_for_fetches(keys)
 
     assert (get(NEW), keys.fetches) == (200, 2)
     clock.skip(61)
@@ -308,7 +308,7 @@ def test_an_answer_that_came_during_a_pause_of_the_process_counts(
 
 
 def test_fetches_that_never_end_are_few(get: Get, keys: KeyServer, clock: Clock) -> None:
-    """Bytes that trickle keep a socket's timeout from ever coming."""
+    """A server that sends single bytes never triggers the socket's timeout."""
     assert get(OLD) == 200
     keys.released.clear()
 
@@ -317,7 +317,7 @@ def test_fetches_that_never_end_are_few(get: Get, keys: KeyServer, clock: Clock)
         assert get(OLD) == 200
 
     eventually(lambda: keys.fetches == 1 + 3)
-    assert sum(type(each).__name__ == "_Fetch" for each in threading.enumerate()) == 3
+    assert sum(type(thread).__name__ == "_Fetch" for thread in threading.enumerate()) == 3
 
 
 def test_a_process_that_forks_while_it_fetches_can_fetch_in_both() -> None:
@@ -328,18 +328,18 @@ from chalicelib.identity import key_set
 key_set.FETCH_TIMEOUT, key_set.FIRST_RETRY_DELAY, key_set.WAIT_TIMEOUT = 2, 0, 0.1
 key_set.MAX_CONCURRENT_FETCHES = 1
 keys = key_set.KeySet(sys.argv[1])
-def knows():
+def has_key():
     try:
         return bool(keys.get("old"))
     except key_set.NoSuchKey:
         return False
-assert not knows()
+assert not has_key()
 child = os.fork()
 if child:
     print("forked", flush=True)
     sys.stdin.readline()
 deadline = time.monotonic() + 20
-while not knows():
+while not has_key():
     assert time.monotonic() < deadline
     time.sleep(0.05)
 if child:
@@ -367,11 +367,11 @@ def test_whoever_waits_for_one_fetch_gets_its_keys_however_the_threads_take_turn
 
     keys = KeyServer(OLD.jwk())
     keys.released.clear()
-    waited_for = KeySet(keys.url)
+    key_set = KeySet(keys.url)
     pauses = {"first": ("self._stop()", 0.1), "second": ("lock.release()", 0.3)}
 
-    def get(who: str) -> object:
-        line, seconds = pauses[who]
+    def get(name: str) -> object:
+        line, seconds = pauses[name]
 
         def trace(frame: FrameType, event: str, _: object) -> Any:
             code = frame.f_code
@@ -382,7 +382,7 @@ def test_whoever_waits_for_one_fetch_gets_its_keys_however_the_threads_take_turn
 
         sys.settrace(trace)
         try:
-            return waited_for.get("old")["kid"]
+            return key_set.get("old")["kid"]
         finally:
             sys.settrace(None)
 
@@ -398,7 +398,7 @@ def test_whoever_waits_for_one_fetch_gets_its_keys_however_the_threads_take_turn
     keys.stop()
 
 
-# What the log says
+# The log
 
 
 @pytest.mark.parametrize(
@@ -417,18 +417,18 @@ def test_a_key_server_that_cannot_be_asked_is_named_without_what_may_be_secret(
     with pytest.raises(NoSuchKey):
         KeySet(url).get("old")
 
-    (line,) = said(caplog)
+    (line,) = log_lines(caplog)
     assert re.match(r"cannot fetch the token keys from http://127\.0\.0\.1(:1)?/keys@2: ", line)
     assert "s3" not in caplog.text
 
 
-def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+def log_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name.startswith("order-api")]
 
 
 def test_bad_tokens_push_out_no_good_one_and_leave_a_line_a_minute(
     in_process: Transport,
-    keys: KeyServer,  # noqa: ARG001 (they are asked for)
+    keys: KeyServer,  # noqa: ARG001 (they are fetched)
     provider: Provider,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -454,7 +454,7 @@ def test_bad_tokens_push_out_no_good_one_and_leave_a_line_a_minute(
     assert alice.get("/orders").status == 200
     assert (after.currsize, after.hits) == (before.currsize, before.hits)
     assert tokens._verified_claims.cache_info().hits == before.hits + 1
-    lines = said(caplog)
+    lines = log_lines(caplog)
     assert sorted(line.partition(" (")[0] for line in lines) == [
         "refused a token: malformed",
         "refused a token: signature",
@@ -497,7 +497,7 @@ def test_the_log_says_why_in_few_words_and_none_of_the_tokens(
     answers.append(Client(in_process, bad).get("/orders"))
 
     assert {answer.status for answer in answers} == {401}
-    first, second = said(caplog)
+    first, second = log_lines(caplog)
     assert first.startswith("refused a token: ")
     assert reason in first
     assert second == first.replace("(1 since", "(5 since")
@@ -513,4 +513,4 @@ def test_no_token_at_all_is_no_line_in_the_log(
     for headers in ({}, {"authorization": ""}, {"authorization": "Basic YWxpY2U6c2VjcmV0"}):
         assert in_process("GET", "/orders", headers, b"").status == 401
 
-    assert (said(caplog), keys.fetches) == ([], 0)
+    assert (log_lines(caplog), keys.fetches) == ([], 0)

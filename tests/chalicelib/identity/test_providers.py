@@ -1,4 +1,4 @@
-"""What each identity provider's tokens need on top, and how one is chosen: by environment variables alone."""
+"""Each identity provider: the claims that it adds, and the environment variables that select it."""
 
 import subprocess
 import sys
@@ -63,7 +63,7 @@ def place(http: Transport) -> Place:
 
 @pytest.fixture
 def only(monkeypatch: pytest.MonkeyPatch) -> Set:
-    """Set these variables and none of the others."""
+    """Sets these variables, and unsets the others that choose a provider."""
 
     def set_(**variables: str) -> None:
         for name in VARIABLES:
@@ -76,13 +76,13 @@ def by_name(provider: Provider) -> str:
     return provider.name
 
 
-def who(answer: Answer) -> tuple[str, str]:
+def tenant_and_user(answer: Answer) -> tuple[str, str]:
     assert answer.status == 201, answer
     return answer.json["order"]["tenant_id"], answer.json["order"]["created_by"]
 
 
-def anybody(directory: str, **changes: Any) -> Json:
-    """Claims as Microsoft makes them for a user of this directory."""
+def entra_claims(directory: str, **changes: Any) -> Json:
+    """Claims of a user of this directory."""
     issuer = ANY_DIRECTORY.replace("{tenantid}", directory)
     return ENTRA.claims(directory, **{"iss": issuer, **changes})
 
@@ -93,7 +93,7 @@ def anybody(directory: str, **changes: Any) -> Json:
 def test_a_running_app_moves_from_provider_to_provider_by_environment_only(
     http: Transport, user_pool: UserPool, keys: KeyServer, tenant: str
 ) -> None:
-    """The orders stay, whoever signs for their tenant."""
+    """Orders belong to the tenant, not to the provider of its tokens."""
     from_cognito = Client(http, user_pool.token(tenant))
     first = from_cognito.place().json["order"]["order_id"]
 
@@ -101,7 +101,7 @@ def test_a_running_app_moves_from_provider_to_provider_by_environment_only(
         with accepted(provider.variables(keys)):
             claims = provider.claims(tenant)
             caller = Client(http, KEY.token(claims))
-            assert who(caller.place()) == (tenant, claims[provider.user])
+            assert tenant_and_user(caller.place()) == (tenant, claims[provider.user])
             assert caller.get(f"/orders/{first}").status == 200
             assert from_cognito.get(f"/orders/{first}").status == 401
 
@@ -114,13 +114,13 @@ def test_a_running_app_moves_from_provider_to_provider_by_environment_only(
 def test_no_providers_token_passes_under_another(
     place: Place, keys: KeyServer, provider: Provider, tenant: str
 ) -> None:
-    """Though the key and the audience are the same and every provider's claims are in it."""
-    every: Json = {}
-    for each in PROVIDERS:
-        every |= each.claims(tenant)
+    """The key and the audience are the same, and the token has the claims of every provider."""
+    all_claims: Json = {}
+    for issuer in PROVIDERS:
+        all_claims |= issuer.claims(tenant)
     with accepted(provider.variables(keys)):
         for other in PROVIDERS:
-            assert place({**every, "iss": other.issuer}).status == (201 if other is provider else 401)
+            assert place({**all_claims, "iss": other.issuer}).status == (201 if other is provider else 401)
 
 
 @pytest.mark.parametrize("provider", [COGNITO, ENTRA], ids=by_name)
@@ -131,8 +131,8 @@ import sys
 import app
 before = set(sys.modules)
 from chalicelib.identity import tokens
-found = tokens.claims(sys.argv[1])
-print(found["sub"], "jwt" in sys.modules, "cognitojwt" in sys.modules)
+verified = tokens.claims(sys.argv[1])
+print(verified["sub"], "jwt" in sys.modules, "cognitojwt" in sys.modules)
 verifiers = {"chalicelib.identity.tokens", "jwt", "cognitojwt", "jose", "requests", "cryptography"}
 print(before & verifiers or "nothing")
 """
@@ -187,8 +187,8 @@ def any_directory(keys: KeyServer) -> Iterator[KeyServer]:
 @pytest.mark.usefixtures("any_directory")
 def test_any_directory_may_sign_in_as_itself(place: Place) -> None:
     for directory in (DIRECTORY, ELSEWHERE):
-        claims = anybody(directory)
-        assert who(place(claims)) == (directory, claims["oid"])
+        claims = entra_claims(directory)
+        assert tenant_and_user(place(claims)) == (directory, claims["oid"])
 
 
 FOREIGN: dict[str, tuple[str, Json]] = {
@@ -220,15 +220,15 @@ FOREIGN: dict[str, tuple[str, Json]] = {
 def test_a_token_for_any_directory_names_the_one_that_issued_it(
     place: Place, directory: str, changes: Json
 ) -> None:
-    assert place(anybody(directory, **changes)).status == 401
+    assert place(entra_claims(directory, **changes)).status == 401
 
 
 def test_one_directorys_api_takes_no_other_directory(place: Place, keys: KeyServer) -> None:
     with accepted(ENTRA.variables(keys)):
-        assert place(anybody(DIRECTORY)).status == 201
-        assert place(anybody(ELSEWHERE)).status == 401
-        assert place(anybody(ELSEWHERE, tid=DIRECTORY)).status == 401
-        assert place(anybody(DIRECTORY, iss=ANY_DIRECTORY)).status == 401
+        assert place(entra_claims(DIRECTORY)).status == 201
+        assert place(entra_claims(ELSEWHERE)).status == 401
+        assert place(entra_claims(ELSEWHERE, tid=DIRECTORY)).status == 401
+        assert place(entra_claims(DIRECTORY, iss=ANY_DIRECTORY)).status == 401
 
 
 @pytest.mark.parametrize("configured", [ANY_DIRECTORY, ENTRA.issuer])
@@ -250,26 +250,26 @@ def test_a_key_that_names_an_issuer_signs_for_no_other(
 ) -> None:
     keys.publish(KEY.jwk(issuer=signs_for))
     with accepted(ENTRA.variables(keys, AUTH_ISSUER=configured)):
-        assert place(anybody(DIRECTORY)).status == status
+        assert place(entra_claims(DIRECTORY)).status == status
 
 
 def test_version_1_tokens_count_where_their_issuer_is_named(place: Place, keys: KeyServer) -> None:
     with accepted(ENTRA.variables(keys, AUTH_ISSUER=STS)):
-        assert who(place(anybody(DIRECTORY, iss=STS, ver="1.0")))[0] == DIRECTORY
-        assert place(anybody(DIRECTORY)).status == 401
+        assert tenant_and_user(place(entra_claims(DIRECTORY, iss=STS, ver="1.0")))[0] == DIRECTORY
+        assert place(entra_claims(DIRECTORY)).status == 401
 
 
 @pytest.mark.usefixtures("any_directory")
 def test_other_providers_claims_in_an_entra_token_change_nothing(place: Place) -> None:
     foreign = {"custom:tenant_id": "victim", "tenant_id": "victim", "firebase": {"tenant": "victim"}}
-    claims = anybody(DIRECTORY, **foreign)
-    assert who(place(claims)) == (DIRECTORY, claims["oid"])
+    claims = entra_claims(DIRECTORY, **foreign)
+    assert tenant_and_user(place(claims)) == (DIRECTORY, claims["oid"])
 
 
 @pytest.mark.usefixtures("any_directory")
 def test_an_entra_user_without_an_object_id_is_the_subject(place: Place) -> None:
-    claims = anybody(DIRECTORY, oid=None)
-    assert who(place(claims)) == (DIRECTORY, claims["sub"])
+    claims = entra_claims(DIRECTORY, oid=None)
+    assert tenant_and_user(place(claims)) == (DIRECTORY, claims["sub"])
 
 
 # Firebase and Identity Platform
@@ -307,7 +307,7 @@ def test_a_firebase_token_names_its_tenant(place: Place, claims: Json, tenant: s
     if tenant is None:
         assert (answer.status, answer.slug) == (403, "missing-tenant")
     else:
-        assert who(answer)[0] == tenant
+        assert tenant_and_user(answer)[0] == tenant
 
 
 @pytest.mark.parametrize(
@@ -368,7 +368,7 @@ def test_the_tenants_claim_may_have_any_name(
     if tenant is None:
         assert (answer.status, answer.slug) == (403, "missing-tenant")
     else:
-        assert who(answer)[0] == tenant
+        assert tenant_and_user(answer)[0] == tenant
 
 
 def test_a_null_is_a_wrong_value_not_an_absent_one(http: Transport, keys: KeyServer, tenant: str) -> None:
@@ -379,8 +379,8 @@ def test_a_null_is_a_wrong_value_not_an_absent_one(http: Transport, keys: KeySer
 
 def test_the_users_claim_may_have_any_name(place: Place, keys: KeyServer, tenant: str) -> None:
     with accepted(OIDC.variables(keys, AUTH_USER_CLAIM="account.id,sub")):
-        assert who(place(OIDC.claims(tenant, account={"id": "a-1"}))) == (tenant, "a-1")
-        assert who(place(OIDC.claims(tenant, sub="s-1"))) == (tenant, "s-1")
+        assert tenant_and_user(place(OIDC.claims(tenant, account={"id": "a-1"}))) == (tenant, "a-1")
+        assert tenant_and_user(place(OIDC.claims(tenant, sub="s-1"))) == (tenant, "s-1")
         assert place(OIDC.claims(tenant, account={"id": ["a-1"]})).status == 401
 
 
@@ -451,7 +451,7 @@ COMPLETE: Json = {
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"AUTH_PROVIDER": "okta"}, "AUTH_PROVIDER is 'okta': use one of cognito, entra, firebase, oidc"),
         ({"AUTH_PROVIDER": "Entra"}, "AUTH_PROVIDER is 'Entra'"),
@@ -505,7 +505,7 @@ COMPLETE: Json = {
     ],
     ids=str,
 )
-def test_what_is_wrong_with_the_settings_is_said(only: Set, changes: Json, said: str) -> None:
+def test_what_is_wrong_with_the_settings_is_said(only: Set, changes: Json, message: str) -> None:
     only(**COMPLETE)
     assert accepted_tokens().provider == "oidc"
     only(**{**COMPLETE, **changes})
@@ -513,7 +513,7 @@ def test_what_is_wrong_with_the_settings_is_said(only: Set, changes: Json, said:
     with pytest.raises(SettingsError) as raised:
         accepted_tokens()
 
-    assert said in str(raised.value)
+    assert message in str(raised.value)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8001", "[::1]:8001"])
@@ -532,7 +532,7 @@ def test_only_cognito_has_user_pools(only: Set) -> None:
 
 
 def test_another_provider_on_lambda_is_refused_when_the_app_is_loaded() -> None:
-    """There API Gateway's authorizer verifies, and it is Cognito's."""
+    """On Lambda API Gateway's authorizer verifies the tokens, and it supports Cognito only."""
     done = subprocess.run(
         [sys.executable, "-c", "import app"],
         cwd=PROJECT,

@@ -1,4 +1,4 @@
-"""Whose requests are answered: good tokens only, and only as the caller that they name."""
+"""Requests with a valid token are answered, as the caller that the token names; all others are refused."""
 
 import hashlib
 import hmac
@@ -56,7 +56,7 @@ def place(http: Transport) -> Place:
 
 @pytest.fixture
 def refuses(http: Transport, place: Place, rows: Rows) -> Refuses:
-    """Asserts that this Authorization header opens nothing: reading and writing are a 401."""
+    """Asserts that reading and writing with this Authorization header are a 401, and store nothing."""
 
     def check(authorization: str | None) -> None:
         headers = {} if authorization is None else {"authorization": authorization}
@@ -82,12 +82,12 @@ def keys() -> Iterator[KeyServer]:
 
 @pytest.fixture(params=PROVIDERS, ids=lambda provider: provider.name)
 def provider(request: pytest.FixtureRequest, app: Any, keys: KeyServer) -> Iterator[Provider]:  # noqa: ARG001
-    """The API accepts what KEY signs for this provider, instead of the user pool's tokens."""
+    """The API accepts tokens of this provider that KEY signed, instead of the user pool's."""
     with accepted(request.param.variables(keys)):
         yield request.param
 
 
-@pytest.fixture(params=["user pool", *PROVIDERS], ids=lambda each: getattr(each, "name", each))
+@pytest.fixture(params=["user pool", *PROVIDERS], ids=lambda provider: getattr(provider, "name", provider))
 def signed(
     request: pytest.FixtureRequest,
     app: Any,  # noqa: ARG001 (it reads its settings first)
@@ -153,7 +153,9 @@ def test_clocks_may_differ_by_half_a_minute(
 
 
 # Not Firebase: its audience is the one project.
-@pytest.mark.parametrize("provider", [COGNITO, ENTRA, OIDC], indirect=True, ids=lambda each: each.name)
+@pytest.mark.parametrize(
+    "provider", [COGNITO, ENTRA, OIDC], indirect=True, ids=lambda provider: provider.name
+)
 def test_one_of_several_audiences_is_enough(place: Place, provider: Provider, tenant: str) -> None:
     clients = f"web, {AUDIENCE}"
     with accepted({"AUTH_AUDIENCE": clients}):
@@ -163,7 +165,7 @@ def test_one_of_several_audiences_is_enough(place: Place, provider: Provider, te
         assert place(KEY.token(provider.claims(tenant, aud=clients))).status == 401
 
 
-# What is no token at all
+# Not a token
 
 COMPRESSED = zlib.compress(b" " * 3_000_000, wbits=-15)
 """A bomb of 3 MB in 3 kB (RFC 8725, 3.6)."""
@@ -251,7 +253,7 @@ def test_a_signature_with_foreign_characters_is_refused(refuses: Refuses, good: 
 
 
 def test_one_token_has_one_spelling(refuses: Refuses, good: str) -> None:
-    """RFC 4648, section 3.5: the last character of 256 bytes holds four bits that say nothing."""
+    """RFC 4648, section 3.5: the last character of 256 bytes has four unused bits."""
     following = chr(ord(good[-1]) + 1)
     assert decoded_bytes(good[-2:]) == decoded_bytes(good[-2] + following)
 
@@ -265,7 +267,7 @@ def test_one_token_has_one_spelling(refuses: Refuses, good: str) -> None:
 def test_another_pools_token_is_refused(
     refuses: Refuses, place: Place, user_pool: UserPool, tenant: str
 ) -> None:
-    """All of moto's pools sign with one key: nothing but the issuer tells them apart."""
+    """All of moto's pools sign with one key: only the issuer differs."""
     other = UserPool(user_pool._endpoint, "another-pool")
     foreign = other.token(tenant)
     refuses(foreign)
@@ -313,7 +315,7 @@ def test_a_public_key_is_no_shared_secret(refuses: Refuses, good: str, form: str
 
 
 def signed_with_the_public_key(jwks: bytes, form: str, payload: str, *, with_kid: bool = True) -> str:
-    """HS256, whose shared secret is what a key server tells everybody, in one of PUBLIC_FORMS."""
+    """An HS256 token whose shared secret is the published public key, in one of PUBLIC_FORMS."""
     jwk = json.loads(jwks)["keys"][0]
     e, n = (int.from_bytes(urlsafe_b64decode(jwk[name] + "==="), "big") for name in "en")
     key = RSAPublicNumbers(e, n).public_key()
@@ -541,7 +543,7 @@ def test_what_two_readers_may_read_differently_is_refused(
 def test_a_token_may_say_that_it_is_of_its_providers_kind(
     place: Place, provider: Provider, tenant: str, typ: str | None
 ) -> None:
-    """Cognito's and Firebase's are ID tokens; access tokens (RFC 9068) are the others' to send."""
+    """Cognito's and Firebase's are ID tokens; only the others send access tokens (RFC 9068)."""
     no_access_tokens = provider.name in ("cognito", "firebase")
     refused = typ is not None and "at+" in typ.lower() and no_access_tokens
 
@@ -565,7 +567,7 @@ POINTERS = ["jku", "x5u", "jwk", "x5c", "iss"]
 
 
 def pointing_at_itself(pointer: str, kid: str, claims: dict[str, Any], attackers_server: KeyServer) -> str:
-    """Signed by ATTACKERS_KEY, which the token itself says where to find."""
+    """Signed by ATTACKERS_KEY; the token names the place of that key."""
     jwk = ATTACKERS_KEY.jwk(kid=kid)
     pointers: dict[str, dict[str, Any]] = {
         "jku": {"jku": attackers_server.url},

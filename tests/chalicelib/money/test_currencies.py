@@ -1,4 +1,4 @@
-"""The currencies are those of the standard."""
+"""DECIMALS against a copy of ISO 4217."""
 
 from iso4217 import Currency
 

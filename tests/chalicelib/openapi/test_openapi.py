@@ -1,4 +1,4 @@
-"""The OpenAPI document says what the service does: read as a document, then tried over HTTP."""
+"""The OpenAPI document describes the service: checked as a document, then against HTTP responses."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -26,14 +26,14 @@ NUMBERS = count()
 
 @pytest.fixture(scope="module")
 def document(in_process: Transport) -> Json:
-    found: Json = in_process("GET", "/openapi.json", {}, b"").json
-    return found
+    document: Json = in_process("GET", "/openapi.json", {}, b"").json
+    return document
 
 
 @pytest.fixture(scope="module")
 def schemas(document: Json) -> Json:
-    found: Json = document["components"]["schemas"]
-    return found
+    schemas: Json = document["components"]["schemas"]
+    return schemas
 
 
 def test_it_is_valid_openapi(document: Json, schemas: Json) -> None:
@@ -44,16 +44,16 @@ def test_it_is_valid_openapi(document: Json, schemas: Json) -> None:
 
 
 def test_it_names_exactly_what_the_app_serves(document: Json, app: Any) -> None:
-    named = {path: {method.upper() for method in methods} for path, methods in document["paths"].items()}
+    documented = {path: {method.upper() for method in methods} for path, methods in document["paths"].items()}
 
-    assert named == {path: set(app.allowed_methods(path)) for path in list(app.routes)}
+    assert documented == {path: set(app.allowed_methods(path)) for path in list(app.routes)}
 
 
 def test_it_asks_for_a_token_where_the_app_does(document: Json, app: Any) -> None:
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
-            asks = bool(operation.get("security", document["security"]))
-            assert asks == (app.routes[path][method.upper()].authorizer is not None), (method, path)
+            needs_token = bool(operation.get("security", document["security"]))
+            assert needs_token == (app.routes[path][method.upper()].authorizer is not None), (method, path)
 
 
 def test_a_trace_may_be_sent_with_every_request(document: Json) -> None:
@@ -85,9 +85,9 @@ def test_it_describes_every_problem(document: Json) -> None:
     }
 
     raised = {
-        each.slug
-        for each in vars(errors).values()
-        if isinstance(each, type) and issubclass(each, errors.Problem)
+        problem.slug
+        for problem in vars(errors).values()
+        if isinstance(problem, type) and issubclass(problem, errors.Problem)
     }
     assert shown == raised - {"method-not-allowed"}
 
@@ -96,14 +96,14 @@ def test_its_examples_fit_its_schemas(document: Json, schemas: Json) -> None:
     for media_type in ("application/json", "application/problem+json"):
         for where, content in contents(document, media_type):
             for example in examples(content):
-                assert faults(schemas, content["schema"], example) == [], where
+                assert schema_errors(schemas, content["schema"], example) == [], where
 
 
 def test_its_example_order_is_the_seed_request(document: Json, schemas: Json) -> None:
     body = document["paths"]["/orders"]["post"]["requestBody"]["content"]["application/json"]
 
     assert body["example"] == seed()
-    assert faults(schemas, body["schema"], seed()) == []
+    assert schema_errors(schemas, body["schema"], seed()) == []
 
 
 def test_its_orders_have_the_models_fields(schemas: Json) -> None:
@@ -174,7 +174,7 @@ def test_it_is_served_only_where_docs_are_on(
 )
 def test_its_schema_refuses_what_the_api_refuses(schemas: Json, alice: Client, change: Json) -> None:
     assert alice.place(seed(**change)).status == 422
-    assert faults(schemas, schemas["NewOrder"], seed(**change)) != []
+    assert schema_errors(schemas, schemas["NewOrder"], seed(**change)) != []
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_its_schema_refuses_what_the_api_refuses(schemas: Json, alice: Client, c
 )
 def test_its_schema_accepts_what_the_api_accepts(schemas: Json, alice: Client, change: Json) -> None:
     assert alice.place(seed(**change)).status == 201
-    assert faults(schemas, schemas["NewOrder"], seed(**change)) == []
+    assert schema_errors(schemas, schemas["NewOrder"], seed(**change)) == []
 
 
 @pytest.mark.slow
@@ -224,12 +224,14 @@ def test_every_answer_is_as_it_says(server: tuple[str, int], user_pool: UserPool
         if isinstance(event, events.ScenarioFinished):
             record = event.recorder
             answers.update(
-                f"{each.request.method} {each.response.status_code if each.response else 'none'}"
-                for each in record.interactions.values()
+                f"{call.request.method} {call.response.status_code if call.response else 'none'}"
+                for call in record.interactions.values()
             )
             failures = [check.failure_info for checks in record.checks.values() for check in checks]
             broken.update(
-                f"{event.label}: {each.failure}\n{each.code_sample[:1000]}" for each in failures if each
+                f"{event.label}: {failure.failure}\n{failure.code_sample[:1000]}"
+                for failure in failures
+                if failure
             )
         elif isinstance(event, events.NonFatalError | events.FatalError):
             broken.add(repr(event))
@@ -240,7 +242,7 @@ def test_every_answer_is_as_it_says(server: tuple[str, int], user_pool: UserPool
 
 @pytest.fixture
 def good_requests_stay_good() -> Iterator[None]:
-    """Tells schemathesis what JSON Schema cannot say of a request."""
+    """Rules for requests that JSON Schema cannot express."""
     for hook in (before_call, filter_failure):
         schemathesis.hook(hook)
     yield
@@ -257,15 +259,15 @@ def before_call(_context: Any, case: Any, _kwargs: Any) -> None:
 
 
 def filter_failure(_context: Any, failure: Any, case: Any, _response: Any) -> bool:
-    """A cursor cannot be made up: its refusal is no fault."""
+    """A generated cursor is never valid: refusing it is correct."""
     return not (type(failure).__name__ == "RejectedPositiveData" and "cursor" in (case.query or {}))
 
 
 def whole_amounts(value: Any, name: str = "") -> Any:
     if isinstance(value, dict):
-        return {name: whole_amounts(each, name) for name, each in value.items()}
+        return {name: whole_amounts(member, name) for name, member in value.items()}
     if isinstance(value, list):
-        return [whole_amounts(each) for each in value]
+        return [whole_amounts(member) for member in value]
     return int(float(value)) if name in ("total_amount", "unit_price") else value
 
 
@@ -287,6 +289,6 @@ def members(schemas: Json, name: str) -> set[str]:
     return set(schemas[name]["properties"])
 
 
-def faults(schemas: Json, schema: Json, value: Any) -> list[str]:
+def schema_errors(schemas: Json, schema: Json, value: Any) -> list[str]:
     whole = {**schema, "components": {"schemas": schemas}}
     return [error.message for error in Draft202012Validator(whole).iter_errors(value)]

@@ -1,4 +1,4 @@
-"""Well-formed requests that are no order: each wrong field is named, and nothing is stored."""
+"""Well-formed requests with an invalid order: the answer names each wrong field, and nothing is stored."""
 
 import json
 from collections.abc import Callable

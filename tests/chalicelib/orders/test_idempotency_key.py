@@ -1,4 +1,4 @@
-"""Asking twice: the same Idempotency-Key places an order once."""
+"""A repeated request with the same Idempotency-Key places one order."""
 
 import threading
 import time
@@ -143,7 +143,7 @@ def test_a_key_in_flight_for_long_is_a_conflict(
 def test_a_retry_after_a_crash_behind_the_commit_gets_that_order(
     alice: Client, tenant: str, orders_of: Callable[[str], int], app: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The answer is lost after the commit; the client cannot know, and asks again."""
+    """The answer is lost after the commit: the client cannot know that, and retries."""
     lost: list[str] = []
 
     def crash(event: Any, get_response: Callable[[Any], Any]) -> Any:

@@ -1,4 +1,4 @@
-"""What holds for every order, every body and every header: Hypothesis looks for the exception."""
+"""Properties of every order, every body and every header, tested with Hypothesis."""
 
 import json
 from decimal import Decimal
@@ -25,7 +25,7 @@ unshrunk = settings(reproducible, max_examples=100, phases=[Phase.generate])
 
 @pytest.fixture(scope="module")
 def shop(in_process: Transport, user_pool: UserPool) -> Client:
-    """One buyer for all examples of this module."""
+    """One tenant for all examples of this module."""
     return Client(in_process, user_pool.token(f"properties-{uuid4().hex[:12]}"))
 
 
@@ -77,13 +77,13 @@ def orders(draw: st.DrawFn) -> dict[str, Any]:
 def written(value: Any, *, ascii_only: bool) -> str:
     """JSON in which an amount stands as its own text."""
     if isinstance(value, list):
-        return "[" + ",".join(written(each, ascii_only=ascii_only) for each in value) + "]"
+        return "[" + ",".join(written(member, ascii_only=ascii_only) for member in value) + "]"
     if isinstance(value, dict):
         members = {
-            name: each if name in ("total_amount", "unit_price") else written(each, ascii_only=ascii_only)
-            for name, each in value.items()
+            name: member if name in ("total_amount", "unit_price") else written(member, ascii_only=ascii_only)
+            for name, member in value.items()
         }
-        return "{" + ",".join(f'"{name}":{each}' for name, each in members.items()) + "}"
+        return "{" + ",".join(f'"{name}":{text}' for name, text in members.items()) + "}"
     return json.dumps(value, ensure_ascii=ascii_only)
 
 
@@ -278,7 +278,7 @@ def test_an_amount_is_accepted_exactly_when_its_currency_holds_it(
         assert (answer.status, answer.fields) == (422, ["total_amount", "items[0].unit_price"])
 
 
-# What refusals look like
+# Assertions
 
 
 def assert_refused(answer: Answer, *statuses: int) -> bool:
