@@ -87,10 +87,11 @@ audit: export SERVICE := $(SERVICE)
 audit: $(READY) ## known weaknesses of every pinned dependency (pip-audit); SERVICE=osv
 	@$(BIN)/python -m audit
 
-lint: $(READY) ## ruff and mypy --strict
+lint: $(READY) ## ruff, mypy --strict and the import contract
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 
 docs: $(READY) ## write the table of settings in docs/configuration.md
 	@$(BIN)/python -m deploy.configuration_page
