@@ -164,7 +164,7 @@ def test_the_log_says_what_the_pages_quote(nobody: Client, caplog: pytest.LogCap
 
     (said,) = [record.getMessage() for record in caplog.records if record.name == "order-api"]
     for cloud in CLOUDS:
-        quoted = re.findall(r"the log says `(database unavailable: )\.\.\.`", PAGES[f"{cloud}.md"])
+        quoted = re.findall(r"the log has `(database unavailable: )\.\.\.`", PAGES[f"{cloud}.md"])
         assert quoted
         assert said.startswith(quoted[0])
 
