@@ -147,7 +147,7 @@ def test_a_database_that_cannot_be_reached_has_the_general_row(
         with api_on(f"postgresql://orders_app@{address}/orders"):
             assert alice.get("/orders").status == 503
         line = [record.getMessage() for record in caplog.records if record.name == "order-api"][-1]
-        assert "no way to the database" in meaning(line)
+        assert "no route to the database" in meaning(line)
 
 
 def test_what_is_silent_locked_or_read_only_has_its_row(
@@ -165,7 +165,7 @@ def test_what_is_silent_locked_or_read_only_has_its_row(
 
     assert "default_transaction_read_only" in meaning(read_only)
     assert "lock" in meaning(locked)
-    assert "silent" in meaning(silent)
+    assert "does not respond" in meaning(silent)
 
 
 @pytest.mark.parametrize(
