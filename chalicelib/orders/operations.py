@@ -13,6 +13,7 @@ from chalicelib.openapi.operation import Operation, Parameter, Tag
 from chalicelib.openapi.response import Content, Header, Link, Response
 from chalicelib.orders.models import PLACED, SEED, OneOrder, OrderCreated, OrderPage
 from chalicelib.orders.new_order import NewOrder
+from chalicelib.orders.pages import MAX_LIMIT, MAX_OFFSET
 
 TAG = Tag("orders", "Placing and reading orders")
 ETAG = Header(
@@ -84,13 +85,13 @@ LIST_ORDERS = Operation(
         Parameter(
             "limit",
             "query",
-            {"type": "integer", "minimum": 1, "maximum": 100, "default": 50},
+            {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": 50},
             "Orders on a page",
         ),
         Parameter(
             "offset",
             "query",
-            {"type": "integer", "minimum": 0, "maximum": 2**63 - 1, "default": 0},
+            {"type": "integer", "minimum": 0, "maximum": MAX_OFFSET, "default": 0},
             "Orders to skip; not together with `cursor`",
         ),
         Parameter(

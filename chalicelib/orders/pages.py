@@ -9,8 +9,8 @@ from uuid import UUID
 from chalicelib.caller import Caller
 from chalicelib.http.query import Query, single_values, wrong_parameter
 
-LARGEST_LIMIT = 100
-_MAX_OFFSET = 2**63 - 1
+MAX_LIMIT = 100
+MAX_OFFSET = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +31,10 @@ class Page:
     def from_query(cls, query: Query, caller: Caller) -> "Page":
         """Read limit, offset, my_orders and cursor. Raises MalformedRequest naming the wrong one."""
         value = single_values(query, allowed=("limit", "offset", "my_orders", "cursor"))
-        limit = _integer("limit", value.get("limit", "50"), 1, LARGEST_LIMIT)
+        limit = _integer("limit", value.get("limit", "50"), 1, MAX_LIMIT)
         my_orders = _boolean("my_orders", value.get("my_orders", "false"))
         if "cursor" not in value:
-            return cls(limit, _integer("offset", value.get("offset", "0"), 0, _MAX_OFFSET), my_orders)
+            return cls(limit, _integer("offset", value.get("offset", "0"), 0, MAX_OFFSET), my_orders)
         if "offset" in value:
             raise wrong_parameter("offset", "cannot be used together with cursor: leave one out")
         return cls(limit, None, my_orders, after=_last_order_id(value["cursor"], caller, my_orders))

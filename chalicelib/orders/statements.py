@@ -25,7 +25,7 @@ from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 from sqlmodel import col
 
 from chalicelib.database.statement import Statement
-from chalicelib.orders.pages import LARGEST_LIMIT
+from chalicelib.orders.pages import MAX_LIMIT
 from chalicelib.orders.tables import IdempotencyKey, Order, OrderItem
 
 
@@ -146,7 +146,7 @@ _DIALECT = PGDialect_psycopg2()  # type: ignore[no-untyped-call]
 _ORDERS: FromClause = Order.__table__  # type: ignore[attr-defined]
 _OWN_ORDERS = col(Order.tenant_id) == bindparam("tenant_id")
 _NEWEST_FIRST = col(Order.order_id).desc()
-MOST_ROWS = LARGEST_LIMIT + 1
+MOST_ROWS = MAX_LIMIT + 1
 """The largest page, and the row behind it that tells of a next page."""
 INSERT_KEY = _statement(insert(IdempotencyKey))
 INSERT_ORDER = _statement(_insert_order())
