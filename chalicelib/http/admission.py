@@ -1,4 +1,4 @@
-"""Lets a request in: the caller is verified and within the rate limit."""
+"""Admits a request: its caller is verified and within the rate limit."""
 
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -21,7 +21,7 @@ claim_names = cache(identity_provider.claim_names)
 def admitted(repository: Callable[[Caller, TenantScope], Repository]) -> Repository:
     """The repository of the verified caller's tenant, whose statements end before the host's deadline.
 
-    Raises Unauthorized without a valid token, MissingTenant if it names no tenant, RateLimited past it.
+    Raises Unauthorized without a valid token, MissingTenant if it names no tenant, RateLimited.
     """
     invocation = current_request.invocation()
     caller = invocation.caller = _verified_caller()

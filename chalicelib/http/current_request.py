@@ -30,6 +30,8 @@ class Invocation:
     """Those of a token that the gateway has verified."""
     record: Record | None = None
     """Set by the outermost entry, which alone opens and closes it."""
+    request: Request | None = None
+    """Chalice's object, set before the route is called."""
     counts: bool = True
     """Whether RATE_LIMIT applies; it does not during a warm-up."""
     caller: Caller | None = None
@@ -47,21 +49,20 @@ class Invocation:
         return cls(deadline=time.monotonic() + context.get_remaining_time_in_millis() / 1000)
 
 
-chalice_request: ContextVar[Request | None] = ContextVar("request", default=None)
-"""Set by ParallelChalice, as is the next one."""
-chalice_invocation: ContextVar[Invocation] = ContextVar("invocation")
-
-
-def request() -> Request:
-    """Chalice's object. Raises RuntimeError outside a request."""
-    current = chalice_request.get()
-    if current is None:
-        raise RuntimeError("there is no current request")
-    return current
+current: ContextVar[Invocation] = ContextVar("invocation")
+"""Set by ParallelChalice."""
 
 
 def invocation() -> Invocation:
-    return chalice_invocation.get()
+    return current.get()
+
+
+def request() -> Request:
+    """Raises RuntimeError before there is one."""
+    chalice_request = invocation().request
+    if chalice_request is None:
+        raise RuntimeError("there is no current request")
+    return chalice_request
 
 
 def deadline() -> float | None:
@@ -71,10 +72,10 @@ def deadline() -> float | None:
 
 def caller() -> Caller:
     """The caller of an admitted request. Raises RuntimeError before it is admitted."""
-    current = invocation().caller
-    if current is None:
+    admitted = invocation().caller
+    if admitted is None:
         raise RuntimeError("the request is not admitted yet")
-    return current
+    return admitted
 
 
 def header(name: str) -> str | None:

@@ -63,6 +63,7 @@ class Middleware:
 
     def __call__(self, request: Request | None, get_response: Callable[[Request], Response]) -> Response:
         invocation = current_request.invocation()
+        invocation.request = request  # `chalice local` puts its own current_request over ParallelChalice's
         if invocation.record is not None:
             return render(lambda _: self._dispatch(request, get_response), invocation.record)
 

@@ -36,11 +36,11 @@ class ParallelChalice(Chalice):
 
     @property
     def current_request(self) -> Request | None:
-        return current_request.chalice_request.get()
+        return current_request.invocation().request
 
     @current_request.setter
     def current_request(self, request: Request | None) -> None:
-        current_request.chalice_request.set(request)
+        current_request.invocation().request = request
 
     @property  # type: ignore[override] # Chalice declares Lambda's class
     def lambda_context(self) -> Invocation:
@@ -48,7 +48,7 @@ class ParallelChalice(Chalice):
 
     @lambda_context.setter
     def lambda_context(self, context: Any) -> None:
-        current_request.chalice_invocation.set(Invocation.from_context(context))
+        current_request.current.set(Invocation.from_context(context))
 
     def route(
         self, path: str, *, exists: Callable[[], bool] | None = None, **options: Any

@@ -1,4 +1,4 @@
-"""Lambda SnapStart: no instance of a snapshot lives on what has aged, and none repeats another."""
+"""Lambda SnapStart: an instance uses nothing that has expired, and repeats no other instance."""
 
 import json
 import os
@@ -33,14 +33,14 @@ from tools.postgres_traffic import TERMINATE, Traffic
 POOL_ARN = "arn:aws:cognito-idp:eu-west-1:123456789012:userpool/eu-west-1_AbCdEfGhI"
 SECRET_ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:orders-AbCdEf"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
-LAMBDAS_PATIENCE = 10
-"""Seconds that the hooks may take after a restore."""
+RESTORE_TIMEOUT = 10
+"""Seconds that Lambda gives the hooks after a restore."""
 Json = dict[str, Any]
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Short enough for the name of a socket."""
+    """With a path short enough for a socket."""
     with TemporaryDirectory(prefix="order-api-wire-") as name:
         yield Path(name)
 
@@ -55,19 +55,19 @@ def through(folder: Path) -> str:
     return f"postgresql://orders_app@/orders?host={folder}"
 
 
-def spoken(traffic: Traffic) -> list[str]:
-    """The messages of all connections but their farewells, which two of them may say at any time."""
+def messages(traffic: Traffic) -> list[str]:
+    """The messages of all connections, without Terminate, which they may send at any time."""
     return [kind for kind in traffic.messages if kind != TERMINATE]
 
 
 def kinds(traffic: Traffic) -> list[set[str]]:
-    """The first words of the commands in each string, but for the check of the role."""
+    """The first word of each command in each string, without the role check."""
     strings = [text.removeprefix(ROLE_CHECK.decode()) for text in traffic.statements]
     return [{line.split()[0] for line in text.split(";\n") if line} for text in strings]
 
 
 class Instance:
-    """tests/support/snapstart_instance.py, which takes the steps that it is told."""
+    """tests/support/snapstart_instance.py, which runs the named steps."""
 
     def __init__(self, tenant: str, *options: str, **variables: str) -> None:
         inherited = {"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT)}
@@ -81,7 +81,7 @@ class Instance:
             text=True,
         )
 
-    def does(self, step: str) -> Any:
+    def run(self, step: str) -> Any:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(f"{step}\n")
@@ -101,7 +101,7 @@ class Instance:
         self.process.communicate(timeout=30)
 
 
-# What ages
+# What expires
 
 
 def test_no_connection_outlives_the_snapshot_and_the_first_create_needs_none(
@@ -109,24 +109,24 @@ def test_no_connection_outlives_the_snapshot_and_the_first_create_needs_none(
 ) -> None:
     with proxy_in(folder, database) as proxy, Instance(tenant, DATABASE_URL=through(folder)) as instance:
         with proxy.watched() as before:
-            instance.does("snapshot")
+            instance.run("snapshot")
             sockets = instance.sockets()
         with proxy.watched() as restoring:
-            instance.does("restore")
+            instance.run("restore")
         with proxy.watched() as first:
-            status, _ = instance.does("create")
+            status, _ = instance.run("create")
 
-    assert spoken(before) == ["startup", "Q", "Q"], "a page and an order were asked for"
+    assert messages(before) == ["startup", "Q", "Q"], "a page and an order were asked for"
     assert sockets == []
-    assert spoken(restoring) == ["startup", "Q"]
+    assert messages(restoring) == ["startup", "Q"]
     assert kinds(restoring) == [{"prepare"}]
-    assert (status, first.trips, spoken(first)) == (201, 1, ["Q"])
+    assert (status, first.trips, messages(first)) == (201, 1, ["Q"])
     assert kinds(first) == [{"select", "execute"}]
 
 
 def test_the_rehearsal_leaves_no_order(folder: Path, database: Urls, tenant: str) -> None:
     with proxy_in(folder, database) as proxy, Instance(tenant, DATABASE_URL=through(folder)) as instance:
-        instance.does("snapshot")
+        instance.run("snapshot")
 
     assert proxy.traffic.statements
     assert "insert" not in "".join(proxy.traffic.statements).lower()
@@ -138,16 +138,16 @@ def test_with_a_rate_limit_the_rehearsal_takes_no_turn_and_a_restore_prepares_th
     variables = {"DATABASE_URL": through(folder), "RATE_LIMIT": "100/s"}
     with proxy_in(folder, database) as proxy, Instance(tenant, **variables) as instance:
         with proxy.watched() as before:
-            instance.does("snapshot")
+            instance.run("snapshot")
         with proxy.watched() as restoring:
-            instance.does("restore")
+            instance.run("restore")
         with proxy.watched() as first:
-            status, _ = instance.does("create")
+            status, _ = instance.run("create")
 
-    assert spoken(before) == ["startup", "Q", "Q"], "a page and an order were asked for"
+    assert messages(before) == ["startup", "Q", "Q"], "a page and an order were asked for"
     assert "insert" not in "".join(before.statements).lower()
     assert kinds(restoring) == [{"prepare"}]
-    assert (status, spoken(first)) == (201, ["Q", "Q"])
+    assert (status, messages(first)) == (201, ["Q", "Q"])
     assert kinds(first) == [{"select", "execute"}] * 2
 
 
@@ -156,19 +156,19 @@ def test_where_nothing_is_prepared_a_restore_connects_and_checks_the_role(
 ) -> None:
     variables = {"DATABASE_URL": through(folder), "DB_PREPARE": "off"}
     with proxy_in(folder, database) as proxy, Instance(tenant, **variables) as instance:
-        instance.does("snapshot")
+        instance.run("snapshot")
         with proxy.watched() as restoring:
-            instance.does("restore")
+            instance.run("restore")
         with proxy.watched() as first:
-            status, _ = instance.does("create")
+            status, _ = instance.run("create")
 
-    assert spoken(restoring) == ["startup", "Q"]
+    assert messages(restoring) == ["startup", "Q"]
     assert restoring.statements == [f"{ROLE_CHECK.decode()}select 1"]
-    assert (status, spoken(first)) == (201, ["Q"])
+    assert (status, messages(first)) == (201, ["Q"])
 
 
 def test_a_secret_is_fetched_anew_after_a_restore(folder: Path, database: Urls, tenant: str) -> None:
-    """While the snapshot rests the database moves: the old secret would lead to the old one."""
+    """The database moves after the snapshot is taken: the old secret still has the old address."""
     old, new = folder / "old", folder / "new"
     for place in (old, new):
         place.mkdir()
@@ -184,20 +184,20 @@ def test_a_secret_is_fetched_anew_after_a_restore(folder: Path, database: Urls, 
         secret_servers.serving(store) as variables,
         Instance(tenant, DB_PASSWORD=SECRET_ARN, **CREDENTIALS, **variables) as instance,
     ):
-        instance.does("snapshot")
-        sockets, said = instance.sockets(), spoken(before.traffic)
+        instance.run("snapshot")
+        sockets, said = instance.sockets(), messages(before.traffic)
         store.text = rds(new)
-        instance.does("restore")
-        status, _ = instance.does("create")
+        instance.run("restore")
+        status, _ = instance.run("create")
 
     assert sockets == []
     assert (status, store.fetches) == (201, 2)
-    assert spoken(before.traffic) == said == ["startup", "Q", "Q"]
-    assert spoken(after.traffic) == ["startup", "Q", "Q"]
+    assert messages(before.traffic) == said == ["startup", "Q", "Q"]
+    assert messages(after.traffic) == ["startup", "Q", "Q"]
 
 
 def rds(host: Path) -> str:
-    """A secret as RDS writes it."""
+    """A secret in the format of RDS."""
     members = {"host": str(host), "dbname": "orders", "username": "orders_app", "password": uuid4().hex}
     return json.dumps(members)
 
@@ -207,32 +207,32 @@ def rds(host: Path) -> str:
 
 def test_instances_of_one_snapshot_place_orders_of_different_ids(database: Urls, tenant: str) -> None:
     with Instance(tenant, DATABASE_URL=database.app) as instance:
-        instance.does("draw")
-        instance.does("snapshot")
-        same = [random_digits(instance.does("copied")) for _ in range(2)]
-        different = [random_digits(instance.does("restored")) for _ in range(3)]
+        instance.run("draw")
+        instance.run("snapshot")
+        same = [random_digits(instance.run("copied")) for _ in range(2)]
+        different = [random_digits(instance.run("restored")) for _ in range(3)]
 
-    assert len(set(same)) == 1, "copies that are not told of it do repeat each other"
+    assert len(set(same)) == 1, "without the hook, copies repeat each other"
     assert len(set(different)) == 3
 
 
 def random_digits(drawn: Json) -> str:
-    """All of a UUID version 7 but its time (RFC 9562, 5.7)."""
+    """A UUID version 7 without its time (RFC 9562, 5.7)."""
     status, order_id = drawn["order"]
     assert status == 201
     return str(order_id[15:])
 
 
 def test_instances_of_one_snapshot_share_no_generator(database: Urls, tenant: str) -> None:
-    """OpenSSL notices a copy by its process id, which on Lambda is the same."""
+    """OpenSSL detects a copy by its process id, which on Lambda is the same."""
     drawn = ("psycopg2's OpenSSL", "Python's OpenSSL", "random")
     with Instance(tenant, "--alone", DATABASE_URL=database.app) as instance:
-        itself = instance.does("draw")["process"]
-        instance.does("snapshot")
-        first, second = instance.does("copied"), instance.does("copied")
+        itself = instance.run("draw")["process"]
+        instance.run("snapshot")
+        first, second = instance.run("copied"), instance.run("copied")
         if not itself == first["process"] == second["process"]:
-            pytest.skip("no copy under the same process id: this kernel makes no space of its own (unshare)")
-        one, other = instance.does("restored"), instance.does("restored")
+            pytest.skip("no copy under the same process id: this kernel refuses a new namespace (unshare)")
+        one, other = instance.run("restored"), instance.run("restored")
 
     assert [first[name] for name in drawn] == [second[name] for name in drawn], "copies repeat each other"
     for name in drawn:
@@ -243,9 +243,9 @@ def test_instances_of_one_snapshot_share_no_generator(database: Urls, tenant: st
 def test_workers_that_a_server_forks_share_no_generator(database: Urls, tenant: str) -> None:
     """gunicorn may import the API before it forks."""
     with Instance(tenant, DATABASE_URL=database.app) as instance:
-        instance.does("draw")
-        instance.does("snapshot")  # a fork has no use for its parent's connections
-        workers = [instance.does("forked") for _ in range(3)]
+        instance.run("draw")
+        instance.run("snapshot")  # closes the connections: a fork must not use its parent's
+        workers = [instance.run("forked") for _ in range(3)]
 
     assert len({random_digits(worker) for worker in workers}) == 3
     assert len({worker["psycopg2's OpenSSL"] for worker in workers}) == 3
@@ -255,7 +255,7 @@ def test_workers_that_a_server_forks_share_no_generator(database: Urls, tenant: 
 
 
 class Lambda:
-    """The built zip with snapshots, under awslambdaric. What waits for Python 3.12 is Lambda alone."""
+    """The built zip with snapshots, under awslambdaric. Only Lambda itself requires Python 3.12."""
 
     def __init__(self, build: AwsBuild, folder: Path, variables: dict[str, str]) -> None:
         shutil.copytree(build.folder / "package", folder / "package")
@@ -266,7 +266,7 @@ class Lambda:
 
     @contextmanager
     def on(self, database_url: str) -> Iterator[Transport]:
-        """Serves from that database."""
+        """The function, with that database."""
         port = free_port()
         variables = {**self._variables, "DATABASE_URL": database_url}
         with hosts.serving("lambda", self._folder, variables, "127.0.0.1", port):
@@ -289,10 +289,10 @@ def test_lambdas_runtime_calls_the_hooks(
         with proxy.watched() as second:
             listed = alice.get("/orders?limit=1")
 
-    assert spoken(start) == ["startup", "Q", "Q", "startup", "Q"]
+    assert messages(start) == ["startup", "Q", "Q", "startup", "Q"]
     assert (placed.status, first.trips, first.messages) == (201, 1, ["Q"])
     assert kinds(first) == [{"select", "execute"}]
-    assert (listed.json["orders"], spoken(second)) == ([placed.json["order"]], ["Q"])
+    assert (listed.json["orders"], messages(second)) == ([placed.json["order"]], ["Q"])
 
 
 @pytest.mark.slow
@@ -315,14 +315,14 @@ def test_without_a_database_a_version_is_published_and_restored_all_the_same(
     assert "SnapStart: the rehearsal ended with 503, the snapshot is taken all the same" in said
     assert "SnapStart: restored without a connection" in said
     lines = of_requests(said)
-    assert len(lines) == 2, "the rehearsal is nobody's request"
+    assert len(lines) == 2, "the warm-up has no line"
     cold = [lines[answer.headers["x-request-id"]]["cold_start"] for answer in (refused, placed)]
-    assert cold == [True, False], "the first after the restore, not that of the rehearsal"
+    assert cold == [True, False], "the first after the restore, not the warm-up's"
 
 
 @pytest.mark.slow
 def test_a_database_that_never_answers_does_not_use_up_lambdas_patience(folder: Path, tenant: str) -> None:
-    """libpq waits for each address of a host; the listeners here take a connection and say nothing."""
+    """libpq waits for each address of a host; these listeners accept a connection and send nothing."""
     places = [folder / str(number) for number in range(6)]
     variables = {"DATABASE_URL": through(Path(",".join(map(str, places)))), "DB_CONNECT_TIMEOUT": "2"}
     with ExitStack() as stack:
@@ -332,6 +332,6 @@ def test_a_database_that_never_answers_does_not_use_up_lambdas_patience(folder: 
             silent.bind(str(place / ".s.PGSQL.5432"))
             silent.listen()
         with Instance(tenant, **variables) as instance:
-            seconds = instance.does("restore")
+            seconds = instance.run("restore")
 
-    assert 5 < seconds < LAMBDAS_PATIENCE - 1
+    assert 5 < seconds < RESTORE_TIMEOUT - 1

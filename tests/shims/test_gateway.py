@@ -1,4 +1,4 @@
-"""The gateway of the shims: what stands between a cloud's request and the app."""
+"""The shims' gateway: from a cloud's request to the app and back."""
 
 import json
 from collections.abc import Callable
@@ -49,9 +49,9 @@ def ask(app: Any) -> Ask:
 
 
 @pytest.fixture
-def careless(environment: dict[str, str]) -> ParallelChalice:  # noqa: ARG001 (the gateway reads it)
-    """An app whose routes forget everything."""
-    app = ParallelChalice("careless")
+def unguarded(environment: dict[str, str]) -> ParallelChalice:  # noqa: ARG001 (the gateway reads it)
+    """An app without our middleware, whose routes check nothing."""
+    app = ParallelChalice("unguarded")
     app.route("/open", methods=["GET"])(lambda: Response("open"))
     app.route("/closed", methods=["GET"], authorizer=customers)(lambda: Response("closed"))
 
@@ -70,12 +70,12 @@ def careless(environment: dict[str, str]) -> ParallelChalice:  # noqa: ARG001 (t
 
 
 def test_a_route_with_an_authorizer_is_closed_even_if_it_forgets_to_ask(
-    careless: ParallelChalice, user_pool: UserPool
+    unguarded: ParallelChalice, user_pool: UserPool
 ) -> None:
-    assert through(careless, "/closed").status == 401
-    assert through(careless, "/closed", authorization="Bearer a.b.c").status == 401
-    assert through(careless, "/closed", authorization=user_pool.token("acme")).body == b"closed"
-    assert through(careless, "/open").body == b"open"
+    assert through(unguarded, "/closed").status == 401
+    assert through(unguarded, "/closed", authorization="Bearer a.b.c").status == 401
+    assert through(unguarded, "/closed", authorization=user_pool.token("acme")).body == b"closed"
+    assert through(unguarded, "/open").body == b"open"
 
 
 def test_the_app_believes_the_gateway_and_verifies_once(
@@ -159,7 +159,7 @@ def test_a_base_path_that_is_none_is_refused(app: Any, monkeypatch: pytest.Monke
         through(app, "/health")
 
 
-# What a host hands over
+# The host's request
 
 
 def test_the_hosts_own_request_id_is_the_answers(ask: Ask) -> None:
@@ -198,8 +198,8 @@ def test_a_request_that_no_host_should_hand_over_is_still_answered(app: Any, bro
     assert answer.headers["Content-Type"] == "application/problem+json"
 
 
-def test_a_line_break_never_gets_into_a_response_header(careless: ParallelChalice) -> None:
-    answer = through(careless, "/split")
+def test_a_line_break_never_gets_into_a_response_header(unguarded: ParallelChalice) -> None:
+    answer = through(unguarded, "/split")
 
     assert (answer.status, answer.headers["Content-Type"]) == (500, "application/problem+json")
     assert "X-Injected" not in str(answer.headers)

@@ -1,4 +1,4 @@
-"""Claims inside an event: believed on Lambda, where API Gateway verified them, and nowhere else."""
+"""Claims inside an event are trusted on Lambda, where API Gateway verified them, and nowhere else."""
 
 import json
 import subprocess
@@ -31,10 +31,10 @@ print(json.dumps([answers, list(sys.modules)]))
 
 @pytest.fixture
 def handle(environment: dict[str, str]) -> Handle:
-    """Answers of app.py to these events, in a process of its own, and the modules it has loaded."""
+    """Answers of app.py to these events, in a separate process, and the modules that it loaded."""
 
     def run(*events: Json, first: str = "", **variables: str) -> tuple[list[Answer], set[str]]:
-        found = subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-c", PROGRAM.format(first=first)],
             cwd=PROJECT,
             env={"PATH": "/usr/bin:/bin", **environment, **variables},
@@ -44,8 +44,8 @@ def handle(environment: dict[str, str]) -> Handle:
             timeout=60,
             check=False,
         )
-        assert found.returncode == 0, found.stderr
-        answers, modules = json.loads(found.stdout.splitlines()[-1])
+        assert done.returncode == 0, done.stderr
+        answers, modules = json.loads(done.stdout.splitlines()[-1])
         return [read(answer) for answer in answers], set(modules)
 
     return run
@@ -79,7 +79,7 @@ def event(authorizer: Any = ABSENT, method: str = "POST", path: str = "/orders",
 
 
 def claims(tenant: str, **changes: Any) -> Json:
-    """Every value is text, as API Gateway passes them; None leaves a claim out."""
+    """Every value is text, as API Gateway passes them; None omits a claim."""
     all_ = {
         "sub": "00000000-aaaa-bbbb-cccc-000000000001",
         "custom:tenant_id": tenant,

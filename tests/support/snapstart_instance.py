@@ -1,7 +1,7 @@
-"""An instance of the function that obeys: each line that it reads names a step, and gets a line of JSON back.
+"""An instance of the function for tests: each line of input names a step, each line of output is its JSON.
 
-Its memory can be copied, as Lambda restores the instances of one snapshot: by the system's own fork, of which
-Python and its libraries are not told, and with --alone under the process id that it has itself.
+Its memory can be copied, as Lambda restores the instances of one snapshot: by the system call fork,
+which Python and its libraries do not notice, and with --alone under the same process id.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from typing import Any
 from psycopg2 import _psycopg
 
 CLONE_NEWPID, CLONE_NEWUSER = 0x20000000, 0x10000000
-LIBC = ctypes.PyDLL(None)  # it keeps the GIL: a copy has no other thread to wait for
+LIBC = ctypes.PyDLL(None)  # keeps the GIL: a copy has no other thread to wait for
 
 
 def snapshot() -> None:
@@ -28,7 +28,7 @@ def snapshot() -> None:
 
 
 def restore() -> float:
-    """How many seconds it took."""
+    """Returns the seconds that it took."""
     from chalicelib.snapstart import hooks
 
     before = time.monotonic()
@@ -37,7 +37,7 @@ def restore() -> float:
 
 
 def create() -> Any:
-    """The answer's status, and the order's id."""
+    """Returns the answer's status and the order's id."""
     from app import app
     from chalicelib.snapstart import hooks
 
@@ -48,7 +48,7 @@ def create() -> Any:
 
 
 def draw() -> dict[str, Any]:
-    """Something of each generator whose state is memory."""
+    """One value of each generator with state in memory."""
     of_psycopg2 = ctypes.create_string_buffer(16)
     ctypes.CDLL(_psycopg.__file__).RAND_bytes(of_psycopg2, len(of_psycopg2))
     return {
@@ -61,21 +61,21 @@ def draw() -> dict[str, Any]:
 
 
 def copied() -> Any:
-    """What a copy of this process draws, that has not been told that it is one."""
-    return _said(_copy, draw)
+    """The values of a copy of this process, without the hook for restores."""
+    return _output(_copy, draw)
 
 
 def restored() -> Any:
-    """What a copy draws as an instance of the snapshot."""
-    return _said(_copy, lambda: (restore(), draw())[1])
+    """The values of a copy after the hook, as an instance of the snapshot."""
+    return _output(_copy, lambda: (restore(), draw())[1])
 
 
 def forked() -> Any:
-    """What a child draws, as a server forks its workers."""
-    return _said(os.fork, draw)
+    """The values of a child, as a server forks its workers."""
+    return _output(os.fork, draw)
 
 
-def _said(fork: Callable[[], int], what: Callable[[], Any]) -> Any:
+def _output(fork: Callable[[], int], what: Callable[[], Any]) -> Any:
     read, write = os.pipe()
     if fork() == 0:
         os.write(write, json.dumps(what()).encode())
@@ -87,18 +87,18 @@ def _said(fork: Callable[[], int], what: Callable[[], Any]) -> Any:
 
 
 def _copy() -> int:
-    """A fork that nobody is told of, in a space of process ids of its own: 0 in the copy."""
+    """A fork that Python and its libraries do not notice, in a new process id namespace: 0 in the copy."""
     if child := LIBC.fork():
         return int(child)
-    _in_a_space_of_its_own()
+    _enter_new_namespace()
     if LIBC.fork():
         os.wait()
         os._exit(0)
     return 0
 
 
-def _in_a_space_of_its_own() -> None:
-    """The next child is process 1 there. It stays as it is where the kernel refuses."""
+def _enter_new_namespace() -> None:
+    """Makes the next child process 1 of a new namespace. Has no effect where the kernel refuses."""
     LIBC.unshare(CLONE_NEWPID if os.geteuid() == 0 else CLONE_NEWPID | CLONE_NEWUSER)
 
 
@@ -115,7 +115,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if "--alone" in sys.argv:
-        _in_a_space_of_its_own()
+        _enter_new_namespace()
         if os.fork():
             os.wait()
             sys.exit()

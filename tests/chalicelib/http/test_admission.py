@@ -39,8 +39,7 @@ def test_every_route_with_a_caller_keeps_the_deadline(app: Any, user_pool: UserP
 
 @pytest.mark.parametrize("reader", [current_request.request, current_request.caller])
 def test_outside_a_request_nothing_is_current(reader: Any) -> None:
-    current_request.chalice_request.set(None)
-    current_request.chalice_invocation.set(Invocation())
+    current_request.current.set(Invocation())
 
     with pytest.raises(RuntimeError):
         reader()

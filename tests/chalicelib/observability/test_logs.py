@@ -1,4 +1,4 @@
-"""The log: one line of JSON a request, lines of the same shape for what goes wrong, and no values in any."""
+"""The log: one line of JSON per request, errors as lines of the same shape, and no client values in any."""
 
 import json
 import logging
@@ -19,15 +19,15 @@ from tests.support.log_lines import OF_A_REQUEST, TIME, Line, lines, of_requests
 from tests.support.servers import api_on
 
 NewClient = Callable[..., Client]
-Said = Callable[[], list[Line]]
+Logged = Callable[[], list[Line]]
 Asked = Callable[[Client], Answer]
 EMAIL = json.loads(SEED_BYTES)["customer_email"]
 CALLER = {"custom:tenant_id": "acme", "sub": "alice"}
 
 
 @pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Said:
-    """The lines since it was asked last."""
+def logged(capsys: pytest.CaptureFixture[str]) -> Logged:
+    """The lines since the last call."""
     return lambda: lines(capsys.readouterr().out)
 
 
@@ -47,7 +47,7 @@ def event(path: str = "/orders", method: str = "GET", **more: Any) -> dict[str, 
 
 
 class LambdaContext:
-    """As much of it as is read."""
+    """The members that the app reads."""
 
     def get_remaining_time_in_millis(self) -> int:
         return 28_000
@@ -80,14 +80,14 @@ def again(alice: Client) -> Answer:
     ],
 )
 def test_each_request_has_one_line(
-    alice: Client, tenant: str, said: Said, ask: Asked, route: str, status: int, trips: int
+    alice: Client, tenant: str, logged: Logged, ask: Asked, route: str, status: int, trips: int
 ) -> None:
     alice.get("/health/ready")
-    said()
+    logged()
 
     answer = ask(alice)
 
-    (line,) = [line for line in said() if line["request_id"] == answer.headers["x-request-id"]]
+    (line,) = [line for line in logged() if line["request_id"] == answer.headers["x-request-id"]]
     assert line.keys() - {"problem"} == OF_A_REQUEST
     assert TIME.fullmatch(line["time"])
     assert (line["level"], line["host"], line["cold_start"]) == ("INFO", "local", False)
@@ -100,10 +100,10 @@ def test_each_request_has_one_line(
     assert (line["user"] is None) == (line["tenant"] is None)
 
 
-def test_a_refusal_before_the_app_has_its_line_too(nobody: Client, said: Said) -> None:
+def test_a_refusal_before_the_app_has_its_line_too(nobody: Client, logged: Logged) -> None:
     refused = nobody.get("/orders")
 
-    *causes, line = said()
+    *causes, line = logged()
     assert all(cause["request_id"] == line["request_id"] for cause in causes)
     assert line["request_id"] == refused.headers["x-request-id"]
     assert (line["status"], line["problem"], line["tenant"]) == (401, "unauthorized", None)
@@ -118,9 +118,9 @@ def test_requests_side_by_side_never_share_a_line(
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda tenant: (tenant, callers[tenant].place()), tenants * 10))
 
-    found = of_requests(capsys.readouterr().out)
+    request_lines = of_requests(capsys.readouterr().out)
     for tenant, answer in answers:
-        line = found[answer.headers["x-request-id"]]
+        line = request_lines[answer.headers["x-request-id"]]
         assert (line["tenant"], line["status"], line["database_trips"]) == (tenant, 201, 1)
 
 
@@ -132,11 +132,11 @@ def test_a_broken_log_breaks_no_answer(alice: Client, monkeypatch: pytest.Monkey
     assert alice.get("/health").status == 200
 
 
-def test_what_goes_wrong_is_logged_under_the_requests_id(nobody: Client, said: Said) -> None:
+def test_what_goes_wrong_is_logged_under_the_requests_id(nobody: Client, logged: Logged) -> None:
     with api_on("postgresql://orders_app@127.0.0.1:1/orders"):
         answer = nobody.get("/health/ready")
 
-    cause, line = said()
+    cause, line = logged()
     assert cause["message"].startswith("database unavailable: connection to server at")
     assert (line["status"], line["problem"]) == (503, "unavailable")
     assert cause["level"] == line["level"] == "ERROR"
@@ -146,8 +146,10 @@ def test_what_goes_wrong_is_logged_under_the_requests_id(nobody: Client, said: S
     assert line["pool_ms"] > 0
 
 
-def test_a_refused_statement_says_why_without_the_values(alice: Client, said: Said, admin_url: str) -> None:
-    """PostgreSQL's own words would quote the whole row."""
+def test_a_refused_statement_says_why_without_the_values(
+    alice: Client, logged: Logged, admin_url: str
+) -> None:
+    """PostgreSQL's own message quotes the whole row."""
     with connected(admin_url) as owner, owner.cursor() as cursor:
         cursor.execute(
             "alter table orders add constraint no_john check (customer_name <> 'John Doe') not valid"
@@ -157,7 +159,7 @@ def test_a_refused_statement_says_why_without_the_values(alice: Client, said: Sa
         finally:
             cursor.execute("alter table orders drop constraint no_john")
 
-    cause, line = said()
+    cause, line = logged()
     assert (answer.status, line["status"], line["problem"]) == (500, 500, "internal")
     assert cause["errors"] == ["Refused: SQLSTATE 23514: no_john"]
     assert cause["stack"][-1].endswith(" _on_a_connection")
@@ -166,27 +168,27 @@ def test_a_refused_statement_says_why_without_the_values(alice: Client, said: Sa
 
 
 def test_on_lambda_a_wrong_setting_is_named_and_explained(
-    app: Any, said: Said, monkeypatch: pytest.MonkeyPatch
+    app: Any, logged: Logged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other hosts refuse to start with it; there the first request is what reads it."""
+    """Other hosts refuse to start with it; on Lambda the first request reads it."""
     monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "order-api-dev")
-    monkeypatch.delitem(sys.modules, "chalice.local", raising=False)  # an earlier test has served with it
+    monkeypatch.delitem(sys.modules, "chalice.local", raising=False)  # an earlier test may have imported it
 
     with api_on("postgresql://orders_app:s3cret@127.0.0.1:1/orders", DB_POOL_MAX="lots"):
-        asked = event("/health/ready")
-        answer = app(asked, LambdaContext())
+        request = event("/health/ready")
+        answer = app(request, LambdaContext())
 
-    cause, line = said()
+    cause, line = logged()
     assert (answer["statusCode"], line["status"], line["host"]) == (500, 500, "aws")
     assert cause["errors"] == ["SettingsError: DB_POOL_MAX is 'lots': use a whole number from 5 to 86400"]
-    assert cause["request_id"] == line["request_id"] == asked["requestContext"]["requestId"]
+    assert cause["request_id"] == line["request_id"] == request["requestContext"]["requestId"]
     assert "lots" not in answer["body"]
     assert "s3cret" not in json.dumps([cause, line])
 
 
 def test_an_unforeseen_error_is_logged_by_its_type_and_place_and_without_its_text(
     app: Any,  # noqa: ARG001 (its logger is set up)
-    said: Said,
+    logged: Logged,
 ) -> None:
     careless = ParallelChalice("order-api")
 
@@ -199,7 +201,7 @@ def test_an_unforeseen_error_is_logged_by_its_type_and_place_and_without_its_tex
 
     careless(event(method="POST"), None)
 
-    (cause,) = said()
+    (cause,) = logged()
     assert cause["errors"] == ["ValueError", "KeyError"]
     assert cause["stack"][-1].endswith(" fails")
     assert EMAIL not in json.dumps(cause)
@@ -220,7 +222,7 @@ def test_what_cannot_be_written_is_not_printed_with_its_values(capfd: pytest.Cap
 
 
 def test_metrics_that_cannot_be_taken_cost_no_answer(
-    in_process: Transport, said: Said, monkeypatch: pytest.MonkeyPatch
+    in_process: Transport, logged: Logged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "prometheus")
     metrics._exported.cache_clear()
@@ -229,24 +231,24 @@ def test_metrics_that_cannot_be_taken_cost_no_answer(
     finally:
         metrics._exported.cache_clear()
 
-    cause, line = said()
+    cause, line = logged()
     assert (answer.status, line["status"]) == (200, 200)
     assert cause["message"] == "the metrics of this request are lost"
     assert cause["errors"] == ["SettingsError: OTEL_METRICS_EXPORTER is 'prometheus': use otlp or none"]
 
 
-def test_an_address_that_serves_as_a_users_name_is_not_logged(app: Any, said: Said) -> None:
+def test_an_address_that_serves_as_a_users_name_is_not_logged(app: Any, logged: Logged) -> None:
     for user in (EMAIL, EMAIL, f"other-{EMAIL}"):
         app(event(), Invocation(claims={**CALLER, "sub": user}))
 
-    first, second, other = (line["user"] for line in said())
+    first, second, other = (line["user"] for line in logged())
     assert first.startswith("sha256:")
     assert first == second != other
 
 
-def test_the_first_request_of_a_process_is_a_cold_start(in_process: Transport, said: Said) -> None:
+def test_the_first_request_of_a_process_is_a_cold_start(in_process: Transport, logged: Logged) -> None:
     request_log.reset()
     for _ in range(2):
         in_process("GET", "/health", {}, b"")
 
-    assert [line["cold_start"] for line in said()] == [True, False]
+    assert [line["cold_start"] for line in logged()] == [True, False]

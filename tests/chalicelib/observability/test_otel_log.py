@@ -1,4 +1,4 @@
-"""What OpenTelemetry's own loggers say is a line of JSON too, and says no value."""
+"""Records of OpenTelemetry's own loggers become lines of JSON too, without their values."""
 
 import json
 import os
@@ -17,8 +17,8 @@ for _ in range(2):
 """
 
 
-def said(**variables: str) -> tuple[list[dict[str, str]], str]:
-    """The log of a process that has two requests and ends, less the requests' own lines; and its stderr."""
+def logged(**variables: str) -> tuple[list[dict[str, str]], str]:
+    """The log of a process that has two requests, without the requests' own lines; and its stderr."""
     done = subprocess.run(
         [sys.executable, "-c", MEASURE],
         cwd=PROJECT,
@@ -33,7 +33,7 @@ def said(**variables: str) -> tuple[list[dict[str, str]], str]:
 
 
 def test_what_cannot_be_sent_is_said_in_lines_of_ours_without_a_value() -> None:
-    lines, stderr = said(
+    lines, stderr = logged(
         OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_EXPORTER_OTLP_HEADERS="authorization s3cret"
     )
 
@@ -45,7 +45,7 @@ def test_what_cannot_be_sent_is_said_in_lines_of_ours_without_a_value() -> None:
 
 
 def test_an_endpoint_without_a_scheme_is_named_once() -> None:
-    lines, stderr = said(OTEL_EXPORTER_OTLP_ENDPOINT="collector:4318")
+    lines, stderr = logged(OTEL_EXPORTER_OTLP_ENDPOINT="collector:4318")
 
     (named,) = [line for line in lines if "OTEL_EXPORTER_OTLP_ENDPOINT" in line["message"]]
     assert named["message"] == (

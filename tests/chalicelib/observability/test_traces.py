@@ -1,4 +1,4 @@
-"""W3C Trace Context: which headers name a trace, and where it is passed on to."""
+"""W3C Trace Context: which headers name a trace, and where the trace is passed on."""
 
 import re
 import threading
@@ -46,7 +46,9 @@ def proxy(app: Any, database: Urls) -> Iterator[Proxy]:  # noqa: ARG001 (its env
         pytest.param(f"00-{TRACE}-{PARENT}-03", f"00-{TRACE}-.-03", id="random trace id"),
         pytest.param(f"00-{TRACE}-{PARENT}-ff", f"00-{TRACE}-.-03", id="flags that are not defined"),
         pytest.param(f"cc-{TRACE}-{PARENT}-01", f"00-{TRACE}-.-01", id="a later version"),
-        pytest.param(f"cc-{TRACE}-{PARENT}-01-what", f"00-{TRACE}-.-01", id="a later version with more"),
+        pytest.param(
+            f"cc-{TRACE}-{PARENT}-01-what", f"00-{TRACE}-.-01", id="a later version with more fields"
+        ),
         pytest.param(f" {GOOD}\t", f"00-{TRACE}-.-01", id="white space around it"),
     ],
 )
@@ -90,11 +92,11 @@ def test_the_database_gets_the_trace_in_a_comment_and_no_trip_more(
             ready = alice.get("/health/ready", traceparent=GOOD)
 
     spans = [line["span_id"] for line in lines(capsys.readouterr().out)]
-    found = [COMMENT.search(statement) for statement in traffic.statements]
-    assert [each.status for each in (created, read, listed, replayed, ready)] == [201, 200, 200, 201, 200]
+    comments = [COMMENT.search(statement) for statement in traffic.statements]
+    assert [answer.status for answer in (created, read, listed, replayed, ready)] == [201, 200, 200, 201, 200]
     assert read.json["order"] == created.json["order"] == replayed.json["order"] == listed.json["orders"][0]
-    assert traffic.trips == len(found) == 6
-    assert [each and each[1] for each in found] == [*spans[:3], spans[3], spans[3], spans[4]]
+    assert traffic.trips == len(comments) == 6
+    assert [comment and comment[1] for comment in comments] == [*spans[:3], spans[3], spans[3], spans[4]]
     assert len(set(spans)) == 5
 
 
@@ -122,7 +124,7 @@ def test_a_pooler_passes_the_comment_and_the_answers_are_the_same(alice: Client,
 def test_on_lambda_several_headers_are_no_trace(
     app: Any, capsys: pytest.CaptureFixture[str], sent: list[str]
 ) -> None:
-    """API Gateway's event shows the last of several in `headers` and all in `multiValueHeaders`."""
+    """API Gateway's event has the last of several in `headers` and all in `multiValueHeaders`."""
     event = {
         "headers": {"Traceparent": sent[-1]},
         "multiValueHeaders": {"Traceparent": sent},
@@ -141,11 +143,11 @@ def test_on_lambda_several_headers_are_no_trace(
 
 @pytest.mark.parametrize("header", [GOOD, None])
 def test_the_key_server_is_asked_as_part_of_the_trace(header: str | None) -> None:
-    got: list[str | None] = []
+    received: list[str | None] = []
 
     class Keys(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            got.append(self.headers["traceparent"])
+            received.append(self.headers["traceparent"])
             self.send_response(200)
             self.end_headers()
             self.wfile.write(b'{"keys": []}')
@@ -159,5 +161,5 @@ def test_the_key_server_is_asked_as_part_of_the_trace(header: str | None) -> Non
         request_log.close_record(record, 200)
         server.shutdown()
 
-    assert got == [record.trace.traceparent if record.trace else None]
+    assert received == [record.trace.traceparent if record.trace else None]
     assert (record.trace is None) == (header is None)
