@@ -24,7 +24,7 @@ from tools.log_leaks import find_leaks
 from tools.postgres_server import connected
 from tools.soak.sabotage import without_tenant_filter
 
-pytest_plugins = ["tests.support.log_leak_plugin"]
+pytest_plugins = ["tests.support.log_leak_plugin", "tests.support.parallel_groups"]
 NewClient = Callable[..., Client]
 __all__ = ["NewClient", "connected"]
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from uuid import uuid4
@@ -101,12 +102,17 @@ class SigningKey:
 
     def __init__(self, kid: str = "key-1", size: int = 2048) -> None:
         self.kid = kid
-        self._private = rsa.generate_private_key(public_exponent=65537, key_size=size)
+        self._size = size
+
+    @cached_property
+    def _private(self) -> rsa.RSAPrivateKey:
+        """Made at its first use: many keys are made when tests are collected, and few are used in one run."""
+        return rsa.generate_private_key(public_exponent=65537, key_size=self._size)
 
     def named(self, kid: str) -> "SigningKey":
         """The same key under another id."""
         other = copy.copy(self)
-        other.kid = kid
+        other.kid, other._private = kid, self._private
         return other
 
     def jwk(self, **changes: Any) -> Json:

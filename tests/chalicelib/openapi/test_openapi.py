@@ -6,11 +6,7 @@ from itertools import count
 from typing import Any
 
 import pytest
-import schemathesis
 from jsonschema_rs import Draft202012Validator, meta
-from openapi_spec_validator import OpenAPIV31SpecValidator
-from schemathesis import engine
-from schemathesis.engine import events
 
 from chalicelib import errors
 from chalicelib.openapi import health as health_operations
@@ -36,9 +32,15 @@ def schemas(document: Json) -> Json:
     return schemas
 
 
-def test_it_is_valid_openapi(document: Json, schemas: Json) -> None:
+@pytest.mark.slow
+def test_it_is_valid_openapi(document: Json) -> None:
+    from openapi_spec_validator import OpenAPIV31SpecValidator  # takes seconds to import
+
     assert document["openapi"].startswith("3.1.")
     assert [str(error) for error in OpenAPIV31SpecValidator(document).iter_errors()] == []
+
+
+def test_its_schemas_are_valid(schemas: Json) -> None:
     for schema in schemas.values():
         meta.validate(schema)
 
@@ -200,6 +202,10 @@ def test_its_schema_accepts_what_the_api_accepts(schemas: Json, alice: Client, c
 @pytest.mark.slow
 @pytest.mark.usefixtures("good_requests_stay_good")
 def test_every_answer_is_as_it_says(server: tuple[str, int], user_pool: UserPool, tenant: str) -> None:
+    import schemathesis
+    from schemathesis import engine
+    from schemathesis.engine import events
+
     host, port = server
     config = schemathesis.Config.from_dict(
         {
@@ -243,6 +249,8 @@ def test_every_answer_is_as_it_says(server: tuple[str, int], user_pool: UserPool
 @pytest.fixture
 def good_requests_stay_good() -> Iterator[None]:
     """Rules for requests that JSON Schema cannot express."""
+    import schemathesis
+
     for hook in (before_call, filter_failure):
         schemathesis.hook(hook)
     yield
