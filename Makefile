@@ -11,11 +11,15 @@ ARCH   ?= arm64
 VIA    ?= chalice
 SNAPSTART ?= off
 ORDERS ?= 1000000
+WORKERS ?= logical
+# docs/testing.md says how tests are spread over processes. Where the environment turns bytecode off, every process
+# that the tests start compiles all it imports.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 # Every shell has a USER of its own; only one given to make is meant here.
 TOKEN_USER := $(if $(filter command line,$(origin USER)),$(USER))
 
 .DEFAULT_GOAL := help
-.PHONY: help run token build-aws deploy-aws gateway-responses build-azure build-gcp build-oci local-aws local-lambda local-azure local-gcp local-oci deploy-azure deploy-gcp deploy-run deploy-oci conform bench bench-profile bench-scale soak test test-fast audit docs lint fmt lock system-packages clean
+.PHONY: help run token build-aws deploy-aws gateway-responses build-azure build-gcp build-oci local-aws local-lambda local-azure local-gcp local-oci deploy-azure deploy-gcp deploy-run deploy-oci conform bench bench-profile bench-scale soak test test-fast test-report audit docs lint fmt lock system-packages clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / {gsub(/ /, ", ", $$1); printf((length($$1) > 17 ? "  make %s\n                         %s\n" : "  make %-17s %s\n"), $$1, $$2)}' $(MAKEFILE_LIST)
@@ -28,11 +32,14 @@ token: export TOKEN_USER := $(TOKEN_USER)
 token: $(READY) ## a token for the running stack: make token TENANT=acme USER=alice
 	@$(BIN)/python -m local token
 
-test: $(READY) ## every test, from nothing to green
-	$(BIN)/python -m pytest
+test: $(READY) ## every test, from nothing to green; WORKERS=2 processes, 0 for none
+	$(PYTEST) --junit-xml=build/junit.xml
 
 test-fast: $(READY) ## without the whole-stack and long tests, for daily work
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
+
+test-report: $(READY) ## the slowest tests of the last make test, into docs/testing.md
+	@$(BIN)/python -m tests.support.slowest build/junit.xml docs/testing.md
 
 build-aws: $(READY) ## build/aws, ready for chalice deploy and SAM; STAGE=dev ARCH=arm64 SNAPSTART=on
 	@$(BIN)/python -m deploy build aws --stage "$(STAGE)" --arch "$(ARCH)" --snapstart "$(SNAPSTART)"

@@ -175,6 +175,7 @@ def test_a_database_that_takes_no_writes_still_answers_reads(alice: Client, data
         assert alice.place().status == 503
 
 
+@pytest.mark.slow
 def test_a_standby_still_answers_reads_and_keeps_its_prepared_statements(
     alice: Client, proxied_standby: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -30,6 +30,8 @@ from tests.support.secret_servers import Asked, Store
 from tools.postgres_proxy import Proxy
 from tools.postgres_traffic import TERMINATE, Traffic
 
+pytestmark = pytest.mark.slow
+
 POOL_ARN = "arn:aws:cognito-idp:eu-west-1:123456789012:userpool/eu-west-1_AbCdEfGhI"
 SECRET_ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:orders-AbCdEf"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
@@ -278,7 +280,6 @@ def on_lambda(aws_build: AwsBuild, environment: dict[str, str], tmp_path: Path) 
     return Lambda(aws_build, tmp_path, environment)
 
 
-@pytest.mark.slow
 def test_lambdas_runtime_calls_the_hooks(
     on_lambda: Lambda, folder: Path, database: Urls, user_pool: UserPool, tenant: str
 ) -> None:
@@ -295,7 +296,6 @@ def test_lambdas_runtime_calls_the_hooks(
     assert (listed.json["orders"], messages(second)) == ([placed.json["order"]], ["Q"])
 
 
-@pytest.mark.slow
 def test_without_a_database_a_version_is_published_and_restored_all_the_same(
     on_lambda: Lambda,
     folder: Path,
@@ -320,7 +320,6 @@ def test_without_a_database_a_version_is_published_and_restored_all_the_same(
     assert cold == [True, False], "the first after the restore, not the warm-up's"
 
 
-@pytest.mark.slow
 def test_a_database_that_never_answers_does_not_use_up_lambdas_patience(folder: Path, tenant: str) -> None:
     """libpq waits for each address of a host; these listeners accept a connection and send nothing."""
     places = [folder / str(number) for number in range(6)]

@@ -22,6 +22,8 @@ from deploy import hosts, sbom, sources
 from tests.support.builds import PROJECT, python_m_deploy
 from tests.support.certificates import certify
 
+pytestmark = pytest.mark.slow
+
 CLOUDS = tuple(hosts.OWN)
 LOGIN = """
 import json, sys

@@ -19,6 +19,8 @@ from deploy import hosts, pins, sbom, sources
 from local.environments import environment
 from tests.support.builds import PROJECT, python_m_deploy
 
+pytestmark = pytest.mark.slow
+
 CLOUDS = tuple(hosts.OWN)
 OWN = {
     "azure": {
@@ -292,7 +294,6 @@ def test_the_image_runs_a_production_server_as_nobody_special_on_any_machine() -
     assert not re.search("--platform|amd64|arm64|x86_64|aarch64", "\n".join(value for _, value in steps))
 
 
-@pytest.mark.slow
 def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
     hadolint = environment("audit").with_name("hadolint")
 
@@ -306,7 +307,6 @@ def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
 # Requirements
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "group",
     ["aws", "runtime", *CLOUDS, "lambda", "template", "audit", "dev", *("peer-fastapi", "peer-chalice")],
@@ -350,7 +350,6 @@ def test_no_cloud_gets_what_is_for_development() -> None:
 # It runs
 
 
-@pytest.mark.slow
 def test_every_module_of_a_build_imports_with_its_own_requirements_alone(build: tuple[str, Path]) -> None:
     cloud, folder = build
     names = [
@@ -362,7 +361,6 @@ def test_every_module_of_a_build_imports_with_its_own_requirements_alone(build: 
     assert loaded >= {*names}
 
 
-@pytest.mark.slow
 def test_the_start_loads_no_secret_store_and_no_tools(build: tuple[str, Path]) -> None:
     cloud, folder = build
 

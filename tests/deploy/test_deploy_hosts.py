@@ -19,6 +19,8 @@ import pytest
 from deploy import hosts
 from tests.support.builds import python_m_deploy
 
+pytestmark = pytest.mark.slow
+
 Json = dict[str, Any]
 Deploy = Callable[..., "Done"]
 

@@ -15,6 +15,8 @@ from cyclonedx.validation.json import JsonStrictValidator
 from deploy import hosts, pins, sbom
 from tests.support.builds import PROJECT, AwsBuild
 
+pytestmark = pytest.mark.slow
+
 Json = dict[str, Any]
 CLOUDS = tuple(hosts.OWN)
 NOT_ON_LINUX = {"ansicon", "colorama", "pywin32"}
@@ -120,7 +122,6 @@ def test_azure_is_not_sent_the_list() -> None:
     assert sbom.NAME in (PROJECT / "shims/azure/.funcignore").read_text().splitlines()
 
 
-@pytest.mark.slow
 def test_lambda_lists_exactly_what_is_in_the_zip(aws_build: AwsBuild) -> None:
     folder = aws_build.zip.parent
     document = listed(folder)

@@ -389,6 +389,7 @@ def move(tmp_path: Path) -> Iterator[Move]:
 TABLES = ("orders", "order_items", "idempotency_keys")
 
 
+@pytest.mark.slow
 def test_a_move_takes_every_order_and_every_key_along(move: Move, alice: Client, stranger: Client) -> None:
     with api_on(move.old.urls.app):
         first = alice.place(key="before-the-move")
@@ -416,6 +417,7 @@ def test_a_move_takes_every_order_and_every_key_along(move: Move, alice: Client,
         assert len(stranger.get("/orders").json["orders"]) == 1
 
 
+@pytest.mark.slow
 def test_a_move_puts_row_level_security_back(move: Move, alice: Client) -> None:
     with api_on(move.old.urls.app):
         alice.place()
@@ -430,6 +432,7 @@ def test_a_move_puts_row_level_security_back(move: Move, alice: Client) -> None:
         }
 
 
+@pytest.mark.slow
 def test_a_rollback_carries_new_orders_back(move: Move, alice: Client) -> None:
     with api_on(move.old.urls.app):
         alice.place(key="before-the-move")
@@ -449,6 +452,7 @@ def test_a_rollback_carries_new_orders_back(move: Move, alice: Client) -> None:
         assert alice.place().status == 201
 
 
+@pytest.mark.slow
 def test_open_connections_stop_writing_within_their_lifetime(move: Move, alice: Client) -> None:
     with api_on(move.old.urls.app, DB_POOL_RECYCLE="1"):
         assert alice.place().status == 201

@@ -19,6 +19,8 @@ from tests.support.servers import api_on, private_server, scope_of
 from tests.support.waiting import until
 from tools.postgres_server import Server
 
+pytestmark = pytest.mark.slow
+
 PAGE = (Path(__file__).parents[2] / "docs/operations.md").read_text()
 ROWS = re.findall(r"^\| (.+?) \| (.+?) \| .+ \|$", PAGE.split("## Server errors")[1].split("```")[0], re.M)
 CONNECTIONS, RESERVED = 8, 2

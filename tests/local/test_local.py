@@ -98,6 +98,7 @@ def test_a_database_without_the_schema_is_refused(database: database.Urls) -> No
     assert "set OWNER_DATABASE_URL too" in ended.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["run"], ["serve", "aws"]], ids=" ".join)
 def test_a_role_that_is_not_bound_is_refused_but_for_an_experiment(
     admin_url: str, command: list[str]
@@ -148,6 +149,7 @@ def test_root_is_told_which_folders_would_be_opened(tmp_path: Path) -> None:
 # The embedded server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "mein Ordner ü", "it's", "comma,comma", "long" * 30])
 def test_the_server_starts_and_starts_again_wherever_the_project_is(databases: Path, name: str) -> None:
     for round_no in range(2):
@@ -168,6 +170,7 @@ def test_a_cluster_that_was_interrupted_is_made_anew(databases: Path) -> None:
         assert not (folder / "postgres.new").exists()
 
 
+@pytest.mark.slow
 def test_another_process_with_the_old_servers_id_is_no_server(databases: Path) -> None:
     folder = databases / "stale"
     with embedded(folder):
@@ -180,6 +183,7 @@ def test_another_process_with_the_old_servers_id_is_no_server(databases: Path) -
         assert (folder / "postgres/postmaster.pid").read_text() != stale
 
 
+@pytest.mark.slow
 def test_a_server_found_shutting_down_is_waited_for(databases: Path) -> None:
     folder = databases / "shutting-down"
     with embedded(folder) as urls, connected(urls.app):
@@ -246,6 +250,7 @@ def test_two_users_share_one_server_and_the_last_one_stops_it(databases: Path) -
         psycopg2.connect(urls.app)
 
 
+@pytest.mark.slow
 def test_a_server_that_ended_by_itself_is_no_trouble_at_the_end(databases: Path) -> None:
     folder = databases / "ended"
     with embedded(folder):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import pytest
 from psycopg2.errors import DeadlockDetected
 
 from local.database import apply_schema
@@ -15,6 +16,8 @@ from tests.conftest import connected
 from tests.support.client import Client, seed
 from tests.support.servers import api_on, private_server
 from tools.log_leaks import find_leaks
+
+pytestmark = pytest.mark.slow
 
 DOCS = (Path(__file__).parents[2] / "docs/database.md").read_text().partition("## What the server logs")[2]
 (SILENT,) = re.findall(r"```sql\n(.*?)```", DOCS.partition("\n## ")[0], re.DOTALL)

@@ -1,24 +1,27 @@
-"""A run of the tests that is told to end takes its database servers with it."""
+"""A run of the tests that is told to end stops its database servers, in each of its processes."""
 
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.support.waiting import until
+
 PROJECT = Path(__file__).parents[2]
 WAITS = """
-import time
+import os, time
+import pytest
 from tests.support.servers import private_server
 
-def test_waits(database):
+@pytest.mark.parametrize("number", range({processes}))
+def test_waits(database, number):
     with private_server():
-        open({ready!r}, "w").close()
+        open({folder!r} + f"/ready-{{number}}", "w").close()
         time.sleep(60)
 """
 
@@ -38,27 +41,31 @@ def servers(folder: Path) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGHUP], ids=lambda told: told.name)
-def test_no_server_outlives_a_run_that_is_told_to_end(told: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("told", "processes"),
+    [(signal.SIGTERM, 1), (signal.SIGHUP, 1), (signal.SIGTERM, 2)],
+    ids=["SIGTERM", "SIGHUP", "SIGTERM to two processes"],
+)
+def test_no_server_outlives_a_run_that_is_told_to_end(told: signal.Signals, processes: int) -> None:
     with tempfile.TemporaryDirectory(prefix="order-api-run-") as name:
         folder = Path(name)
         folder.chmod(0o755)  # the servers' own user passes through it
-        test, ready = folder / "test_waits.py", folder / "ready"
-        test.write_text(WAITS.format(ready=str(ready)))
+        test = folder / "test_waits.py"
+        test.write_text(WAITS.format(folder=name, processes=processes))
+        options = ["-q", "-p", "no:cacheprovider", "-p", "tests.conftest"]
+        if processes > 1:
+            options += ["-n", str(processes), "--dist", "load"]
         with subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.conftest", test],
+            [sys.executable, "-m", "pytest", *options, test],
             cwd=PROJECT,
             env={**os.environ, "TMPDIR": name},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         ) as run:
-            deadline = time.monotonic() + 60
-            while not ready.exists():
-                assert run.poll() is None, run.communicate()[0]
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            assert len(servers(folder)) == 2
+            until(lambda: run.poll() is not None or len([*folder.glob("ready-*")]) == processes, 60)
+            assert run.poll() is None, run.communicate()[0]
+            assert len(servers(folder)) == 2 * processes
             run.send_signal(told)
             said, _ = run.communicate(timeout=60)
 

@@ -178,6 +178,7 @@ def test_a_reset_of_all_sessions_at_once_is_no_poolers_doing(
     assert "DB_PREPARE" not in caplog.text
 
 
+@pytest.mark.slow
 def test_a_page_that_is_never_prepared_blames_no_pooler(
     alice: Client, own_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -216,6 +217,7 @@ def test_once_they_are_given_up_no_connection_executes_any(
     assert not in_use_before.driver.closed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -238,6 +240,7 @@ def test_a_schema_that_changes_costs_nobody_an_error(alice: Client, own_server: 
         assert every_request(alice) == ALL_WELL
 
 
+@pytest.mark.slow
 def test_a_result_that_changes_its_shape_is_prepared_anew(alice: Client, own_server: Server) -> None:
     text = "select * from schema_version where %(tenant_id)s <> ''"
     whole = Statement(text, text)
@@ -266,6 +269,7 @@ def test_a_refusal_in_the_string_that_prepares_leaves_them_prepared(alice: Clien
     assert traffic.messages.count("startup") == 1
 
 
+@pytest.mark.slow
 def test_a_timeout_in_the_string_that_prepares_costs_the_next_request_nothing(
     alice: Client, own_server: Server
 ) -> None:

@@ -24,6 +24,8 @@ from tests.support.waiting import until, within
 from tools.postgres_proxy import Proxy
 from tools.postgres_server import Server
 
+pytestmark = pytest.mark.slow
+
 LONGEST_WAIT = 5.0
 """Seconds; a function's own timeout must never be what ends a request."""
 IMPATIENT = "-c%20lock_timeout%3D0%20-c%20statement_timeout%3D300ms"

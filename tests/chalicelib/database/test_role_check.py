@@ -20,6 +20,8 @@ from tests.support.servers import api_on, pgbouncer, private_server
 from tools.postgres_proxy import Proxy
 from tools.postgres_server import INSTALLED, Server
 
+pytestmark = pytest.mark.slow
+
 TABLES = ("orders", "order_items", "idempotency_keys", "rate_limits")
 ABSENT = "01936f3c-3b5e-7cc0-98c4-dc0c0c07398f"
 SESSIONS = "select count(*) from pg_stat_activity where application_name = 'order-api'"

@@ -532,6 +532,7 @@ def plan(url: str, statement: Statement) -> list[dict[str, Any]]:
 # Other versions of PostgreSQL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("binaries", INSTALLED or [Path("none/bin")], ids=lambda path: path.parent.name)
 def test_it_applies_and_serves_on_another_version(alice: Client, stranger: Client, binaries: Path) -> None:
     if not INSTALLED:

@@ -123,6 +123,7 @@ def test_no_providers_token_passes_under_another(
             assert place({**all_claims, "iss": other.issuer}).status == (201 if other is provider else 401)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("provider", [COGNITO, ENTRA], ids=by_name)
 def test_only_the_providers_own_library_is_loaded(environment: dict[str, str], provider: Provider) -> None:
     keys = KeyServer(KEY.jwk())
@@ -531,6 +532,7 @@ def test_only_cognito_has_user_pools(only: Set) -> None:
     assert user_pools() == [COGNITO.settings["COGNITO_USER_POOL_ARN"]]
 
 
+@pytest.mark.slow
 def test_another_provider_on_lambda_is_refused_when_the_app_is_loaded() -> None:
     """On Lambda API Gateway's authorizer verifies the tokens, and it supports Cognito only."""
     done = subprocess.run(

@@ -35,6 +35,8 @@ from tests.support.secret_servers import AZURE_SECRET, GOOGLE_SECRET, OCI_SECRET
 from tests.support.servers import private_server
 from tools.postgres_server import Server
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[3]
 ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:shop/db-AbCdEf"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
@@ -521,7 +523,6 @@ def cloud(
             hear_text("a reader's log", reader.log())
 
 
-@pytest.mark.slow
 def test_every_cloud_follows_a_rotation(
     cloud: tuple[Store, Callable[..., Reader], str], shop: Database
 ) -> None:
@@ -542,7 +543,6 @@ def test_every_cloud_follows_a_rotation(
     assert secret_servers.TOKEN not in reader.log()
 
 
-@pytest.mark.slow
 def test_every_cloud_takes_a_plain_secret(
     cloud: tuple[Store, Callable[..., Reader], str], shop: Database
 ) -> None:
@@ -552,7 +552,6 @@ def test_every_cloud_takes_a_plain_secret(
     assert start(**shop.parts).asks()["said"] == "ready"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("behaviour", ["down", "forbidden", "broken", "slow"])
 def test_every_clouds_failure_is_a_503_that_tells_nothing(
     cloud: tuple[Store, Callable[..., Reader], str], shop: Database, behaviour: str
