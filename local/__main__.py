@@ -9,7 +9,6 @@ import shlex
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,8 @@ from chalicelib.errors import Problem
 from chalicelib.settings.environment import SettingsError
 from chalicelib.settings.http import cors_origin
 from chalicelib.settings.startup import check_settings
-from local import database, docs, front, hosts, issuer, postgres
+from local import database, docs, hosts, issuer, postgres
+from local.key_server import serving_keys
 
 PROJECT = Path(__file__).parent.parent
 FOLDER = PROJECT / ".local"
@@ -98,10 +98,7 @@ def _serve(host: str, port: int, urls: database.Urls) -> None:
         raise _cannot_listen("run", host, port, error) from None
     _write_private("env", "".join(f"{name}={shlex.quote(value)}\n" for name, value in environment.items()))
     print(_block(api, urls.app, tokens, page=True), flush=True)
-    try:
-        server.server.serve_forever()
-    finally:
-        server.server.server_close()
+    server.serve_forever()
 
 
 def _serve_built(cloud: str, host: str, port: int, urls: database.Urls) -> None:
@@ -114,17 +111,15 @@ def _serve_built(cloud: str, host: str, port: int, urls: database.Urls) -> None:
     except OSError as error:
         raise _cannot_listen(f"local-{cloud}", host, port, error) from None
     tokens = issuer.Issuer(FOLDER)
-    jwks = json.dumps(tokens.jwks()).encode()
-    keys = front.serve(lambda *_: (200, [("Content-Type", "application/json")], jwks), "127.0.0.1", 0)
-    threading.Thread(target=keys.serve_forever, daemon=True).start()
-    own = _environment(urls, f"http://127.0.0.1:{keys.server_address[1]}/jwks.json", host)
-    os.environ.update(own, no_proxy=own["NO_PROXY"])
-    check_settings()
-    cors_origin()
-    environment = {**_handed_on(cloud), **own}
-    with hosts.serving(cloud, built, environment, host, port) as process:
-        print(_block(_url(host, port), urls.app, tokens, page=False), flush=True)
-        process.wait()
+    with serving_keys(tokens.jwks()) as jwks_url:
+        own = _environment(urls, jwks_url, host)
+        os.environ.update(own, no_proxy=own["NO_PROXY"])
+        check_settings()
+        cors_origin()
+        environment = {**_handed_on(cloud), **own}
+        with hosts.serving(cloud, built, environment, host, port) as process:
+            print(_block(_url(host, port), urls.app, tokens, page=False), flush=True)
+            process.wait()
     raise SystemExit("The host has ended: its own words are above")
 
 

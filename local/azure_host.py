@@ -1,14 +1,18 @@
 """Serves a built Azure function app: what the Functions host and its Python worker do, on this machine.
 
-Runs in an environment that holds the function app's requirements and nothing else. Requests and answers
-pass the converters of the real azure-functions package; functions run on as many threads as the worker has.
+Runs in an environment that holds the function app's requirements and nothing else; HTTP is spoken by
+local/azure_front.py, as the Functions host does it in a process of its own. Requests and answers pass the
+converters of the real azure-functions package; functions run on as many threads as the worker has.
 """
 
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib import import_module
+from multiprocessing.connection import Connection, Listener
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -18,20 +22,25 @@ import azure.functions
 from azure.functions.http import HttpRequestConverter, HttpResponseConverter
 from azure.functions.meta import Datum
 
-from local import front
+Call = tuple[str, str, Mapping[str, str], bytes]
+"""Method, URL, headers and body of a request: names in lower case, repeated headers joined."""
+Reply = tuple[int, list[tuple[str, str]], bytes]
 
 
-def main(host: str, port: int) -> None:
+def main(address: str) -> None:
+    """Serves one call for each connection to the unix socket at `address`."""
     # Like the worker's, which hands records of the root logger to the host, and collects nothing else.
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.INFO)
-    call = _function()
+    function = _function()
     workers = ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 4))
+    with Listener(address, "AF_UNIX", backlog=128) as listener:
+        while True:
+            workers.submit(_serve, function, listener.accept())
 
-    def exchange(method: str, target: str, headers: front.Pairs, body: bytes) -> front.Reply:
-        url = f"http://{host}:{port}{target}"
-        return workers.submit(_invoke, call, method, url, headers, body).result()
 
-    front.serve(exchange, host, port).serve_forever()
+def _serve(function: Any, connection: Connection) -> None:
+    with connection, suppress(EOFError, OSError):  # the front has gone
+        connection.send(_invoke(function, *connection.recv()))
 
 
 def _function() -> Any:
@@ -45,7 +54,7 @@ def _function() -> Any:
     return function.get_user_function()
 
 
-def _invoke(call: Any, method: str, url: str, headers: front.Pairs, body: bytes) -> front.Reply:
+def _invoke(call: Any, method: str, url: str, headers: Mapping[str, str], body: bytes) -> Reply:
     request = HttpRequestConverter.decode(_datum(method, url, headers, body), trigger_metadata={})
     try:
         answer = call(req=request, context=SimpleNamespace(invocation_id=str(uuid4())))
@@ -53,13 +62,13 @@ def _invoke(call: Any, method: str, url: str, headers: front.Pairs, body: bytes)
     except Exception as error:
         print(f"the function failed: {error!r}", file=sys.stderr)
         return 500, [], b""
-    found = {name: value.value for name, value in http["headers"].items()}
-    return int(http["status_code"].value), found.items(), http["body"].value
+    pairs = [(name, value.value) for name, value in http["headers"].items()]
+    return int(http["status_code"].value), pairs, http["body"].value
 
 
-def _datum(method: str, url: str, headers: front.Pairs, body: bytes) -> Datum:
-    """The invocation's input as the host sends it: header names in lower case, repeats joined."""
-    texts = {name: Datum(value, "string") for name, value in front.joined(headers).items()}
+def _datum(method: str, url: str, headers: Mapping[str, str], body: bytes) -> Datum:
+    """The invocation's input as the host sends it."""
+    texts = {name: Datum(value, "string") for name, value in headers.items()}
     query = {name: Datum(value, "string") for name, value in parse_qsl(urlsplit(url).query)}
     return Datum(
         {
@@ -75,4 +84,4 @@ def _datum(method: str, url: str, headers: front.Pairs, body: bytes) -> Datum:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1])

@@ -1,161 +1,153 @@
-"""An HTTP server of the standard library alone, for hosts that need one in front of them on this machine."""
+"""An HTTP server around a function, in this process: gunicorn's threaded worker without its arbiter."""
 
 import http.client
 import json
-import re
-from collections.abc import Callable, Iterable, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
+from gunicorn.http.errors import ExpectationFailed, LimitRequestHeaders, LimitRequestLine, ParseException
+from gunicorn.workers.gthread import ThreadWorker
+
 Pairs = Sequence[tuple[str, str]]
-"""Header names and values in the order of the wire, repeated ones too."""
+"""Header names and values in the order of the wire, repeated ones too; gunicorn changes the case of names."""
 Reply = tuple[int, Iterable[tuple[str, str]], bytes]
 Exchange = Callable[[str, str, Pairs, bytes], Reply]
 """Method, target, headers and body of a request to status, headers and body of its answer."""
 
-_LENGTH = re.compile(r"[0-9]{1,15}")
-_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\n]*)?\r?\n")
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-_LINE_ENDS = (b"\r\n", b"\n", b"")
+SETTINGS = {
+    "threads": 64,
+    "keepalive": 15,
+    "graceful_timeout": 5,
+    "forwarded_allow_ips": "",  # no proxy on this machine is trusted
+    "loglevel": "error",  # warnings name what was refused, and that may be a token
+}
+STATUSES = {LimitRequestLine: 414, LimitRequestHeaders: 431, ExpectationFailed: 417}
+"""Of the refusals that are not 400."""
 LARGEST_READ = 64 * 1024 * 1024
 KEPT = 1024 * 1024 + 1
 """One byte more than the API accepts: enough for it to refuse the body as too large."""
 
 
-class Server(ThreadingHTTPServer):
-    request_queue_size = 128
-    daemon_threads = True
+class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
+    """Serves in the thread that calls init_process(), and leaves signals to this process."""
+
+    def __init__(self, listener: socket.socket, application: "_Application", settings: Config) -> None:
+        super().__init__(0, os.getppid(), [listener], application, 0, settings, Logger(settings))
+        self._open: set[socket.socket] = set()
+
+    def init_signals(self) -> None:
+        """None: gunicorn's are for a process of its own."""
+
+    def handle(self, conn: Any) -> Any:
+        self._open.add(conn.sock)
+        try:
+            return super().handle(conn)
+        finally:
+            self._open.discard(conn.sock)
+
+    def disconnect(self) -> None:
+        """Ends the requests in progress, whose threads the interpreter would wait for at its exit."""
+        for connection in list(self._open):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self.tpool.shutdown(wait=False, cancel_futures=True)
+
+    def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: BaseException) -> None:  # noqa: ARG002
+        """What gunicorn refuses before there is a request for the application, as JSON."""
+        status = STATUSES.get(type(exc), 400)
+        if not isinstance(exc, ParseException):
+            self.log.error("unforeseen error", exc_info=exc)
+            status = 500
+        title = http.client.responses[status]
+        body = json.dumps({"type": "about:blank", "title": title, "status": status}).encode()
+        head = [
+            f"HTTP/1.1 {status} {title}",
+            "Content-Type: application/problem+json",
+            f"Content-Length: {len(body)}",
+            "Connection: close",
+        ]
+        with suppress(OSError):
+            client.sendall("\r\n".join(head).encode() + b"\r\n\r\n" + body)
 
 
-class Headers(http.client.HTTPMessage):
-    """A request's headers alone, whatever their Content-Type: the parser would look for parts in a form."""
+class _Application:
+    """The exchange as the WSGI application that gunicorn loads."""
 
-    def get_content_type(self) -> str:
-        return "text/plain"
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Reads a request off the wire as strictly as the hosts' own servers do, and writes its answer."""
-
-    protocol_version = "HTTP/1.1"
-    MessageClass = Headers
-    timeout = 60
-    disable_nagle_algorithm = True
-
-    def __init__(self, *args: Any, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        super().__init__(*args)
+        self._current = threading.local()
 
-    def parse_request(self) -> bool:
-        """As http.server does it, but `//orders` stays what it is: an unknown path."""
-        if not super().parse_request():
-            return False
-        self.path = self.requestline.split()[1]
-        if self.request_version == "HTTP/0.9" or not self.path.startswith(("/", "*")):
-            self.send_error(400, "Malformed request line")
-            return False
-        if self.headers.defects or any(_CONTROL.search(value) for value in self.headers.values()):
-            # The parser gave up half-way: what it takes for the body would be read as the next request.
-            self.send_error(400, "Malformed header line")
-            return False
-        return True
+    def keep_request(self, _worker: ThreadWorker, request: Any) -> None:
+        """gunicorn's hook before each request: WSGI's environ joins repeated headers."""
+        self._current.headers = [(name.title(), value) for name, value in request.headers]
 
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:  # noqa: ARG002
-        """What http.server refuses before there is a request for the app."""
-        self.close_connection = True
-        self.request_version = self.protocol_version  # else http.server leaves out the status line
-        title = message or self.responses[code][0]
-        body = json.dumps({"type": "about:blank", "title": title, "status": code}).encode()
-        self.send(code, [("Content-Type", "application/problem+json"), ("Connection", "close")], body)
+    def wsgi(self) -> Callable[..., list[bytes]]:
+        return self._answer
 
-    def version_string(self) -> str:
-        return "order-api"
-
-    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Nothing: the app logs each request, and an address may hold a token."""
-
-    def refuse_framing(self) -> Reply:
-        """The answer to a body whose length or chunks are wrong."""
-        body = b'{"type":"about:blank","title":"Send one valid Content-Length, or chunks.","status":400}'
-        return 400, [("Content-Type", "application/problem+json")], body
-
-    def handle_any(self) -> None:
-        body = self._body()
-        if body is None:
-            self.close_connection = True
-            status, headers, answer = self.refuse_framing()
-            self.send(status, [*headers, ("Connection", "close")], answer)
+    def _answer(self, environ: Mapping[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        method = environ["REQUEST_METHOD"]
+        if environ.get("HTTP_TRANSFER_ENCODING", "chunked").strip().lower() != "chunked":
+            raise ParseException("a transfer coding that is not decoded here")  # gunicorn hands it on
+        body = _body(environ["wsgi.input"], environ.get("CONTENT_LENGTH"))
+        status, headers, answer = self._exchange(method, environ["RAW_URI"], self._current.headers, body)
+        sent = [*headers]
+        if method == "HEAD" or status == 304:
+            answer = b""
         else:
-            self.send(*self._exchange(self.command, self.path, self.headers.items(), body))
+            sent.append(("Content-Length", str(len(answer))))
+        start_response(f"{status} {http.client.responses.get(status, 'Unknown')}", sent)
+        return [answer] if answer else []
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = handle_any
 
-    def send(self, status: int, headers: Iterable[tuple[str, str]], body: bytes) -> None:
-        self.send_response(status)
-        for name, value in headers:
-            self.send_header(name, value)
-        body = b"" if self.command == "HEAD" else body
-        if self.command != "HEAD" and status != 304:
-            self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+class Server:
+    """Bound to the address, not yet serving. Raises OSError when the port is taken."""
 
-    def _body(self) -> bytes | None:
-        """The body, cut behind what the API accepts; None when its framing is wrong or it ends early."""
-        lengths = self.headers.get_all("Content-Length", [])
-        codings = [coding.strip().lower() for coding in self.headers.get_all("Transfer-Encoding", [])]
-        if codings:
-            return self._chunks() if codings == ["chunked"] and not lengths else None
-        if not lengths:
-            return b""
-        return self._read(int(lengths[0])) if len(lengths) == 1 and _LENGTH.fullmatch(lengths[0]) else None
+    def __init__(self, exchange: Exchange, host: str, port: int) -> None:
+        self._listener = socket.create_server((host, port), backlog=128)
+        self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.port: int = self._listener.getsockname()[1]
+        application = _Application(exchange)
+        settings = Config()
+        for name, value in {**SETTINGS, "pre_request": application.keep_request}.items():
+            settings.set(name, value)
+        self._worker = _Worker(self._listener, application, settings)
 
-    def _read(self, length: int) -> bytes | None:
-        """`length` bytes off the wire, of which KEPT are handed on, so that the client can hear why.
+    def serve_forever(self) -> None:
+        """Until another thread calls shutdown(), or this one gets an exception from a signal handler."""
+        try:
+            self._worker.init_process()
+        finally:
+            self._worker.disconnect()
+            self._listener.close()
 
-        None when they end before that.
-        """
-        kept: bytes = self.rfile.read(min(length, KEPT))
-        rest = min(length, LARGEST_READ) - len(kept)
-        self.close_connection = self.close_connection or length > LARGEST_READ
-        while rest > 0:
-            dropped = len(self.rfile.read(min(rest, 65536)))
-            if not dropped:
-                return None
-            rest -= dropped
-        return kept
+    def shutdown(self) -> None:
+        """Requests in progress get a few seconds to end."""
+        self._worker.handle_exit(None, None)
 
-    def _chunks(self) -> bytes | None:
-        body, read = bytearray(), 0
-        while size := _CHUNK.fullmatch(self.rfile.readline(4096)):
-            length = int(size[1], 16)
-            if length == 0:
-                while self.rfile.readline(65537) not in _LINE_ENDS:
-                    pass  # trailers
-                return bytes(body)
-            chunk = self._read(length)
-            if chunk is None or self.rfile.readline(3) not in _LINE_ENDS:
-                return None
-            body += chunk[: KEPT - len(body)]
-            read += length
-            if read > LARGEST_READ:
-                self.close_connection = True
-                return bytes(body)
-        return None
+
+def _body(stream: Any, length: str | None) -> bytes:
+    """The body, cut behind what the API accepts; the rest is read too, so that the client gets the answer.
+
+    Raises ParseException when it ends before its Content-Length.
+    """
+    kept: bytes = stream.read(KEPT)
+    read = len(kept)
+    while read < LARGEST_READ and (dropped := len(stream.read(65536))):
+        read += dropped
+    if length and read < min(int(length), LARGEST_READ):
+        raise ParseException("the body ended before its Content-Length")
+    return kept
 
 
 def joined(headers: Pairs) -> dict[str, str]:
     """Names in lower case, repeated headers as one (RFC 9110, section 5.3)."""
-    found: dict[str, list[str]] = {}
+    values: dict[str, list[str]] = {}
     for name, value in headers:
-        found.setdefault(name.lower(), []).append(value)
-    return {name: ",".join(values) for name, values in found.items()}
-
-
-def serve(exchange: Exchange, host: str, port: int) -> Server:
-    """A server bound to the address, not yet serving. Raises OSError when the port is taken."""
-
-    def handler(*args: Any) -> Handler:
-        return Handler(*args, exchange=exchange)
-
-    return Server((host, port), handler)
+        values.setdefault(name.lower(), []).append(value)
+    return {name: ",".join(several) for name, several in values.items()}

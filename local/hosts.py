@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from local import front, oci_front
+from local import azure_front, front, oci_front
 from local.environments import PROJECT, environment
 
 Process = subprocess.Popen[bytes]
@@ -51,10 +51,16 @@ def _gcp(python: Path, built: Path, variables: Variables, host: str, port: int) 
     return _server([python.parent / "functions-framework", *own], built, told, host, port)
 
 
-def _azure(python: Path, built: Path, variables: Variables, host: str, port: int) -> Running:
+@contextmanager
+def _azure(python: Path, built: Path, variables: Variables, host: str, port: int) -> Iterator[Process]:
     """The function app through the real azure-functions package; the Functions host itself is not on PyPI."""
-    told = {**variables, "PYTHONPATH": f"{built}{os.pathsep}{PROJECT}"}
-    return _server([python, "-P", "-m", "local.azure_host", host, str(port)], built, told, host, port)
+    with tempfile.TemporaryDirectory(prefix="orders-api-azure-") as folder:
+        listener = Path(folder) / "worker.sock"
+        told = {**variables, "PYTHONPATH": f"{built}{os.pathsep}{PROJECT}"}
+        with _process([python, "-P", "-m", "local.azure_host", listener], built, told) as process:
+            _wait(process, lambda: oci_front.connect(listener).close())
+            with _in_a_thread(azure_front.serve(listener, host, port)):
+                yield process
 
 
 def _lambda(python: Path, built: Path, variables: Variables, host: str, port: int) -> Running:
@@ -88,12 +94,13 @@ def _server(command: Command, folder: Path, variables: Variables, host: str, por
 
 @contextmanager
 def _in_a_thread(server: front.Server) -> Iterator[None]:
-    threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
     try:
         yield
     finally:
         server.shutdown()
-        server.server_close()
+        thread.join()
 
 
 @contextmanager

@@ -266,7 +266,7 @@ def main(python: Path, built: Path, host: str, port: int) -> None:
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, lambda *_: sys.exit())
     with function(built / "package", python, _variables()) as (deployed, template):
-        front.serve(ApiGateway(template, deployed.invoke).exchange, host, port).serve_forever()
+        front.Server(ApiGateway(template, deployed.invoke).exchange, host, port).serve_forever()
 
 
 def _variables() -> dict[str, str]:

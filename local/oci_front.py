@@ -38,7 +38,7 @@ def serve(listener: Path, host: str, port: int) -> front.Server:
         with one_at_a_time:
             return _call(listener, method, f"http://{host}:{port}{target}", headers, body)
 
-    return front.serve(exchange, host, port)
+    return front.Server(exchange, host, port)
 
 
 def _call(listener: Path, method: str, url: str, headers: front.Pairs, body: bytes) -> front.Reply:

@@ -179,9 +179,9 @@ def server(app: Any) -> Iterator[tuple[str, int]]:
     from local.server import serve
 
     server = serve(app, "127.0.0.1", 0, docs.page)
-    thread = threading.Thread(target=server.server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    yield "127.0.0.1", server.server.server_address[1]
+    yield "127.0.0.1", server.port
     server.shutdown()
     thread.join()
 
