@@ -3,11 +3,8 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
-import sys
-import tempfile
 import time
 from base64 import urlsafe_b64decode
 from collections.abc import Iterator
@@ -19,10 +16,10 @@ import pytest
 
 from chalicelib import errors
 from local.database import Urls
+from tests.docs.clone import PROJECT, clean_environment, cloned, shell
 from tests.support.client import free_port
 from tests.support.log_leak_plugin import hear_text
 
-PROJECT = Path(__file__).parents[2]
 README = (PROJECT / "README.md").read_text()
 API = (PROJECT / "docs/api.md").read_text()
 LOCAL_DOCS = (PROJECT / "docs/local.md").read_text()
@@ -30,13 +27,13 @@ MASKED = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d{4}-\d\d-\d\dT
 
 
 def block(text: str, language: str, containing: str) -> str:
-    """The fenced block of this language that holds this text."""
+    """The fenced block of this language that contains this text."""
     blocks: list[str] = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
-    return next(found for found in blocks if containing in found)
+    return next(fenced for fenced in blocks if containing in fenced)
 
 
 class Stack:
-    """`make run`, or another of the README's commands that serve, in a folder of its own."""
+    """`make run`, or another of the README's commands that serve, in its own folder."""
 
     def __init__(self, folder: Path, port: int, command: str = "make run", **environment: str) -> None:
         self.folder, self.port = folder, port
@@ -46,12 +43,12 @@ class Stack:
             cwd=folder,
             stdout=self._log.open("w"),
             stderr=subprocess.STDOUT,
-            env=as_a_newcomer() | environment,
+            env=clean_environment() | environment,
             start_new_session=True,
         )
 
     def output(self) -> str:
-        """What it has printed, once it is ready or has ended."""
+        """Its output, once it is ready or has ended."""
         deadline = time.monotonic() + 120
         while "Ctrl-C" not in self._log.read_text() and self.process.poll() is None:
             assert time.monotonic() < deadline, self._log.read_text()
@@ -59,63 +56,30 @@ class Stack:
         return self._log.read_text()
 
     def ctrl_c(self) -> None:
-        """What a terminal does: SIGINT to make and to what it runs."""
+        """Sends SIGINT to make and its children, as a terminal does."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGINT)
         self.process.wait(timeout=30)
 
 
-def as_a_newcomer() -> dict[str, str]:
-    """The environment without what other tests have set for the API."""
-    ours = ("AUTH_", "AWS_", "COGNITO_", "DATABASE_URL", "DB_", "DOCS", "MAKE")
-    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-
-
-def shell(command: str, folder: Path) -> str:
-    done = subprocess.run(
-        ["bash", "-c", command], cwd=folder, capture_output=True, text=True, check=False, env=as_a_newcomer()
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@contextmanager
-def cloned() -> Iterator[Path]:
-    """The project as a newcomer has it, with the virtual environment that runs these tests."""
-    with tempfile.TemporaryDirectory(prefix="order-api-clone-", ignore_cleanup_errors=True) as parent:
-        folder = Path(parent) / "ecommerce-order-api"
-        left_out = shutil.ignore_patterns(".*_cache", ".venv", ".local", ".git", "__pycache__", "build")
-        shutil.copytree(PROJECT, folder, ignore=left_out)
-        assert sys.prefix != sys.base_prefix, "run the tests in a virtual environment: make test"
-        (Path(sys.prefix) / ".installed").touch()
-        (folder / ".venv").symlink_to(sys.prefix)
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def clone() -> Iterator[Path]:
-    with cloned() as folder:
-        yield folder
-
-
 @contextmanager
 def running_stack(folder: Path, port: int, command: str = "make run", **environment: str) -> Iterator[Stack]:
-    """A stack that is ready, and gets its Ctrl-C whatever happens."""
+    """A stack that is ready; it is stopped at the end, also after a failure."""
     stack = Stack(folder, port, command, **environment)
     try:
         assert "Ctrl-C" in stack.output(), stack.output()
         yield stack
     finally:
         stack.ctrl_c()
-        # Before, there are tokens for its user, and commands that place an order.
+        # The output before Ctrl-C has the user's tokens and commands.
         hear_text("what was said while it served", stack.output().rpartition("Ctrl-C")[2])
 
 
 @pytest.fixture(scope="module")
 def stack(clone: Path) -> Iterator[Stack]:
-    # Many a newcomer sits behind a proxy; this one is down. Or has another provider's variables in the shell.
-    shell = {"HTTP_PROXY": "http://127.0.0.1:9", "AUTH_PROVIDER": "entra", "AUTH_TENANT_CLAIM": "tid"}
-    with running_stack(clone, free_port(), **shell) as stack:
+    # A proxy that is down, and another provider's variables, must not matter.
+    environment = {"HTTP_PROXY": "http://127.0.0.1:9", "AUTH_PROVIDER": "entra", "AUTH_TENANT_CLAIM": "tid"}
+    with running_stack(clone, free_port(), **environment) as stack:
         yield stack
 
 
@@ -207,8 +171,8 @@ def test_ctrl_c_stops_everything_and_loses_nothing() -> None:
         assert not running(clone / ".local/postgres")
         with running_stack(clone, port):
             token = '-H "Authorization: Bearer $(make -s token TENANT=acme)"'
-            found = shell(f"curl -s http://127.0.0.1:{port}/orders/{order['order_id']} {token}", clone)
-            assert json.loads(found) == {"order": order}
+            body = shell(f"curl -s http://127.0.0.1:{port}/orders/{order['order_id']} {token}", clone)
+            assert json.loads(body) == {"order": order}
 
 
 @pytest.mark.slow
@@ -242,11 +206,11 @@ def test_every_named_target_exists() -> None:
 
 
 def test_the_table_of_errors_is_complete() -> None:
-    problems = {each.slug: each.status for each in subclasses(errors.Problem)}
+    problems = {problem.slug: problem.status for problem in subclasses(errors.Problem)}
     table = API[API.index("| slug |") : API.index("They are checked")]
 
     assert {slug: int(status) for slug, status in re.findall(r"\| `([a-z-]+)` \| (\d+)", table)} == problems
 
 
 def subclasses(problem: type[errors.Problem]) -> list[type[errors.Problem]]:
-    return [each for child in problem.__subclasses__() for each in (child, *subclasses(child))]
+    return [kind for child in problem.__subclasses__() for kind in (child, *subclasses(child))]

@@ -1,4 +1,4 @@
-"""docs/operations.md: its statements run, and the log's own words lead to the row that is meant."""
+"""docs/operations.md: its statements run, and each log line leads to the right row of the runbook."""
 
 import re
 import time
@@ -24,21 +24,21 @@ pytestmark = pytest.mark.slow
 PAGE = (Path(__file__).parents[2] / "docs/operations.md").read_text()
 ROWS = re.findall(r"^\| (.+?) \| (.+?) \| .+ \|$", PAGE.split("## Server errors")[1].split("```")[0], re.M)
 CONNECTIONS, RESERVED = 8, 2
-"""What the server takes, and how many of them only superusers get."""
+"""The small server's maximum, and how many of them are reserved for superusers."""
 
 
 def meaning(line: str) -> str:
-    """What it is, says the first row of which a quotation stands in this line of the log."""
-    for symptom, means in ROWS:
+    """The cause in the first row of the runbook with a quotation that matches this log line."""
+    for symptom, cause in ROWS:
         for quoted in re.findall(r"`(.+?)`", symptom):
             if re.search(".*".join(map(re.escape, re.split(r"\.{3}|NAME|TABLE", quoted))), line):
-                return str(means)
+                return str(cause)
     pytest.fail(f"no row of the runbook fits {line!r}")
 
 
 def statements() -> list[str]:
     text = "\n".join(re.findall(r"^ *```sql\n(.*?)^ *```$", PAGE, re.M | re.S))
-    return [each.strip() for each in re.sub("--.*", "", text).split(";") if each.strip()]
+    return [part.strip() for part in re.sub("--.*", "", text).split(";") if part.strip()]
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +64,14 @@ def small_server() -> Iterator[Server]:
         yield server
 
 
-def said(
+def logged_line(
     server: Server,
     client: Client,
     caplog: pytest.LogCaptureFixture,
     method: str = "GET",
     **variables: str,
 ) -> str:
-    """What a request to this server has the log say before its own line."""
+    """The line that a failing request to this server logs before its own."""
     with api_on(server.urls.app, **variables):
         answer = client.get("/orders") if method == "GET" else client.place()
     assert answer.status in (500, 503)
@@ -90,13 +90,13 @@ def test_every_statement_of_the_runbook_runs(server: Server) -> None:
 
 
 def test_the_runbook_names_who_holds_a_lock_and_how_to_end_it(server: Server) -> None:
-    (who,) = [each for each in statements() if "pg_blocking_pids" in each]
-    (end,) = [each for each in statements() if "pg_terminate_backend" in each]
+    (find_holder,) = [text for text in statements() if "pg_blocking_pids" in text]
+    (end,) = [text for text in statements() if "pg_terminate_backend" in text]
     with (
         ThreadPoolExecutor(1) as pool,
         connected(server.urls.owner) as waiting,
         connected(server.url("postgres")) as superuser,
-        # Left first, so that what waits goes on before anybody waits for it.
+        # Closed first, so that the blocked statement continues before the test waits for it.
         connected(f"{server.urls.owner}&application_name=migration") as holder,
     ):
         holder.cursor().execute("begin")
@@ -104,18 +104,23 @@ def test_the_runbook_names_who_holds_a_lock_and_how_to_end_it(server: Server) ->
         holder.cursor().execute("lock table orders; select 'ann@example.com'")
         waits = pool.submit(waiting.cursor().execute, "select from orders")
         cursor = superuser.cursor(cursor_factory=RealDictCursor)
-        until(lambda: cursor.execute(who) or cursor.rowcount)
-        (found,) = cursor.fetchall()
-        cursor.execute(end.replace("1234", str(found["holder"])))
+        until(lambda: cursor.execute(find_holder) or cursor.rowcount)
+        (row,) = cursor.fetchall()
+        cursor.execute(end.replace("1234", str(row["holder"])))
         waits.result(timeout=10)
         cursor.execute("select count(*) from schema_version")
-        left = cursor.fetchone()
+        remaining = cursor.fetchone()
 
-    named = (found["usename"], found["application_name"], found["state"], found["holds"])
-    assert named == ("orders_owner", "migration", "idle in transaction", "lock table orders; select '..'")
-    assert found["pid"] != found["holder"]
-    assert found["held_for"] >= found["waits"]
-    assert left == {"count": 2}  # what the holder had deleted is there
+    holder_row = (row["usename"], row["application_name"], row["state"], row["holds"])
+    assert holder_row == (
+        "orders_owner",
+        "migration",
+        "idle in transaction",
+        "lock table orders; select '..'",
+    )
+    assert row["pid"] != row["holder"]
+    assert row["held_for"] >= row["waits"]
+    assert remaining == {"count": 2}  # the holder's delete was rolled back
 
 
 def test_connections_that_are_used_up_have_a_row_before_the_general_one(
@@ -125,15 +130,15 @@ def test_connections_that_are_used_up_have_a_row_before_the_general_one(
     with ExitStack() as taken:
         with connected(small_server.url("postgres")) as superuser:
             superuser.cursor().execute("alter role orders_app connection limit 0")
-        lines.append(said(small_server, alice, caplog))
+        lines.append(logged_line(small_server, alice, caplog))
         with connected(small_server.url("postgres")) as superuser:
             superuser.cursor().execute("alter role orders_app connection limit -1")
         for _ in range(CONNECTIONS - RESERVED):
             taken.enter_context(connected(small_server.urls.owner))
-        lines.append(said(small_server, alice, caplog))
+        lines.append(logged_line(small_server, alice, caplog))
         for _ in range(RESERVED):
             taken.enter_context(connected(small_server.url("postgres")))
-        lines.append(said(small_server, alice, caplog))
+        lines.append(logged_line(small_server, alice, caplog))
 
     assert "too many connections for role" in lines[0]
     assert "slots are reserved" in lines[1]
@@ -158,11 +163,11 @@ def test_what_is_silent_locked_or_read_only_has_its_row(
     with connected(server.url("postgres")) as superuser:
         cursor = superuser.cursor()
         cursor.execute("alter role orders_app set default_transaction_read_only = on")
-        read_only = said(server, alice, caplog, method="POST")
+        read_only = logged_line(server, alice, caplog, method="POST")
         cursor.execute("alter role orders_app set default_transaction_read_only = off")
         cursor.execute("begin; lock table orders")
-        locked = said(server, alice, caplog)
-        silent = said(server, alice, caplog, DB_READ_TIMEOUT="1")
+        locked = logged_line(server, alice, caplog)
+        silent = logged_line(server, alice, caplog, DB_READ_TIMEOUT="1")
         cursor.execute("rollback")
 
     assert "default_transaction_read_only" in meaning(read_only)
@@ -184,7 +189,7 @@ def test_a_role_that_is_refused_has_a_row_and_what_it_says_helps(
 ) -> None:
     with connected(server.url("postgres")) as superuser:
         superuser.cursor().execute(harm)
-        line = said(server, alice, caplog)
+        line = logged_line(server, alice, caplog)
         superuser.cursor().execute(helps or "select")
     apply_schema(server.urls.owner)
 
@@ -195,7 +200,7 @@ def test_a_role_that_is_refused_has_a_row_and_what_it_says_helps(
 
 
 def test_a_schema_that_is_older_than_the_release_has_a_row(server: Server) -> None:
-    """What needs the new function says so; see docs/database.md, Applying it."""
+    """A statement that needs the new function fails; see docs/database.md, Applying it."""
     with connected(server.urls.owner) as owner:
         owner.cursor().execute("drop function set_tenant(text, integer)")
         try:
@@ -212,7 +217,7 @@ def test_a_language_that_was_revoked_has_a_row_and_its_statement_helps(
 ) -> None:
     with connected(server.url("postgres")) as superuser:
         superuser.cursor().execute("revoke usage on language plpgsql from public")
-        line = said(server, alice, caplog)
+        line = logged_line(server, alice, caplog)
         (helps,) = re.findall(r"`(grant usage on language .+?)`", PAGE)
         superuser.cursor().execute(helps)
 

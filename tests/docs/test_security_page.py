@@ -19,7 +19,7 @@ ACTORS, PROMISES, TESTS, RISKS, SECTIONS = (
 
 
 def table(title: str) -> list[list[str]]:
-    """The rows of a section's table, without its head."""
+    """The rows of a section's table, without its header."""
     section = re.split(r"^## (.+)$", PAGE, flags=re.MULTILINE)
     text = section[section.index(title) + 1]
     rows = re.findall(r"^\| (.+) \|$", text, re.MULTILINE)
@@ -34,10 +34,10 @@ def numbers(cell: str) -> Iterator[int]:
 
 @cache
 def functions_in(file: str) -> set[str]:
-    """Those at the top of a file, which is not imported for that; none where there is no such file."""
+    """The functions at the top level of a file, which is not imported; none if there is no such file."""
     path = PROJECT / file
-    found = ast.parse(path.read_text()).body if path.is_file() else []
-    return {each.name for each in found if isinstance(each, ast.FunctionDef)}
+    nodes = ast.parse(path.read_text()).body if path.is_file() else []
+    return {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
 
 
 def is_there(path: str) -> bool:
@@ -89,7 +89,7 @@ def test_every_number_leads_to_a_promise_and_every_promise_is_led_to() -> None:
 
 def test_a_section_of_asvs_is_named_once_and_in_order() -> None:
     sections = [re.fullmatch(r"V(\d+)\.(\d+) [A-Z].+", section) for section, *_ in table(SECTIONS)]
-    found = [(int(section[1]), int(section[2])) for section in sections if section]
+    order = [(int(section[1]), int(section[2])) for section in sections if section]
 
-    assert len(found) == len(sections)
-    assert found == sorted(set(found))
+    assert len(order) == len(sections)
+    assert order == sorted(set(order))

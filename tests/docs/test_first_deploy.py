@@ -1,0 +1,162 @@
+"""The commands of the clouds' pages: builds run unchanged, deployments call stand-ins of the clouds' CLIs."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import connected
+from tests.docs.clone import clean_environment, shell, shell_with_psql
+from tests.docs.pages import Block, blocks, every_block
+from tests.support.servers import private_server
+
+CLOUDS = ("azure", "gcp", "oci")
+DIRECTORY = "6e93a8a3-6b8b-4a52-9f1b-3f0c4a9d2b11"
+BUILDS = [block for block in every_block("sh") if block.text.startswith("make build-")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", BUILDS, ids=lambda block: block.page)
+def test_builds_run_as_they_stand(block: Block, clone: Path) -> None:
+    output = shell(block.text, clone)
+
+    (cloud,) = re.findall(r"make build-(\w+)", block.text)
+    assert f"build/{cloud} is ready" in output
+    assert (clone / "build" / cloud / "app.py").is_file()
+
+
+STAND_IN = """#!{python}
+import json, os, pathlib, sys
+
+tool, arguments = pathlib.Path(sys.argv[0]).name, sys.argv[1:]
+files = [a.partition("@")[2] for a in arguments if a.startswith("@")]
+files += [value for flag, value in zip(arguments, arguments[1:]) if flag == "--env-vars-file"]
+contents = [pathlib.Path(file).read_text() for file in files if os.path.exists(file)]
+with open(os.environ["CALLS"], "a") as calls:
+    print(json.dumps([tool, arguments, contents]), file=calls)
+if tool == "make" and arguments[0] != "conform":
+    os.execv("{make}", ["make", *arguments])
+if tool == "psql" and not sys.stdin.isatty() and "-c" not in arguments:
+    sys.stdin.read()
+tokens = json.dumps({{"access_token": "a.b.c", "idToken": "a.b.c"}})
+outputs = {{"az": "{guid}", "curl": tokens, "openssl": "0123456789abcdef"}}
+print(outputs.get(tool, "ocid1.vaultsecret.oc1.eu-frankfurt-1.example"))
+"""
+TOOLS = ("az", "func", "gcloud", "fn", "oci", "docker", "psql", "curl", "openssl", "sleep", "make")
+Call = tuple[str, list[str], list[str]]
+"""A tool, its arguments, and the contents of the files that they name."""
+
+
+@pytest.fixture
+def first_deploy(clone: Path, tmp_path: Path) -> Callable[[str], list[Call]]:
+    """Runs a page's first deployment in a shell that stops at an unset variable or an error.
+
+    Returns the calls of the stand-ins.
+    """
+    for tool in TOOLS:
+        stand_in = tmp_path / "bin" / tool
+        stand_in.parent.mkdir(exist_ok=True)
+        text = STAND_IN.format(python=sys.executable, make=shutil.which("make"), guid=DIRECTORY)
+        stand_in.write_text(text)
+        stand_in.chmod(0o755)
+
+    def run(cloud: str) -> list[Call]:
+        commands = "\n".join(block.text for block in blocks(f"{cloud}.md", "sh", "First deploy"))
+        path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        variables = {"PATH": path, "CALLS": str(tmp_path / "calls"), "TOKEN": "a.b.c"}
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", commands],
+            cwd=clone,
+            env=clean_environment() | variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        lines = (tmp_path / "calls").read_text().splitlines()
+        return [(tool, args, files) for tool, args, files in map(json.loads, lines)]
+
+    return run
+
+
+def only(calls: list[Call], *words: str) -> Call:
+    """The only call that begins with these words."""
+    (matching,) = [call for call in calls if (call[0], *call[1])[: len(words)] == words]
+    return matching
+
+
+@pytest.mark.slow
+def test_the_first_deploy_to_azure_reaches_its_end(first_deploy: Callable[[str], list[Call]]) -> None:
+    calls = first_deploy("azure")
+
+    _, _, (written,) = only(calls, "az", "functionapp", "config", "appsettings", "set")
+    settings = {setting["name"]: setting["value"] for setting in json.loads(written)}
+    assert settings == {
+        "AUTH_AUDIENCE": DIRECTORY,
+        "AUTH_ISSUER": f"https://login.microsoftonline.com/{DIRECTORY}/v2.0",
+        "AUTH_PROVIDER": "entra",
+        "DB_HOST": "shop-orders-db.postgres.database.azure.com",
+        "DB_NAME": "orders",
+        "DB_PASSWORD": "https://shop-orders-vault.vault.azure.net/secrets/db-password",
+        "DB_USER": "orders_app",
+    }
+    assert "shop-orders-api" in only(calls, "func", "azure", "functionapp", "publish")[1]
+    assert "TOKEN=a.b.c" in only(calls, "make", "conform")[1]
+
+
+@pytest.mark.slow
+def test_the_first_deploy_to_google_cloud_reaches_its_end(first_deploy: Callable[[str], list[Call]]) -> None:
+    calls = first_deploy("gcp")
+
+    _, arguments, (written,) = only(calls, "gcloud", "run", "deploy")
+    settings = json.loads(written)
+    assert (settings["DB_HOST"], settings["DB_PASSWORD"]) == (
+        "/cloudsql/my-project:europe-west1:orders",
+        "projects/my-project/secrets/db-password",
+    )
+    assert "orders-api@my-project.iam.gserviceaccount.com" in arguments
+    assert "my-project:europe-west1:orders" in only(calls, "gcloud", "run", "services", "update")[1]
+    assert "TOKEN=a.b.c" in only(calls, "make", "conform")[1]
+
+
+@pytest.mark.slow
+def test_the_first_deploy_to_oracle_reaches_its_end(
+    first_deploy: Callable[[str], list[Call]], clone: Path
+) -> None:
+    calls = first_deploy("oci")
+
+    assert "orders" in only(calls, "fn", "deploy")[1]
+    configured = [args for tool, args, _ in calls if tool == "fn" and args[:2] == ["config", "function"]]
+    assert ["BASE_PATH", "/shop"] in [args[-2:] for args in configured]
+    for _, arguments, _ in calls:
+        for argument in arguments:
+            if argument.startswith(("{", "[")):
+                json.loads(argument)
+    assert all(
+        statement.startswith("Allow ") for statement in json.loads((clone / "policies.json").read_text())
+    )
+    (route,) = json.loads((clone / "gateway.json").read_text())["routes"]
+    assert (route["path"], route["methods"]) == ("/{path*}", ["ANY"])
+    assert route["backend"]["functionId"].startswith("ocid1.")
+    assert "TOKEN=a.b.c" in only(calls, "make", "conform")[1]
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_the_schema_is_applied_as_documented(cloud: str) -> None:
+    (commands,) = [
+        block.text for block in blocks(f"{cloud}.md", "sh", "First deploy") if "-f schema.sql" in block.text
+    ]
+    on_a_database = "\n".join(line for line in commands.splitlines() if "psql" in line)
+
+    with private_server() as server:
+        shell_with_psql(on_a_database, OWNER_DATABASE_URL=server.urls.owner, APP_PASSWORD="0123456789abcdef")
+
+        with connected(server.url("postgres")) as connection, connection.cursor() as cursor:
+            cursor.execute("select rolpassword like 'SCRAM%' from pg_authid where rolname = 'orders_app'")
+            assert cursor.fetchone() == (True,)

@@ -1,0 +1,123 @@
+"""The commands of docs/moving.md, between two real databases."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import connected
+from tests.docs.clone import PROJECT, shell_with_psql
+from tests.docs.pages import blocks
+from tests.support.client import Client
+from tests.support.servers import api_on, private_server
+from tools.postgres_server import Server
+
+pytestmark = pytest.mark.slow
+Rows = list[tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Move:
+    """An old and a new database, and the commands of docs/moving.md between them."""
+
+    old: Server
+    new: Server
+    folder: Path
+
+    def do(self, containing: str, section: str, *, reverse: bool = False) -> str:
+        """Runs the section's block that contains this text; its output."""
+        (commands,) = [block.text for block in blocks("moving.md", "sh", section) if containing in block.text]
+        if reverse:
+            commands = commands.replace("OLD_OWNER_URL", "NEW_OWNER_URL")
+        urls = {"OLD_OWNER_URL": self.old.urls.owner, "NEW_OWNER_URL": self.new.urls.owner}
+        return shell_with_psql(commands, self.folder, **urls)
+
+    def rows(self, server: Server, table: str) -> Rows:
+        with connected(server.url("postgres")) as connection, connection.cursor() as cursor:
+            cursor.execute(f"select * from {table} order by 1, 2, 3")
+            rows: Rows = cursor.fetchall()
+            return rows
+
+
+@pytest.fixture
+def move(tmp_path: Path) -> Iterator[Move]:
+    shutil.copy(PROJECT / "schema.sql", tmp_path)
+    with private_server() as old, private_server() as new:
+        for server in (old, new):
+            shell_with_psql('psql "$URL" -q -v ON_ERROR_STOP=1 -f schema.sql', URL=server.urls.owner)
+        yield Move(old, new, tmp_path)
+
+
+TABLES = ("orders", "order_items", "idempotency_keys")
+
+
+def test_a_move_takes_every_order_and_every_key_along(move: Move, alice: Client, stranger: Client) -> None:
+    with api_on(move.old.urls.app):
+        first = alice.place(key="before-the-move")
+        assert [first.status, stranger.place().status] == [201, 201]
+    with api_on(move.new.urls.app):
+        assert alice.place().status == 201  # the conformance list does
+    move.do("truncate", "Beforehand")
+
+    with api_on(move.old.urls.app):
+        move.do("= on", "The move")
+    with api_on(move.old.urls.app):
+        refused = alice.place(key="during-the-move")
+        assert (refused.slug, refused.headers["retry-after"]) == ("unavailable", "1")
+        assert len(alice.get("/orders").json["orders"]) == 1
+    move.do("pg_restore", "The move")
+    counts = move.do("COUNTS", "The move").splitlines()
+
+    assert [line for line in counts if "|" in line][0::2] == [line for line in counts if "|" in line][1::2]
+    for table in TABLES:
+        assert move.rows(move.new, table) == move.rows(move.old, table) != []
+    with api_on(move.new.urls.app):
+        again = alice.place(key="before-the-move")
+        assert (again.body, again.headers["idempotent-replayed"]) == (first.body, "true")
+        assert alice.place(key="during-the-move").status == 201
+        assert len(stranger.get("/orders").json["orders"]) == 1
+
+
+def test_a_move_puts_row_level_security_back(move: Move, alice: Client) -> None:
+    with api_on(move.old.urls.app):
+        alice.place()
+
+    move.do("pg_restore", "The move")
+    move.do("COUNTS", "The move")
+
+    for server in (move.old, move.new):
+        forced = move.rows(server, "(select relname, relforcerowsecurity, 0 from pg_class) as c")
+        assert {(name, flag) for name, flag, _ in forced if name in TABLES} == {
+            (name, True) for name in TABLES
+        }
+
+
+def test_a_rollback_carries_new_orders_back(move: Move, alice: Client) -> None:
+    with api_on(move.old.urls.app):
+        alice.place(key="before-the-move")
+    move.do("= on", "The move")
+    move.do("pg_restore", "The move")
+    move.do("COUNTS", "The move")
+    with api_on(move.new.urls.app):
+        after = alice.place(key="after-the-move")
+        move.do("= on", "The move", reverse=True)
+
+    move.do("back.sql", "Rollback")
+
+    for table in TABLES:
+        assert move.rows(move.old, table) == move.rows(move.new, table)
+    with api_on(move.old.urls.app):
+        assert alice.place(key="after-the-move").body == after.body
+        assert alice.place().status == 201
+
+
+def test_open_connections_stop_writing_within_their_lifetime(move: Move, alice: Client) -> None:
+    with api_on(move.old.urls.app, DB_POOL_RECYCLE="1"):
+        assert alice.place().status == 201
+        move.do("= on", "The move")
+        shell_with_psql("sleep 1.1")
+
+        assert alice.place().slug == "unavailable"
