@@ -77,7 +77,7 @@ class Gateway:
 
     def handle(self, request: Request) -> Answer:
         """Never raises: every error becomes a problem in the contract's shape."""
-        invocation = Invocation(deadline=request.deadline)
+        invocation = Invocation(host=self._host, deadline=request.deadline)
         request_id = _request_id(request.id)
 
         def call(record: Record) -> Response:
@@ -100,10 +100,10 @@ class Gateway:
             record.describe(method, "", None)
             raise problem
 
-        return self._respond(refused, Invocation(), str(uuid4()))
+        return self._respond(refused, Invocation(host=self._host), str(uuid4()))
 
     def _respond(self, call: Call, invocation: Invocation, request_id: str) -> Answer:
-        response = respond(call, invocation, request_id, self._host, self._app.common_headers)
+        response = respond(call, invocation, request_id, self._app.common_headers)
         body = response.body if isinstance(response.body, bytes) else response.body.encode()
         return Answer(response.status_code, cast(dict[str, str], response.headers), body)
 

@@ -24,6 +24,8 @@ class Invocation:
     A shim's gateway and SnapStart's warm-up pass one in place of Lambda's context.
     """
 
+    host: str = "local"
+    """The host's name in the log: `aws`, `azure`, `gcp`, `oci`, `local`."""
     deadline: float | None = None
     """When the host ends the request, in seconds of time.monotonic(); None where the host sets no limit."""
     claims: Mapping[str, Any] | None = None
@@ -44,9 +46,11 @@ class Invocation:
         """`context` is the second argument of the app: an Invocation, Lambda's context, or None."""
         if isinstance(context, cls):
             return context
-        if context is None or not on_lambda():
+        if not on_lambda():
             return cls()
-        return cls(deadline=time.monotonic() + context.get_remaining_time_in_millis() / 1000)
+        if context is None:
+            return cls(host="aws")
+        return cls(host="aws", deadline=time.monotonic() + context.get_remaining_time_in_millis() / 1000)
 
 
 current: ContextVar[Invocation] = ContextVar("invocation")

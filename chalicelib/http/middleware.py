@@ -12,20 +12,19 @@ from chalicelib.http.current_request import Invocation
 from chalicelib.http.parallel_chalice import ParallelChalice
 from chalicelib.observability import request_log
 from chalicelib.observability.record import Record
-from chalicelib.settings.aws_lambda import on_lambda
 
 Call = Callable[[Record], Response]
 _log = logging.getLogger("order-api")
 
 
 def respond(
-    call: Call, invocation: Invocation, request_id: str, host: str, common_headers: Mapping[str, str]
+    call: Call, invocation: Invocation, request_id: str, common_headers: Mapping[str, str]
 ) -> Response:
     """The complete answer to a request, and its log line. Only the outermost entry calls this. Never raises.
 
     `call` gets the request's record, describes the request in it, and returns or raises a Problem.
     """
-    record = invocation.record = request_log.open_record(request_id, host)
+    record = invocation.record = request_log.open_record(request_id, invocation.host)
     response = render(call, record)
     response.headers = {
         **common_headers,
@@ -73,8 +72,7 @@ class Middleware:
             return self._dispatch(request, get_response)
 
         request_id = (request and request.context.get("requestId")) or str(uuid4())
-        host = "aws" if on_lambda() else "local"
-        return respond(call, invocation, request_id, host, self._app.common_headers)
+        return respond(call, invocation, request_id, self._app.common_headers)
 
     def _dispatch(self, request: Request | None, get_response: Callable[[Request], Response]) -> Response:
         if request is None or request.path not in self._app.routes or _has_trailing_slash(request):

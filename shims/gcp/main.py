@@ -38,7 +38,7 @@ def outgoing(answer: Answer) -> Response:
 
 
 def served(environ: Any, start_response: Any) -> Iterable[bytes]:
-    """In the place of Flask's own routes, which redirect //orders and refuse /robots.txt; and much faster."""
+    """Replaces Flask's routes, which redirect //orders and refuse /robots.txt, and are much slower."""
     request = FlaskRequest(environ)
     answer = gateway.handle_read(request.method, lambda: incoming(request), ParseException, OSError)
     return outgoing(answer)(environ, start_response)

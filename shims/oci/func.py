@@ -33,7 +33,7 @@ def incoming(ctx: InvokeContext, data: io.BytesIO) -> Request:
 
 
 def outgoing(answer: Answer, ctx: InvokeContext) -> Response:
-    ctx.Headers()[FN_INTENT] = INTENT_HTTP_REQUEST  # a client's own Fn-Intent has hidden Fn's
+    ctx.Headers()[FN_INTENT] = INTENT_HTTP_REQUEST  # a client's Fn-Intent header replaces Fn's own
     return Response(
         ctx,
         response_data=answer.body,

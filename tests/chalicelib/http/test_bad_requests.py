@@ -1,4 +1,4 @@
-"""Requests that cannot be read: which check answers first, what it says, and that nothing is stored."""
+"""Malformed requests: which check answers first, its answer, and that nothing is stored."""
 
 import base64
 import json
@@ -29,7 +29,7 @@ CHECKS = {
 
 
 def breaking(client: NewClient, nobody: Client, *broken: str) -> Answer:
-    """A request that every one of these checks would refuse."""
+    """A request that fails each of these checks."""
     caller = client(tenant=None) if "tenant" in broken else client()
     if "token" in broken:
         caller = nobody
@@ -124,12 +124,12 @@ def test_json_is_accepted_however_it_is_declared(alice: Client, headers: dict[st
     assert alice.send("POST", "/orders", SEED_BYTES, headers).status == 201
 
 
-# Bodies as API Gateway hands them over
+# Bodies in API Gateway's events
 
 
 @pytest.fixture
 def post(app: Any, client: NewClient) -> Callable[..., Answer]:
-    """Calls the app with an API Gateway event of our making."""
+    """Calls the app with an event in API Gateway's format."""
     sent: dict[str, str] = {}
 
     def keep(_method: str, _target: str, headers: Mapping[str, str], _body: bytes) -> Answer:

@@ -1,4 +1,4 @@
-"""HTTP itself: the local server over real sockets, and what every answer carries."""
+"""HTTP: the local server over real sockets, and the headers of every answer."""
 
 import http.client
 import json
@@ -58,9 +58,9 @@ def passer_by(http: Transport) -> Client:
 
 @pytest.fixture
 def connection(server: tuple[str, int]) -> Iterator[http.client.HTTPConnection]:
-    found = http.client.HTTPConnection(*server, timeout=30)
-    yield found
-    found.close()
+    connection = http.client.HTTPConnection(*server, timeout=30)
+    yield connection
+    connection.close()
 
 
 @pytest.fixture
@@ -87,14 +87,14 @@ def chunked(*chunks: bytes) -> bytes:
 
 
 def head(bearer: Mapping[str, str], *lines: str) -> str:
-    """The head of a POST of an order, up to its framing."""
+    """The head of a POST of an order, without Content-Length or Transfer-Encoding."""
     authorization = f"Authorization: {bearer['authorization']}"
     return "\n".join(
         ["POST /orders HTTP/1.1", "Host: x", authorization, "Content-Type: application/json", *lines]
     )
 
 
-# How bodies are framed
+# Framing of bodies
 
 
 def test_a_chunked_body_is_read(connection: http.client.HTTPConnection, bearer: dict[str, str]) -> None:
@@ -374,7 +374,7 @@ def meaningful(answer: Answer) -> dict[str, str]:
     return {name: value for name, value in answer.headers.items() if name not in own}
 
 
-# What every answer carries
+# Headers of every answer
 
 
 def test_every_answer_carries_the_same_headers(buyer: Client, passer_by: Client) -> None:
@@ -491,7 +491,7 @@ def test_fifty_connections_at_once_each_get_their_own_answer(client: NewClient, 
     assert [len(buyer.get("/orders").json["orders"]) for buyer in buyers] == [10] * 5
 
 
-# Processes of their own
+# Separate processes
 
 
 ASK = """
@@ -511,7 +511,7 @@ for request in sys.argv[1:]:
 
 @pytest.fixture
 def elsewhere(environment: dict[str, str]) -> Callable[..., "subprocess.CompletedProcess[str]"]:
-    """The API in a process of its own, with another environment, asked these requests."""
+    """Sends these requests to the API in a separate process, with another environment."""
 
     def run(*requests: str, **variables: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
