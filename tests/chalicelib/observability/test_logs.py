@@ -162,7 +162,7 @@ def test_a_refused_statement_says_why_without_the_values(
     cause, line = logged()
     assert (answer.status, line["status"], line["problem"]) == (500, 500, "internal")
     assert cause["errors"] == ["Refused: SQLSTATE 23514: no_john"]
-    assert cause["stack"][-1].endswith(" _on_a_connection")
+    assert cause["stack"][-1].endswith(" send")
     assert cause["request_id"] == answer.headers["x-request-id"]
     assert EMAIL not in json.dumps([cause, line])
 
