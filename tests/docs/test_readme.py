@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from chalicelib import errors
+from chalicelib.orders.new_order import NewItem, NewOrder
 from local.database import Urls
 from tests.docs.clone import PROJECT, clean_environment, cloned, shell
 from tests.support.client import free_port
@@ -210,6 +211,14 @@ def test_the_table_of_errors_is_complete() -> None:
     table = API[API.index("| slug |") : API.index("They are checked")]
 
     assert {slug: int(status) for slug, status in re.findall(r"\| `([a-z-]+)` \| (\d+)", table)} == problems
+
+
+def test_api_page_lists_every_field_of_an_order() -> None:
+    table = API[API.index("| field | rule |") : API.index("## Amounts")]
+    fields = {*NewOrder.model_fields, *(f"items[].{name}" for name in NewItem.model_fields)}
+
+    names = [name for cell in re.findall(r"^\| (`.+?`) \|", table, re.MULTILINE) for name in cell.split(", ")]
+    assert {name.strip("`") for name in names} == fields
 
 
 def subclasses(problem: type[errors.Problem]) -> list[type[errors.Problem]]:
