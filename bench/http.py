@@ -177,7 +177,7 @@ def _uvicorn(contender: Contender, variables: Mapping[str, str], port: int) -> I
 
 
 def _wait(process: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + hosts.LONGEST_START
+    deadline = time.monotonic() + hosts.START_TIMEOUT
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()

@@ -23,8 +23,8 @@ Json = dict[str, Any]
 Invoke = Callable[[bytes], bytes]
 """An event to the function's result, both as JSON. Raises TimeoutError after API Gateway's own patience."""
 
-LARGEST_BODY = 10 * 1024 * 1024
-LARGEST_EVENT = 6 * 1024 * 1024
+MAX_BODY = 10 * 1024 * 1024
+MAX_EVENT = 6 * 1024 * 1024
 """Lambda's limit for what a function is called with."""
 FALLBACKS = {
     "API_CONFIGURATION_ERROR": "DEFAULT_5XX",
@@ -133,7 +133,7 @@ class ApiGateway:
             return _mocked(integration["responses"]["default"], request)
         event = json.dumps(self.event(request), ensure_ascii=False).encode(errors="replace")
         # The front keeps no more of a body than the app accepts; its length says what was sent.
-        if int(request.header("content-length") or 0) > LARGEST_BODY or len(event) > LARGEST_EVENT:
+        if int(request.header("content-length") or 0) > MAX_BODY or len(event) > MAX_EVENT:
             raise Refused("REQUEST_TOO_LARGE")
         try:
             result = self._invoke(event)

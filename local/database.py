@@ -15,7 +15,7 @@ from chalicelib.settings.database import database_settings, parse_database_url
 from local.postgres import Server
 
 SCHEMA = Path(__file__).parent.parent / "schema.sql"
-LONGEST_START = 30
+START_TIMEOUT = 30
 """Seconds in which a server that is starting up or shutting down must come to rest."""
 
 
@@ -75,7 +75,7 @@ def check_app_role() -> str | None:
 
 def _bring_up(server: Server) -> None:
     """Start it, with its database. One that is found starting up or shutting down refuses at first."""
-    deadline = time.monotonic() + LONGEST_START
+    deadline = time.monotonic() + START_TIMEOUT
     while True:
         server.start()
         try:

@@ -29,7 +29,7 @@ SETTINGS = {
 }
 STATUSES = {LimitRequestLine: 414, LimitRequestHeaders: 431, ExpectationFailed: 417}
 """Of the refusals that are not 400."""
-LARGEST_READ = 64 * 1024 * 1024
+MAX_READ = 64 * 1024 * 1024
 KEPT = 1024 * 1024 + 1
 """One byte more than the API accepts: enough for it to refuse the body as too large."""
 
@@ -138,9 +138,9 @@ def _body(stream: Any, length: str | None) -> bytes:
     """
     kept: bytes = stream.read(KEPT)
     read = len(kept)
-    while read < LARGEST_READ and (dropped := len(stream.read(65536))):
+    while read < MAX_READ and (dropped := len(stream.read(65536))):
         read += dropped
-    if length and read < min(int(length), LARGEST_READ):
+    if length and read < min(int(length), MAX_READ):
         raise ParseException("the body ended before its Content-Length")
     return kept
 

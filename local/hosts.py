@@ -21,7 +21,7 @@ Command = Sequence[str | Path]
 Variables = Mapping[str, str]
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-LONGEST_START = 60
+START_TIMEOUT = 60
 """Seconds in which a host must begin to listen."""
 
 
@@ -156,7 +156,7 @@ def end(process: Process) -> None:
 
 
 def _wait(process: Process, knock: Callable[[], None]) -> None:
-    deadline = time.monotonic() + LONGEST_START
+    deadline = time.monotonic() + START_TIMEOUT
     while True:
         try:
             knock()

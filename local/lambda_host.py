@@ -30,13 +30,13 @@ from chalicelib.settings.tokens import accepted_tokens
 from local import front
 from local.api_gateway import ApiGateway, Json, of_type
 
-MOST_INSTANCES = 4
+MAX_INSTANCES = 4
 """Processes that run side by side; a request beyond them waits."""
-LONGEST_START = 50
+START_TIMEOUT = 50
 """Seconds in which an instance must ask for work."""
-LONGEST_WAIT = 29
+INTEGRATION_TIMEOUT = 29
 """Seconds that API Gateway waits for a function."""
-LARGEST_RESULT = 6 * 1024 * 1024 + 100
+MAX_RESULT = 6 * 1024 * 1024 + 100
 ENDING = ("/runtime/init/error", "/runtime/restore/error")
 """What a process says before it ends, and then its end says it."""
 LAMBDAS_NAMES = {"aarch64": "arm64"}
@@ -82,7 +82,7 @@ class Instance:
 
     def asks_for_work(self) -> bool:
         """Waits until it does, at first and after each invocation; False when it has ended."""
-        return self.asked.acquire(timeout=LONGEST_START) and self.lives()
+        return self.asked.acquire(timeout=START_TIMEOUT) and self.lives()
 
     def lives(self) -> bool:
         return self._process.poll() is None
@@ -119,7 +119,7 @@ class _RuntimeApi(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """A result, or an error; what API Gateway makes of them it sees by their shape alone."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        if len(body) > LARGEST_RESULT:
+        if len(body) > MAX_RESULT:
             self._instance.results.put(_failed("Response payload size exceeded maximum allowed payload size"))
             self._send(413, b"{}")
             return
@@ -139,14 +139,14 @@ class _RuntimeApi(BaseHTTPRequestHandler):
 
 
 class Function:
-    """The deployed function: as many instances as there are requests at a time, up to MOST_INSTANCES."""
+    """The deployed function: as many instances as there are requests at a time, up to MAX_INSTANCES."""
 
     def __init__(self, properties: Json, python: Path, folder: Path, variables: Mapping[str, str]) -> None:
         self._command: list[str | Path] = [python, "-m", "awslambdaric", properties["Handler"]]
         self._folder = folder
         self._timeout: int = properties["Timeout"]
         self._variables = {**variables, **_lambdas_own(properties, folder, variables)}
-        self._room = threading.Semaphore(MOST_INSTANCES)
+        self._room = threading.Semaphore(MAX_INSTANCES)
         self._idle: list[Instance] = []
         self._all: list[Instance] = []
 
@@ -158,15 +158,15 @@ class Function:
         self._idle.append(first)
 
     def invoke(self, event: bytes) -> bytes:
-        """The result, or the JSON of what went wrong. Raises TimeoutError after LONGEST_WAIT."""
+        """The result, or the JSON of what went wrong. Raises TimeoutError after INTEGRATION_TIMEOUT."""
         with self._room:
             instance = self._instance()
             name = self._variables["AWS_LAMBDA_FUNCTION_NAME"]
             arn = f"arn:aws:lambda:{self._variables['AWS_REGION']}:000000000000:function:{name}"
             try:
-                return instance.invoke(event, arn, min(self._timeout, LONGEST_WAIT))
+                return instance.invoke(event, arn, min(self._timeout, INTEGRATION_TIMEOUT))
             except TimeoutError:
-                if self._timeout >= LONGEST_WAIT:
+                if self._timeout >= INTEGRATION_TIMEOUT:
                     raise
                 return _failed(f"Task timed out after {self._timeout} seconds")
             finally:

@@ -20,7 +20,7 @@ from psycopg2.extensions import parse_dsn
 from bench import contenders
 from bench.contenders import CHALICE_ORM, FASTAPI, POWERTOOLS, Contender
 from local.database import Urls
-from local.hosts import LONGEST_START
+from local.hosts import START_TIMEOUT
 from tests.conftest import NewClient, connected
 from tests.support.client import SEED_BYTES, Answer, Client, Transport, free_port, item, over_http, seed
 from tests.support.cognito import UserPool
@@ -184,7 +184,7 @@ def uvicorn(database: Urls, peer_role: str, user_pool: UserPool) -> Iterator[Tra
 
 
 def wait_for(port: int) -> None:
-    deadline = time.monotonic() + LONGEST_START
+    deadline = time.monotonic() + START_TIMEOUT
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()

@@ -23,7 +23,7 @@ Address = tuple[str, int]
 Rows = Callable[..., list[tuple[Any, ...]]]
 
 MIB = 1024 * 1024
-PATIENCE = 20
+TIMEOUT = 20
 """Seconds after which a door that says nothing hangs."""
 REFUSALS = {400, 405, 413, 414, 417, 431, 501, 505}
 """Of what is not HTTP, or too much of it; most of them a host's own server says."""
@@ -41,12 +41,12 @@ class Hostile:
     raw: bytes
     status: int
     """What our code answers when it is reached, as a problem from 400 on."""
-    refusable: bool = False
+    may_be_refused: bool = False
     """HTTP does not allow it, so that it may be refused unread, or the connection closed."""
 
 
-def lax(name: str, raw: bytes, status: int) -> Hostile:
-    return Hostile(name, raw, status, refusable=True)
+def refusable(name: str, raw: bytes, status: int) -> Hostile:
+    return Hostile(name, raw, status, may_be_refused=True)
 
 
 def request(line: str | bytes, *headers: str | bytes, body: bytes = b"") -> bytes:
@@ -126,9 +126,9 @@ def header_values() -> Iterator[Hostile]:
         for what, value in VALUES.items():
             yield Hostile(f"{what} in {name}", in_header(name, value), status)
         for what, value in FORBIDDEN.items():
-            yield lax(f"{what} in {name}", in_header(name, value), status)
+            yield refusable(f"{what} in {name}", in_header(name, value), status)
         for what, value in BROKEN.items():
-            yield lax(
+            yield refusable(
                 f"{what} in {name}", in_header(name, value), 201 if name == "Idempotency-Key" else status
             )
     for blank in (b"", b"  "):
@@ -142,28 +142,28 @@ def header_values() -> Iterator[Hostile]:
 
 HEADERS = [
     Hostile("a header of 7 KB", get(LIST, "X-Big: " + "x" * 7000), 200),
-    lax("a header of 16 KB", get(LIST, "X-Big: " + "x" * 16384), 200),
-    lax("a header of 70 KB", get(LIST, "X-Big: " + "x" * 70_000), 200),
+    refusable("a header of 16 KB", get(LIST, "X-Big: " + "x" * 16384), 200),
+    refusable("a header of 70 KB", get(LIST, "X-Big: " + "x" * 70_000), 200),
     Hostile("85 headers", get(LIST, *(f"X-H{n}: {n}" for n in range(85))), 200),
-    lax("200 headers", get(LIST, *(f"X-H{n}: {n}" for n in range(200))), 200),
-    lax(
+    refusable("200 headers", get(LIST, *(f"X-H{n}: {n}" for n in range(200))), 200),
+    refusable(
         "a token of 16 KB",
         request(f"GET {LIST} HTTP/1.1", "Authorization: Bearer " + "x" * 16384),
         401,
     ),
-    lax("a name that is empty", get(LIST, ": x"), 200),
-    lax("a name with a blank", get(LIST, "X Y: x"), 200),
-    lax("a name with a blank behind it", get(LIST, "X-Y : x"), 200),
-    lax("a name of Latin-1", get(LIST, b"X-\xfc: x"), 200),
+    refusable("a name that is empty", get(LIST, ": x"), 200),
+    refusable("a name with a blank", get(LIST, "X Y: x"), 200),
+    refusable("a name with a blank behind it", get(LIST, "X-Y : x"), 200),
+    refusable("a name of Latin-1", get(LIST, b"X-\xfc: x"), 200),
     Hostile("a name of signs", get(LIST, "!#$%&'*+-.^`|~: x"), 200),
-    lax("a line without a colon", get(LIST, "XY"), 200),
-    lax("lines that end with LF alone", get(LIST).replace(b"\r\n", b"\n"), 200),
-    lax("two hosts", get(LIST, "Host: evil.example"), 200),
-    lax("a host with markup", get(LIST).replace(b"Host: x", b'Host: evil.example"><x'), 200),
-    lax("a host with a path", post().replace(b"Host: x", b"Host: evil.example/?x#"), 201),
+    refusable("a line without a colon", get(LIST, "XY"), 200),
+    refusable("lines that end with LF alone", get(LIST).replace(b"\r\n", b"\n"), 200),
+    refusable("two hosts", get(LIST, "Host: evil.example"), 200),
+    refusable("a host with markup", get(LIST).replace(b"Host: x", b'Host: evil.example"><x'), 200),
+    refusable("a host with a path", post().replace(b"Host: x", b"Host: evil.example/?x#"), 201),
     Hostile("Authorization as hop by hop", get(LIST, "Connection: close, Authorization"), 200),
     Hostile("a range", get(LIST, "Range: bytes=0-3"), 200),
-    lax("contradicting schemes", get(LIST, "X-Forwarded-Ssl: on", "X-Forwarded-Proto: http"), 200),
+    refusable("contradicting schemes", get(LIST, "X-Forwarded-Ssl: on", "X-Forwarded-Proto: http"), 200),
     Hostile("a name with _ for the key", post("Idempotency_Key: a b"), 201),
     Hostile("a name with _ for the type", post("Content_Type: text/plain"), 201),
     Hostile("a name with _ for the length", post("Content_Length: 5"), 201),
@@ -172,7 +172,7 @@ HEADERS = [
 # Targets
 
 TARGETS = [
-    lax(f"{what} in {where}", get(target.replace(b"{}", value)), status)
+    refusable(f"{what} in {where}", get(target.replace(b"{}", value)), status)
     for what, value in {**FORBIDDEN, **BROKEN, "a blank": b"a b", "a line break": b"a\r\n" + INJECTED}.items()
     for where, target, status in (
         ("a path", b"/orders/{}", 404),
@@ -185,27 +185,27 @@ TARGETS = [
     Hostile("what Latin-1 makes a line break of", get("/orders/%E5%98%8A%E5%98%8DX-Injected:yes"), 404),
     Hostile("a lone surrogate in a path", get("/orders/%ED%A0%80"), 404),
     Hostile("a lone surrogate in a query", get("/orders?cursor=%ED%A0%80"), 400),
-    lax("bare UTF-8 in a path", get("/orders/ü".encode()), 404),
-    lax("bare Latin-1 in a path", get(b"/orders/\xfc"), 404),
-    lax("bare Latin-1 in a query", get(b"/orders?\xfc=1"), 400),
-    lax("an absolute form", get("http://evil.example/orders"), 404),
-    lax("an absolute form without a path", get("http://evil.example"), 404),
-    lax("an absolute form of https", get("https://evil.example/health"), 404),
-    lax("an absolute form of no host", get("http://[evil/orders"), 404),
-    lax("a fragment", get("/orders#x"), 404),
-    lax("a fragment on a public path", get("/health#x"), 404),
-    lax("a fragment behind a query", get("/orders?limit=1#x"), 400),
-    lax("a query inside a fragment", get("/orders#x?limit=1"), 404),
+    refusable("bare UTF-8 in a path", get("/orders/ü".encode()), 404),
+    refusable("bare Latin-1 in a path", get(b"/orders/\xfc"), 404),
+    refusable("bare Latin-1 in a query", get(b"/orders?\xfc=1"), 400),
+    refusable("an absolute form", get("http://evil.example/orders"), 404),
+    refusable("an absolute form without a path", get("http://evil.example"), 404),
+    refusable("an absolute form of https", get("https://evil.example/health"), 404),
+    refusable("an absolute form of no host", get("http://[evil/orders"), 404),
+    refusable("a fragment", get("/orders#x"), 404),
+    refusable("a fragment on a public path", get("/health#x"), 404),
+    refusable("a fragment behind a query", get("/orders?limit=1#x"), 400),
+    refusable("a query inside a fragment", get("/orders#x?limit=1"), 404),
     Hostile("an encoded fragment", get("/orders%23x"), 404),
     Hostile("another host after //", get("//evil.example/orders"), 404),
     Hostile("a public path after //", get("//evil.example/health"), 404),
     Hostile("three slashes", get("///orders"), 404),
     Hostile("half an IPv6 host after //", get("//[evil/orders"), 404),
     Hostile("a bracket in a path", get("/orders/[x"), 404),
-    lax("a user for a host", get("@evil.example/health"), 404),
-    lax("a port for a host", get(":99999/health"), 404),
-    lax("no slash", get("orders"), 404),
-    lax("a star", get("*"), 404),
+    refusable("a user for a host", get("@evil.example/health"), 404),
+    refusable("a port for a host", get(":99999/health"), 404),
+    refusable("no slash", get("orders"), 404),
+    refusable("a star", get("*"), 404),
     Hostile("a path's parameter", get("/orders;x=1"), 404),
     Hostile("a public path's parameter", get("/health;x=1"), 404),
     Hostile("an encoded question mark", get("/orders%3Flimit=1"), 404),
@@ -220,23 +220,23 @@ TARGETS = [
     Hostile("a name that is nothing", get("/orders?=1"), 400),
     Hostile("brackets in a name", get("/orders?limit[]=1"), 400),
     Hostile("600 names", get("/orders?" + "&".join(f"a{n}" for n in range(600))), 400),
-    lax("a cursor of 8 KB", get("/orders?cursor=" + "x" * 8200), 400),
-    lax("a query of 16 KB", get("/orders?" + "x" * 16384), 400),
+    refusable("a cursor of 8 KB", get("/orders?cursor=" + "x" * 8200), 400),
+    refusable("a query of 16 KB", get("/orders?" + "x" * 16384), 400),
 ]
 
 # Versions and methods
 
 LINES = [
     Hostile("HTTP/1.0", request(f"GET {LIST} HTTP/1.0", AUTH), 200),
-    lax("HTTP/0.9", b"GET /health\r\n\r\n", 200),
-    lax("HTTP/2.0", request(f"GET {LIST} HTTP/2.0", AUTH), 200),
-    lax("HTTP/9", request(f"GET {LIST} HTTP/9", AUTH), 200),
-    lax("the preface of HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 404),
-    lax("an upgrade", get(LIST, "Connection: upgrade", "Upgrade: h2c, websocket"), 200),
-    lax("a method in small letters", request("get /orders HTTP/1.1"), 405),
-    lax("CONNECT", request("CONNECT evil.example:443 HTTP/1.1"), 404),
-    lax("bytes of TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 20 + b"\r\n\r\n", 400),
-    lax("nothing but a line", b"\r\n\r\n", 400),
+    refusable("HTTP/0.9", b"GET /health\r\n\r\n", 200),
+    refusable("HTTP/2.0", request(f"GET {LIST} HTTP/2.0", AUTH), 200),
+    refusable("HTTP/9", request(f"GET {LIST} HTTP/9", AUTH), 200),
+    refusable("the preface of HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 404),
+    refusable("an upgrade", get(LIST, "Connection: upgrade", "Upgrade: h2c, websocket"), 200),
+    refusable("a method in small letters", request("get /orders HTTP/1.1"), 405),
+    refusable("CONNECT", request("CONNECT evil.example:443 HTTP/1.1"), 404),
+    refusable("bytes of TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 20 + b"\r\n\r\n", 400),
+    refusable("nothing but a line", b"\r\n\r\n", 400),
 ]
 
 # Bodies
@@ -249,26 +249,26 @@ BODIES = [
     Hostile(
         "chunks with a trailer", framed(CHUNKED, body=TRAILED % (len(SEED_BYTES), SEED_BYTES, INJECTED)), 201
     ),
-    lax(
+    refusable(
         "chunks with a token behind",
         framed(CHUNKED, body=TRAILED % (len(SEED_BYTES), SEED_BYTES, b"Authorization: Bearer a.b.c")),
         201,
     ),
     *(
-        lax(
+        refusable(
             f"a chunk of size {size!r}",
             framed(CHUNKED, body=b"%s\r\n%s\r\n0\r\n\r\n" % (size, SEED_BYTES)),
             400,
         )
         for size in (b"zz", b"", b"-5", b"+5", b"0x5", b"1_0", b"F" * 17)
     ),
-    lax(
+    refusable(
         "chunks and a length",
         framed(CHUNKED, f"Content-Length: {len(chunks(SEED_BYTES))}", body=chunks(SEED_BYTES)),
         400,
     ),
     *(
-        lax(f"a length of {length!r}", framed(f"Content-Length: {length}", body=SEED_BYTES), 400)
+        refusable(f"a length of {length!r}", framed(f"Content-Length: {length}", body=SEED_BYTES), 400)
         for length in (
             "",
             "-1",
@@ -279,10 +279,10 @@ BODIES = [
             f"{len(SEED_BYTES)}, {len(SEED_BYTES)}",
         )
     ),
-    lax("two lengths", post(f"Content-Length: {len(SEED_BYTES)}"), 400),
-    lax("two different lengths", post("Content-Length: 5"), 400),
+    refusable("two lengths", post(f"Content-Length: {len(SEED_BYTES)}"), 400),
+    refusable("two different lengths", post("Content-Length: 5"), 400),
     *(
-        lax(
+        refusable(
             f"a transfer coding {coding!r}",
             framed(b"Transfer-Encoding: " + coding, body=chunks(gzip.compress(SEED_BYTES))),
             400,
@@ -296,7 +296,7 @@ BODIES = [
             b"chunked, chunked",
         )
     ),
-    lax("a length and another coding", post("Transfer-Encoding: identity"), 400),
+    refusable("a length and another coding", post("Transfer-Encoding: identity"), 400),
     Hostile("a body with gzip", post("Content-Encoding: gzip", body=gzip.compress(SEED_BYTES)), 400),
     Hostile("a body with deflate", post("Content-Encoding: deflate", body=zlib.compress(SEED_BYTES)), 400),
     Hostile("a bomb of gzip", post("Content-Encoding: gzip", body=gzip.compress(b" " * 64 * MIB)), 400),
@@ -312,7 +312,7 @@ BODIES = [
     Hostile("a form without a boundary", post("Content-Type: multipart/form-data", own=(AUTH,)), 415),
     Hostile("a message in a message", post("Content-Type: message/rfc822", own=(AUTH,)), 415),
     Hostile("an event of the cloud's", post("Content-Type: application/cloudevents+json", own=(AUTH,)), 415),
-    lax("an unknown expectation", post("Expect: 200-ok"), 201),
+    refusable("an unknown expectation", post("Expect: 200-ok"), 201),
 ]
 
 CASES = [*header_values(), *HEADERS, *TARGETS, *LINES, *BODIES]
@@ -405,10 +405,10 @@ def token(user_pool: UserPool) -> bytes:
     return user_pool.token("hostile").encode()
 
 
-def said(door: Address, raw: bytes, *, half: bool = False) -> list[Answer]:
+def exchange(door: Address, raw: bytes, *, half: bool = False) -> list[Answer]:
     """Every answer until the door hangs up; `half` stops sending before it has answered."""
     received = b""
-    with socket.create_connection(door, PATIENCE) as line:
+    with socket.create_connection(door, TIMEOUT) as line:
         try:
             line.sendall(raw)
             if half:
@@ -441,9 +441,9 @@ def is_refused(answer: Answer) -> bool:
 def wrong(case: Hostile, answers: list[Answer]) -> str:
     """What is wrong with the answers, in words; nothing when all is well."""
     if not answers:
-        return "" if case.refusable else "it hung up"
+        return "" if case.may_be_refused else "it hung up"
     (answer,) = answers
-    if case.refusable and is_refused(answer):
+    if case.may_be_refused and is_refused(answer):
         return ""
     if answer.status == case.status and (OURS in answer.body) == (case.status >= 400):
         return ""
@@ -458,13 +458,13 @@ def assert_silent(answer: Answer) -> None:
 
 
 def assert_lives(door: Address) -> None:
-    (answer,) = said(door, request("GET /health HTTP/1.1"))
+    (answer,) = exchange(door, request("GET /health HTTP/1.1"))
     assert (answer.status, answer.body) == (200, b'{"status":"ok"}')
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_hostile_request_is_answered_alike_everywhere(door: Address, token: bytes, case: Hostile) -> None:
-    answers = said(door, case.raw.replace(b"{token}", token), half=True)
+    answers = exchange(door, case.raw.replace(b"{token}", token), half=True)
 
     assert wrong(case, answers) == ""
     for answer in answers:
@@ -474,7 +474,7 @@ def test_a_hostile_request_is_answered_alike_everywhere(door: Address, token: by
 
 @pytest.mark.parametrize("spoofed", SPOOFED)
 def test_a_spoofed_header_opens_nothing(door: Address, spoofed: str) -> None:
-    (answer,) = said(door, request("GET /orders HTTP/1.1", spoofed))
+    (answer,) = exchange(door, request("GET /orders HTTP/1.1", spoofed))
 
     assert (answer.status, answer.slug) == (401, "unauthorized")
     assert answer.headers["www-authenticate"] == "Bearer"
@@ -485,7 +485,7 @@ def test_a_spoofed_header_opens_nothing(door: Address, spoofed: str) -> None:
 def test_a_good_token_in_another_header_opens_nothing(door: Address, token: bytes, name: str) -> None:
     header = name.encode() + (b": authorization=" if name == "Cookie" else b": Bearer ") + token
 
-    (answer,) = said(door, request("GET /orders HTTP/1.1", header))
+    (answer,) = exchange(door, request("GET /orders HTTP/1.1", header))
 
     assert (answer.status, answer.slug) == (401, "unauthorized")
 
@@ -495,7 +495,7 @@ def test_beside_a_good_token_spoofed_headers_change_nothing(
 ) -> None:
     raw = post(*SPOOFED).replace(b"{token}", user_pool.token(tenant).encode())
 
-    (answer,) = said(door, raw)
+    (answer,) = exchange(door, raw)
 
     assert (answer.status, answer.json["order"]["tenant_id"]) == (201, tenant)
     assert_silent(answer)
@@ -513,7 +513,7 @@ def test_of_two_tokens_the_last_counts_or_none(
     second = "the stranger's" if first == "the tenant's" else "the tenant's"
     own = tuple(b"Authorization: Bearer " + tokens.get(each, "a.b.c").encode() for each in (first, second))
 
-    (answer,) = said(door, post(own=(*own, JSON)))
+    (answer,) = exchange(door, post(own=(*own, JSON)))
 
     assert answer.status in (201, 401)
     if answer.status == 201:
@@ -528,7 +528,7 @@ def test_requests_sent_at_once_are_answered_in_their_order(door: Address, token:
     *earlier, last = pipeline.split(b"Connection: close")
     raw = kept.join(earlier) + b"Connection: close" + last
 
-    answers = said(door, raw.replace(b"{token}", token))
+    answers = exchange(door, raw.replace(b"{token}", token))
 
     assert [answer.status for answer in answers] == [400, 401, 201, 200]
 
@@ -541,14 +541,14 @@ def test_a_body_is_never_the_next_request(door: Address, token: bytes, framing: 
         "chunks": request("POST /orders HTTP/1.1", JSON, CHUNKED, body=chunks(hidden)),
     }[framing]
 
-    (answer,) = said(door, raw)
+    (answer,) = exchange(door, raw)
 
     assert answer.status == 401
 
 
 def test_a_client_that_waits_to_be_asked_is_asked(door: Address, token: bytes) -> None:
     head, _, body = post("Expect: 100-continue").replace(b"{token}", token).partition(b"\r\n\r\n")
-    with socket.create_connection(door, PATIENCE) as line:
+    with socket.create_connection(door, TIMEOUT) as line:
         line.sendall(head + b"\r\n\r\n")
         assert line.recv(65536).startswith(b"HTTP/1.1 100 ")
         line.sendall(body)
@@ -567,7 +567,7 @@ def test_half_a_body_places_no_order(
         "chunks": framed(CHUNKED, body=chunks(SEED_BYTES)[:-5]),
     }[framing]
 
-    answers = said(door, raw.replace(b"{token}", user_pool.token(tenant).encode()), half=True)
+    answers = exchange(door, raw.replace(b"{token}", user_pool.token(tenant).encode()), half=True)
 
     assert [answer.status for answer in answers] in ([], [400])
     assert rows("select count(*) from orders where tenant_id = %s", tenant) == [(0,)]
@@ -576,7 +576,7 @@ def test_half_a_body_places_no_order(
 
 def test_a_client_that_hangs_up_leaves_the_door_open(door: Address, token: bytes) -> None:
     for raw in (b"", b"GET", get(LIST)[:-4], post()[:-20], post(body=b" " * MIB)):
-        with socket.create_connection(door, PATIENCE) as line:
+        with socket.create_connection(door, TIMEOUT) as line:
             line.sendall(raw.replace(b"{token}", token))
 
     assert_lives(door)
@@ -586,7 +586,7 @@ def test_the_same_key_from_two_headers_names_one_order(door: Address, token: byt
     key = f"Idempotency-Key: {uuid4()}"
     raw = post(key, key).replace(b"{token}", token)
 
-    first, again = said(door, raw), said(door, raw)
+    first, again = exchange(door, raw), exchange(door, raw)
 
     assert [first[0].status, again[0].status] == [201, 201]
     assert first[0].json == again[0].json

@@ -13,11 +13,11 @@ from tests.support.client import Client, over_http
 from tests.support.servers import private_server, standby_of
 from tools.postgres_proxy import Proxy
 from tools.postgres_server import Server
-from tools.soak.ledger import NO_ANSWER, RESTING, TIMED_OUT, Ledger, Verdict
-from tools.soak.load import Load, Market
-from tools.soak.report import LONGEST_RECOVERY
+from tools.soak.ledger import NO_ANSWER, STORED_ORDERS, TIMED_OUT, Ledger, Verdict
+from tools.soak.load import CustomerFactory, Load
+from tools.soak.report import MAX_RECOVERY_SECONDS
 from tools.soak.soak import recovery
-from tools.soak.soak_environment import LONGEST_REQUEST, Door, door, rows, token_issuer, url
+from tools.soak.soak_environment import MAX_REQUEST_SECONDS, Door, door, rows, token_issuer, url
 
 pytestmark = pytest.mark.slow
 READ_TIMEOUT = 2
@@ -30,7 +30,7 @@ class Pair:
     primary: Server
     standby: Server
     product: Door
-    market: Market
+    factory: CustomerFactory
 
     def is_synchronous(self) -> bool:
         return rows(self.primary, "select sync_state from pg_stat_replication") == [("sync",)]
@@ -68,7 +68,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
             "DB_READ_TIMEOUT": str(READ_TIMEOUT),
         }
         product = stack.enter_context(door(tmp_path / "product", variables, workers=2))
-        pair = Pair(primary, standby, product, Market([product.port], tokens.token, Ledger(), 0))
+        pair = Pair(primary, standby, product, CustomerFactory([product.port], tokens.token, Ledger(), 0))
         until(pair.is_synchronous)
         yield pair
 
@@ -82,51 +82,51 @@ def until(what: Callable[[], bool], seconds: float = 15) -> None:
 
 def assert_kept(pair: Pair) -> None:
     """Every promise, as the standby has it."""
-    ledger = pair.market.ledger
-    assert ledger.verdict(rows(pair.standby, RESTING)) == Verdict(lost=0, doubled=0, crossed=0)
+    ledger = pair.factory.ledger
+    assert ledger.verdict(rows(pair.standby, STORED_ORDERS)) == Verdict(lost=0, doubled=0, crossed=0)
     assert ledger.unfinished() == 0
     assert ledger.unexpected == []
     assert not {NO_ANSWER, TIMED_OUT} & set(ledger.answers)
-    assert ledger.slowest < LONGEST_REQUEST
+    assert ledger.slowest < MAX_REQUEST_SECONDS
 
 
 @pytest.mark.parametrize("pair", [in_a_url, in_variables], indirect=True)
 def test_the_standby_has_every_order_that_a_killed_primary_acknowledged(pair: Pair) -> None:
-    ledger = pair.market.ledger
-    with Load(pair.market.customers()):
+    ledger = pair.factory.ledger
+    with Load(pair.factory.customers()):
         until(lambda: ledger.acknowledged() > 50)
         pair.primary.kill()
         until(lambda: ledger.answers[503] > 5)
         pair.standby.promote()
-        took = recovery(pair.market.customer("probe", "prober"), time.monotonic())
+        took = recovery(pair.factory.customer("probe", "prober"), time.monotonic())
         before = ledger.acknowledged()
         until(lambda: ledger.acknowledged() > before + 50)
 
     assert_kept(pair)
-    assert took < LONGEST_RECOVERY
+    assert took < MAX_RECOVERY_SECONDS
 
 
 @pytest.mark.parametrize("pair", [in_variables], indirect=True)
 def test_writes_move_on_from_a_primary_that_has_become_a_reader(pair: Pair) -> None:
     """As after a switchover: the old one still answers, on connections that are at rest too."""
-    ledger = pair.market.ledger
-    with Load(pair.market.customers()):
+    ledger = pair.factory.ledger
+    with Load(pair.factory.customers()):
         until(lambda: ledger.acknowledged() > 50)
         rows(pair.primary, "alter system set default_transaction_read_only = on")
         rows(pair.primary, "select pg_reload_conf()")
         until(lambda: ledger.answers[503] > 5)
         pair.standby.promote()
-        took = recovery(pair.market.customer("probe", "prober"), time.monotonic())
+        took = recovery(pair.factory.customer("probe", "prober"), time.monotonic())
         before = ledger.acknowledged()
         until(lambda: ledger.acknowledged() > before + 50)
 
     assert_kept(pair)
-    assert took < LONGEST_RECOVERY
+    assert took < MAX_RECOVERY_SECONDS
 
 
 @pytest.mark.parametrize("pair", [in_variables], indirect=True)
 def test_without_its_standby_a_primary_acknowledges_nothing(pair: Pair) -> None:
-    customer = Client(over_http("127.0.0.1", pair.product.port), pair.market.token("acme", "alice"))
+    customer = Client(over_http("127.0.0.1", pair.product.port), pair.factory.token("acme", "alice"))
     assert customer.place(key="before").status == 201
     pair.standby.stop()
 
@@ -134,7 +134,7 @@ def test_without_its_standby_a_primary_acknowledges_nothing(pair: Pair) -> None:
     answer = customer.place(key="meanwhile")
 
     assert (answer.status, answer.slug) == (503, "unavailable")
-    assert READ_TIMEOUT <= time.monotonic() - started < READ_TIMEOUT + LONGEST_RECOVERY
+    assert READ_TIMEOUT <= time.monotonic() - started < READ_TIMEOUT + MAX_RECOVERY_SECONDS
     assert customer.get("/orders").status == 200
 
     pair.standby.start()

@@ -17,7 +17,7 @@ import pytest
 
 from local import hosts
 from local.api_gateway import ApiGateway, Refused, Request, of_type
-from local.lambda_host import MOST_INSTANCES
+from local.lambda_host import MAX_INSTANCES
 from tests.support.builds import ARCHITECTURE, AwsBuild
 from tests.support.client import SEED_BYTES, Client, Transport, free_port, over_http
 from tests.support.cognito import UserPool
@@ -209,12 +209,12 @@ def test_one_process_serves_one_request_after_the_other(odd: Transport) -> None:
 
 def test_requests_at_the_same_time_have_processes_of_their_own(odd: Transport) -> None:
     ask(odd)
-    with ThreadPoolExecutor(2 * MOST_INSTANCES) as threads:
-        seen = [each.json for each in threads.map(lambda _: ask(odd, "nap"), range(2 * MOST_INSTANCES))]
+    with ThreadPoolExecutor(2 * MAX_INSTANCES) as threads:
+        seen = [each.json for each in threads.map(lambda _: ask(odd, "nap"), range(2 * MAX_INSTANCES))]
 
     by_process = [each["pid"] for each in seen]
-    assert len({each["id"] for each in seen}) == 2 * MOST_INSTANCES
-    assert len(set(by_process)) == MOST_INSTANCES
+    assert len({each["id"] for each in seen}) == 2 * MAX_INSTANCES
+    assert len(set(by_process)) == MAX_INSTANCES
 
 
 @pytest.mark.parametrize("what", ["die", "fail", "hang", "swell"])

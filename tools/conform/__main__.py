@@ -38,18 +38,18 @@ With `make run` going: make conform URL=http://127.0.0.1:8000 TOKEN=$(make -s to
 docs/identity.md says where each provider's tokens come from."""
 TOKENS = {"alice": "TOKEN", "stranger": "OTHER_TOKEN", "tenantless": "TENANTLESS_TOKEN"}
 """The variable that holds the token of each of the list's callers."""
-PATIENCE = 30
+TIMEOUT = 30
 """Seconds to wait for an answer."""
-TURNED_AWAY = 429
-LONGEST_TURN = 10
-"""Seconds that a turn under RATE_LIMIT is waited for."""
+TOO_MANY_REQUESTS = 429
+RATE_LIMIT_WAIT = 10
+"""Seconds of waiting for RATE_LIMIT, at most, for one request."""
 SHORT = 160
 DOCUMENT = "the OpenAPI document"
 SAME_TENANT = ("another tenant's order", "another tenant's cursor")
 
 
 class Unusable(Exception):
-    """There is nothing to compare; the text says why, and what to do."""
+    """There is nothing to compare; the text gives the reason and what to do."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Stage:
 
     @classmethod
     def named(cls, variables: Mapping[str, str]) -> "Stage":
-        """As `make conform` was told. Raises Unusable."""
+        """From the variables of `make conform`. Raises Unusable."""
         given = {name: value.strip() for name, value in variables.items()}
         missing = [name for name in ("URL", "TOKEN") if not given.get(name)]
         if missing:
@@ -78,12 +78,12 @@ class Stage:
         has happened, is sent again as soon as it may be. Raises Unusable where that is late.
         """
         began = time.monotonic()
-        while (answer := self._send_once(method, target, headers, body)).status == TURNED_AWAY:
+        while (answer := self._send_once(method, target, headers, body)).status == TOO_MANY_REQUESTS:
             seconds = answer.headers.get("retry-after", "")
             if not seconds.isdecimal():
                 break
             pause = max(1, int(seconds))
-            if time.monotonic() - began + pause > LONGEST_TURN:
+            if time.monotonic() - began + pause > RATE_LIMIT_WAIT:
                 raise Unusable("The stage's RATE_LIMIT is too low for this list: raise it or unset it")
             time.sleep(pause)
         return answer
@@ -92,7 +92,7 @@ class Stage:
         """One connection a request."""
         secure = self.url.scheme == "https"
         connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        connection = connect(self.url.hostname or "", self.url.port, timeout=PATIENCE)
+        connection = connect(self.url.hostname or "", self.url.port, timeout=TIMEOUT)
         try:
             with suppress(BrokenPipeError, ConnectionResetError):  # it may have answered before all was sent
                 connection.request(method, self.url.path + target, body or None, dict(headers))
@@ -137,14 +137,14 @@ def newest(stage: Stage) -> dict[str, str]:
 
     Raises Unusable when this is no order API, or one that does not take the tokens.
     """
-    health = _asked(stage, "/health", {})
+    health = _get(stage, "/health", {})
     if health.status in range(300, 400) and "location" in health.headers:
         raise Unusable(
-            f"{_shown(stage, '/health')} redirects to {health.headers['location']}: set URL to that"
+            f"{_full_url(stage, '/health')} redirects to {health.headers['location']}: set URL to that"
         )
     if suite.members(health) != {"status": "ok"}:
         raise Unusable(
-            f"This is not the order API: {_shown(stage, '/health')} answers {health.status} "
+            f"This is not the order API: {_full_url(stage, '/health')} answers {health.status} "
             f"{_short(repr(health.body))}. Does URL lack the stage, as in https://api.example.com/dev?"
         )
     return {caller: _newest(stage, caller) for caller in stage.callers if caller != "tenantless"}
@@ -152,7 +152,7 @@ def newest(stage: Stage) -> dict[str, str]:
 
 def _newest(stage: Stage, caller: str) -> str:
     name = TOKENS[caller]
-    answer = _asked(stage, "/orders?limit=1", {"Authorization": f"Bearer {stage.callers[caller]}"})
+    answer = _get(stage, "/orders?limit=1", {"Authorization": f"Bearer {stage.callers[caller]}"})
     body = suite.members(answer)
     if answer.status == 401:
         raise Unusable(
@@ -163,13 +163,13 @@ def _newest(stage: Stage, caller: str) -> str:
         raise Unusable(f"{name} names no tenant: the claim that says it is absent (docs/identity.md)")
     if answer.status != 200 or "orders" not in body:
         raise Unusable(
-            f"{_shown(stage, '/orders')} with {name} answers {answer.status} {_short(repr(answer.body))}. "
+            f"{_full_url(stage, '/orders')} with {name} answers {answer.status} {_short(repr(answer.body))}. "
             f"Look into the stage's log for {answer.headers.get('x-request-id', 'it')}"
         )
     return str(body["orders"][0]["order_id"]) if body["orders"] else ""
 
 
-def _asked(stage: Stage, target: str, headers: Mapping[str, str]) -> Answer:
+def _get(stage: Stage, target: str, headers: Mapping[str, str]) -> Answer:
     try:
         return stage.send("GET", target, headers, b"")
     except ssl.SSLCertVerificationError as error:
@@ -180,10 +180,10 @@ def _asked(stage: Stage, target: str, headers: Mapping[str, str]) -> Answer:
     except ssl.SSLError as error:
         raise Unusable(f"{stage.url.netloc} does not speak TLS: {error.reason}. Is it http?") from None
     except TimeoutError:
-        raise Unusable(f"{_shown(stage, target)} did not answer in {PATIENCE} seconds") from None
+        raise Unusable(f"{_full_url(stage, target)} did not answer in {TIMEOUT} seconds") from None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "strerror", None) or repr(error)
-        raise Unusable(f"{_shown(stage, target)} cannot be reached: {reason}") from None
+        raise Unusable(f"{_full_url(stage, target)} cannot be reached: {reason}") from None
 
 
 def in_a_fresh_tenant(case: Case, answer: Answer, newest: Mapping[str, str]) -> Answer:
@@ -201,7 +201,7 @@ def in_a_fresh_tenant(case: Case, answer: Answer, newest: Mapping[str, str]) -> 
 
 
 class Report:
-    """What was seen so far."""
+    """The comparisons so far."""
 
     def __init__(self, callers: suite.Callers) -> None:
         self.alike = 0
@@ -259,7 +259,7 @@ def _short(text: str, start: int = 0) -> str:
     return f"{'…' if start else ''}{printable}{'…' if len(text) > start + SHORT else ''}"
 
 
-def _shown(stage: Stage, target: str) -> str:
+def _full_url(stage: Stage, target: str) -> str:
     return f"{stage.url.geturl()}{target}"
 
 
@@ -288,7 +288,7 @@ def compare(stage: Stage) -> int:
 
 def _is_up(stage: Stage) -> bool:
     with suppress(Unusable):
-        return _asked(stage, "/health", {}).status == 200
+        return _get(stage, "/health", {}).status == 200
     return False
 
 

@@ -1,4 +1,4 @@
-"""`make soak`: break things under load for minutes, and count what was lost, doubled and crossed."""
+"""`make soak`: injects faults under load, and counts lost, doubled and crossed orders."""
 
 import argparse
 import math
@@ -16,14 +16,14 @@ from tools.soak.sabotage import SABOTAGES
 from tools.soak.soak import run
 
 KILLS_A_MINUTE = 5
-SAID_EVERY = 5.0
-"""Seconds between two lines of what is no terminal."""
+PRINT_INTERVAL = 5.0
+"""Seconds between two progress lines when the output is no terminal."""
 
 
 def main() -> None:
     for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, signal.default_int_handler)
-    # What is started says what it says into a file; the terminal is for the progress alone.
+    # Child processes write into a file; the terminal is for the progress alone.
     console = Console() if Console().is_terminal else Console(width=120)
     plan = _plan()
     console.print(f"seed {plan.seed}, {plan.seconds / 60:g} minutes, sabotage: {plan.sabotage or 'none'}")
@@ -53,7 +53,7 @@ def _print(report: Report, console: Console) -> None:
     problems = report.problems()
     for problem in problems:
         console.print(problem, style="red", highlight=False, markup=False)
-    errors = [line for line in report.said.splitlines() if '"stack":' in line]
+    errors = [line for line in report.log.splitlines() if '"stack":' in line]
     for line in errors[-3:] if problems else ():
         console.print(line[:2000], highlight=False, markup=False)
 
@@ -98,9 +98,9 @@ def _run(report: Report, console: Console) -> None:
     columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("starting PostgreSQL and the API", total=plan.seconds)
-        said = -SAID_EVERY
+        said = -PRINT_INTERVAL
 
-        def tell(report: Report, doing: str) -> None:
+        def show(report: Report, doing: str) -> None:
             nonlocal said
             elapsed = time.monotonic() - report.started
             ledger = report.ledger
@@ -109,11 +109,11 @@ def _run(report: Report, console: Console) -> None:
                 f"{ledger.acknowledged()} acknowledged: {doing}"
             )
             progress.update(task, completed=min(elapsed, plan.seconds), description=text)
-            if not console.is_terminal and elapsed - said > SAID_EVERY:
+            if not console.is_terminal and elapsed - said > PRINT_INTERVAL:
                 said = elapsed
                 console.print(f"{elapsed:5.0f} s  {text}", highlight=False)
 
-        run(report, tell)
+        run(report, show)
 
 
 def _faults(report: Report) -> Table:

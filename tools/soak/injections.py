@@ -1,4 +1,4 @@
-"""The faults: each is injected under load, and tells when what was broken is whole again."""
+"""The faults: each is injected under load, and returns when it was repaired."""
 
 import random
 import time
@@ -14,17 +14,17 @@ from tools.network_faults import AnswerFault
 from tools.postgres_server import connected
 from tools.soak.soak_environment import SoakEnvironment
 
-LONGEST_FAULT = 10
-"""Seconds in which a fault must have found something to hit."""
-LONGEST_START = 60
+HIT_TIMEOUT = 10
+"""Seconds in which a fault must find something to hit."""
+START_TIMEOUT = 60
 """Seconds in which PostgreSQL must have recovered from its log."""
 
 
 @dataclass(frozen=True)
 class Injected:
-    """What a fault hit, and since when (of time.monotonic()) that is whole again."""
+    """What a fault hit, and when (time.monotonic()) it was repaired."""
 
-    whole: float
+    repaired_at: float
     hits: int = 1
     """Processes, connections or answers; 0 where there was nothing to hit."""
 
@@ -43,11 +43,11 @@ def kill_backend(environment: SoakEnvironment, rng: random.Random) -> Injected:
         return False
 
     hits = _until(kill_one)
-    return Injected(database_is_back(environment), hits)
+    return Injected(wait_for_database(environment), hits)
 
 
 def _one_is_killed(pids: Sequence[int], rng: random.Random) -> bool:
-    """Whether one of them could be killed: they may have ended by themselves meanwhile."""
+    """Whether one of them was killed: they may have ended by themselves."""
     with suppress(psutil.NoSuchProcess, IndexError):
         process = psutil.Process(rng.choice(pids))
         if process.status() != psutil.STATUS_ZOMBIE:
@@ -58,7 +58,7 @@ def _one_is_killed(pids: Sequence[int], rng: random.Random) -> bool:
 
 def _is_ended(cursor: Any) -> bool:
     """Whether PostgreSQL ends this session too, as it does when one was killed."""
-    deadline = time.monotonic() + LONGEST_FAULT / 2
+    deadline = time.monotonic() + HIT_TIMEOUT / 2
     with suppress(psycopg2.Error):
         while time.monotonic() < deadline:
             cursor.execute("select 1")
@@ -72,7 +72,7 @@ def kill_server(environment: SoakEnvironment, rng: random.Random) -> Injected:
     environment.server.kill()
     time.sleep(rng.random())
     environment.server.start()
-    return Injected(database_is_back(environment))
+    return Injected(wait_for_database(environment))
 
 
 def kill_worker(environment: SoakEnvironment, rng: random.Random) -> Injected:
@@ -95,7 +95,7 @@ def delay(environment: SoakEnvironment, rng: random.Random) -> Injected:
 
 
 def stall(environment: SoakEnvironment, rng: random.Random) -> Injected:
-    """Nothing moves between API and database for a while, and nobody hangs up."""
+    """Nothing passes between API and database for a while; connections stay open."""
     with environment.proxy.stalled():
         time.sleep(rng.uniform(0.3, 2))
     return Injected(time.monotonic())
@@ -118,12 +118,12 @@ def reset(environment: SoakEnvironment, rng: random.Random) -> Injected:
 
 
 def cut_after_commit(environment: SoakEnvironment, rng: random.Random) -> Injected:
-    """Orders are committed, and nobody hears of it."""
+    """Orders are committed, and their answers are lost."""
     return _inject(environment, AnswerFault.CUT_AFTER_COMMIT, rng.randint(6, 12))
 
 
 def swallow(environment: SoakEnvironment, rng: random.Random) -> Injected:
-    """The database falls silent on a few connections, for good, and nobody hangs up.
+    """The database never answers again on a few connections, which stay open.
 
     On three at once at most: each holds a thread until DB_READ_TIMEOUT, and a worker has four.
     """
@@ -136,34 +136,34 @@ KILLS: tuple[Fault, ...] = (kill_backend, kill_server, kill_worker)
 NETWORK: tuple[Fault, ...] = (delay, stall, reset_all, truncate, reset, cut_after_commit, swallow)
 
 
-def said(fault: Fault) -> str:
+def fault_name(fault: Fault) -> str:
     return fault.__name__.replace("_", " ")
 
 
-def database_is_back(environment: SoakEnvironment) -> float:
+def wait_for_database(environment: SoakEnvironment) -> float:
     """When, by time.monotonic(). Raises AssertionError when it does not come back."""
-    deadline = time.monotonic() + LONGEST_START
+    deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline:
         with suppress(psycopg2.Error), connected(environment.server.url("postgres")):
             return time.monotonic()
         time.sleep(0.02)
-    raise AssertionError(f"PostgreSQL is not back after {LONGEST_START} s")
+    raise AssertionError(f"PostgreSQL is not back after {START_TIMEOUT} s")
 
 
-def bring_back(environment: SoakEnvironment) -> None:
-    """Start PostgreSQL, wherever a fault was interrupted: one just killed counts as running for a moment."""
-    deadline = time.monotonic() + LONGEST_START
+def restart_database(environment: SoakEnvironment) -> None:
+    """Start PostgreSQL after an interrupted fault; retried: a killed one counts as running for a moment."""
+    deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline:
         environment.server.start_again()
         with suppress(psycopg2.Error), connected(environment.server.url("postgres")):
             return
         time.sleep(0.1)
-    raise AssertionError(f"PostgreSQL is not back after {LONGEST_START} s")
+    raise AssertionError(f"PostgreSQL is not back after {START_TIMEOUT} s")
 
 
 def _until(hit: Callable[[], int]) -> int:
-    """How much was hit, when something was; 0 when nothing was in time."""
-    deadline = time.monotonic() + LONGEST_FAULT
+    """The number of hits, as soon as there is one; 0 after HIT_TIMEOUT."""
+    deadline = time.monotonic() + HIT_TIMEOUT
     while not (hits := hit()) and time.monotonic() < deadline:
         time.sleep(0.02)
     return hits

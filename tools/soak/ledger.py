@@ -1,4 +1,4 @@
-"""What was asked, what was promised, and whether the promises were kept."""
+"""Records what was requested and acknowledged, and checks it against the database."""
 
 import json
 import threading
@@ -11,7 +11,7 @@ from zlib import crc32
 
 from tools.client import SEED_BYTES, Answer
 
-RESTING = """
+STORED_ORDERS = """
     select to_jsonb(o) || jsonb_build_object('items', coalesce(
                (select jsonb_agg(to_jsonb(i) - 'tenant_id' - 'order_id' order by i.line_no)
                   from order_items i where (i.tenant_id, i.order_id) = (o.tenant_id, o.order_id)), '[]'))
@@ -19,10 +19,10 @@ RESTING = """
 """
 """Every order, as the superuser sees it: what row-level security hides is there too."""
 Order = dict[str, Any]
-Resting = Iterable[tuple[Order]]
+StoredOrders = Iterable[tuple[Order]]
 SEED: Order = json.loads(SEED_BYTES)
 TIMED_OUT, NO_ANSWER = "timed out", "no answer"
-"""What comes instead of an answer: nothing for as long as a client waits, or the connection's end."""
+"""Outcomes without an answer: the client's timeout, or a closed connection."""
 
 
 class Flaw(Enum):
@@ -33,7 +33,7 @@ class Flaw(Enum):
 
 
 @dataclass(eq=False)
-class Wanted:
+class RequestedOrder:
     """One order that a customer wants once, however often it has to be asked for."""
 
     tenant: str
@@ -88,25 +88,25 @@ class Wanted:
 
 
 def amount(of: str) -> float:
-    """One that hardly anything else has."""
+    """An amount that is practically unique to this text."""
     return crc32(of.encode()) / 100
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Zeros, or a promise was broken."""
+    """All zero, or a promise was broken."""
 
     lost: int = 0
     """Orders with a 201 that are not there, not to be read, or without all their items; and torn ones."""
     doubled: int = 0
-    """Orders more than were wanted."""
+    """Orders more than were requested."""
     crossed: int = 0
     """Answers and rows in which anything is not what this customer's tenant sent."""
 
 
 @dataclass(frozen=True)
 class Unanswered:
-    """A request that heard nothing, from when to when (of time.monotonic())."""
+    """A request without an answer, and when it started and ended (time.monotonic())."""
 
     started: float
     ended: float
@@ -120,21 +120,21 @@ class Ledger:
         self.answers: Counter[int | str] = Counter()
         """By status; what came instead of an answer by its kind."""
         self.unanswered: list[Unanswered] = []
-        """Those that were hung up on."""
+        """Those whose connection was closed."""
         self.unexpected: list[str] = []
-        """Answers that no client should ever hear, such as a 500."""
+        """Answers that no client should get, such as a 500."""
         self.slowest = 0.0
-        """Seconds that a request took at most."""
-        self.wanted: dict[str, Wanted] = {}
+        """Seconds of the slowest request."""
+        self.requested: dict[str, RequestedOrder] = {}
         """By name."""
         self._lock = threading.Lock()
         self._crossed = 0
         self._unread: set[str] = set()
         """Acknowledged orders that were not found, or not whole, when they were asked for."""
 
-    def want(self, wanted: Wanted) -> None:
+    def add(self, requested: RequestedOrder) -> None:
         with self._lock:
-            self.wanted[wanted.name] = wanted
+            self.requested[requested.name] = requested
 
     def sent(self, outcome: int | str, started: float, ended: float) -> None:
         """A request, and its status or what came instead."""
@@ -145,21 +145,21 @@ class Ledger:
             if outcome == NO_ANSWER:
                 self.unanswered.append(Unanswered(started, ended))
 
-    def never_expected(self, answer: Answer) -> None:
+    def add_unexpected(self, answer: Answer) -> None:
         with self._lock:
             self.unexpected.append(f"{answer.status} {answer.body[:300]!r}")
 
-    def acknowledge(self, wanted: Wanted, order: Order) -> None:
+    def acknowledge(self, requested: RequestedOrder, order: Order) -> None:
         """A 201, and the order in it."""
         with self._lock:
-            wanted.acknowledged.add(order["order_id"])
-            if wanted.flaw(order):
+            requested.acknowledged.add(order["order_id"])
+            if requested.flaw(order):
                 self._unread.add(order["order_id"])
 
-    def read(self, wanted: Wanted, order_id: str, answer: Answer) -> None:
+    def read(self, requested: RequestedOrder, order_id: str, answer: Answer) -> None:
         """The answer to a customer who asks for an order that was acknowledged to them."""
         found = answer.json["order"] if answer.status == 200 else None
-        is_other = found is not None and (found["order_id"] != order_id or wanted.flaw(found) is not None)
+        is_other = found is not None and (found["order_id"] != order_id or requested.flaw(found) is not None)
         if answer.status == 404 or is_other:
             with self._lock:
                 self._unread.add(order_id)
@@ -175,27 +175,27 @@ class Ledger:
             }
 
     def _flaw(self, order: Order, tenant: str, user: str | None = None) -> Flaw | None:
-        wanted = self.wanted.get(order["customer_name"])
-        if wanted is None or wanted.tenant != tenant or user not in (None, wanted.user):
+        requested = self.requested.get(order["customer_name"])
+        if requested is None or requested.tenant != tenant or user not in (None, requested.user):
             return Flaw.FOREIGN
-        return wanted.flaw(order)
+        return requested.flaw(order)
 
     def acknowledged(self) -> int:
         with self._lock:
-            return sum(len(wanted.acknowledged) for wanted in self.wanted.values())
+            return sum(len(requested.acknowledged) for requested in self.requested.values())
 
     def unfinished(self) -> int:
         """Orders with a key that were never acknowledged: their customers would still be asking."""
         with self._lock:
-            return sum(1 for each in self.wanted.values() if each.key and not each.acknowledged)
+            return sum(1 for each in self.requested.values() if each.key and not each.acknowledged)
 
-    def verdict(self, resting: Resting) -> Verdict:
+    def verdict(self, stored: StoredOrders) -> Verdict:
         """What was promised, held against what rests in the database."""
         there = set()
         orders: Counter[str] = Counter()
         misplaced = 0
         torn = set()
-        for (order,) in resting:
+        for (order,) in stored:
             there.add(order["order_id"])
             orders[order["customer_name"]] += 1
             flaw = self._flaw(order, order["tenant_id"])
@@ -203,8 +203,8 @@ class Ledger:
             if flaw is Flaw.NOT_WHOLE:
                 torn.add(order["order_id"])
         lost = torn | self._unread
-        for wanted in self.wanted.values():
-            lost |= wanted.acknowledged - there
+        for requested in self.requested.values():
+            lost |= requested.acknowledged - there
         return Verdict(
             lost=len(lost),
             doubled=sum(times - 1 for times in orders.values()),

@@ -1,4 +1,4 @@
-"""Customers of several tenants, who place and read orders and never lose patience."""
+"""Customers of several tenants, who place and read orders and retry until they succeed."""
 
 import http.client
 import random
@@ -9,22 +9,22 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 from tools.client import Answer, Client, over_http
-from tools.soak.ledger import NO_ANSWER, TIMED_OUT, Ledger, Wanted
+from tools.soak.ledger import NO_ANSWER, TIMED_OUT, Ledger, RequestedOrder
 
 EXPECTED = (200, 201, 404, 409, 503)
-"""What a client may hear while things break; anything else is a fault of the API's own."""
+"""Statuses that a client may get during faults; any other is a bug of the API."""
 TENANTS = ("acme", "borealis", "cosmos", "dune")
 USERS = ("alice", "bob")
-PATIENCE = 60
-"""Seconds in which an order with a key must have been acknowledged once the load is told to end."""
-LAST_WORDS = 35
-"""Seconds in which all requests of an interrupted load have ended: a client waits for 30."""
+ACKNOWLEDGE_TIMEOUT = 60
+"""Seconds after the end of the load in which every order with a key must be acknowledged."""
+INTERRUPT_TIMEOUT = 35
+"""Seconds after which all requests of an interrupted load have ended: a client's timeout is 30."""
 PAUSE = 0.02
 """Seconds between two requests of a customer."""
 
 
 class Customer:
-    """One user of one tenant, who asks one thing after the other."""
+    """One user of one tenant, who sends one request after the other."""
 
     def __init__(
         self, tenant: str, user: str, doors: Sequence[Client], ledger: Ledger, rng: random.Random
@@ -32,82 +32,82 @@ class Customer:
         """`doors`: the product and, for reads, others that should hold as well."""
         self.tenant, self.user = tenant, user
         self._doors, self._ledger, self._rng = doors, ledger, rng
-        self._placed: list[Wanted] = []
-        self._probe: Wanted | None = None
-        self._foreign: Callable[[], Wanted | None] = lambda: None
-        self.gone_home = threading.Event()
-        self.patience: float = PATIENCE
+        self._placed: list[RequestedOrder] = []
+        self._probe: RequestedOrder | None = None
+        self._foreign_order: Callable[[], RequestedOrder | None] = lambda: None
+        self.stopped = threading.Event()
+        self.stop_timeout: float = ACKNOWLEDGE_TIMEOUT
 
-    def knows(self, others: Sequence["Customer"]) -> None:
-        """Orders of these are asked for as well, and must not be found."""
+    def set_others(self, others: Sequence["Customer"]) -> None:
+        """Orders of these are requested too, and must not be found."""
         foreign = [other for other in others if other.tenant != self.tenant]
 
-        def any_of_theirs() -> Wanted | None:
+        def choose() -> RequestedOrder | None:
             placed = self._rng.choice(foreign)._placed
             return self._rng.choice(placed[-50:]) if placed else None
 
-        self._foreign = any_of_theirs
+        self._foreign_order = choose
 
-    def keep_asking(self) -> None:
-        wishes: Mapping[Callable[[], None], int] = {
+    def run(self) -> None:
+        weights: Mapping[Callable[[], None], int] = {
             self.place_once: 30,
             self.place_without_key: 20,
             self.place_again: 10,
             self.read: 15,
             self.read_foreign: 10,
             self.browse: 10,
-            self.leaf_through: 5,
+            self.read_pages: 5,
         }
-        while not self.gone_home.is_set():
-            (wish,) = self._rng.choices(list(wishes), list(wishes.values()))
-            wish()
+        while not self.stopped.is_set():
+            (action,) = self._rng.choices(list(weights), list(weights.values()))
+            action()
             time.sleep(PAUSE * self._rng.random() * 2)
 
     def place_once(self) -> None:
         """With a key, until it is acknowledged."""
-        wanted = self._new_wish(uuid4().hex)
+        requested = self._new_order(uuid4().hex)
         deadline = None
-        while not self._place(wanted):
-            if self.gone_home.is_set():
-                deadline = deadline or time.monotonic() + self.patience
+        while not self._place(requested):
+            if self.stopped.is_set():
+                deadline = deadline or time.monotonic() + self.stop_timeout
                 if time.monotonic() > deadline:
                     return
             time.sleep(0.05)
 
     def place_without_key(self) -> None:
-        """Again only after a refusal that does not leave open whether it took effect."""
-        wanted = self._new_wish(None)
+        """Retried only after a refusal that says that nothing was placed."""
+        requested = self._new_order(None)
         for _ in range(40):
-            if self._place(wanted) is not False or self.gone_home.is_set():
+            if self._place(requested) is not False or self.stopped.is_set():
                 return
             time.sleep(0.1)
 
     def place_again(self) -> None:
-        """As one who did not hear the answer does; perhaps while another still asks."""
-        with_key = [wanted for wanted in self._placed[-20:] if wanted.key]
+        """As after a lost answer, possibly while the first request is still running."""
+        with_key = [requested for requested in self._placed[-20:] if requested.key]
         if with_key:
             self._place(self._rng.choice(with_key))
 
     def read(self) -> None:
-        acknowledged = [wanted for wanted in self._placed[-100:] if wanted.acknowledged]
+        acknowledged = [requested for requested in self._placed[-100:] if requested.acknowledged]
         if acknowledged:
-            wanted = self._rng.choice(acknowledged)
-            order_id = next(iter(wanted.acknowledged))
+            requested = self._rng.choice(acknowledged)
+            order_id = next(iter(requested.acknowledged))
             answer = self._get(f"/orders/{order_id}")
             if answer:
-                self._ledger.read(wanted, order_id, answer)
+                self._ledger.read(requested, order_id, answer)
 
     def read_foreign(self) -> None:
-        wanted = self._foreign()
-        if wanted and wanted.acknowledged:
-            self._get(f"/orders/{next(iter(wanted.acknowledged))}")
+        requested = self._foreign_order()
+        if requested and requested.acknowledged:
+            self._get(f"/orders/{next(iter(requested.acknowledged))}")
 
     def browse(self) -> None:
         mine = self._rng.choice(["", "&my_orders=true"])
         self._get(f"/orders?limit={self._rng.randint(1, 20)}{mine}", self.user if mine else None)
 
-    def leaf_through(self) -> None:
-        """A few pages, each behind the one before."""
+    def read_pages(self) -> None:
+        """Up to three pages, by cursor."""
         cursor = ""
         for _ in range(3):
             answer = self._get(f"/orders?limit=5{cursor}")
@@ -115,35 +115,35 @@ class Customer:
                 return
             cursor = f"&cursor={answer.json['next_cursor']}"
 
-    def _new_wish(self, key: str | None) -> Wanted:
+    def _new_order(self, key: str | None) -> RequestedOrder:
         items = self._rng.choice([1, 1, 2, 3, 40])
         quantities = [self._rng.randint(1, 1000) for _ in range(items)]
-        wanted = Wanted(self.tenant, self.user, f"{self.tenant}/{uuid4().hex}", key, quantities)
-        self._ledger.want(wanted)
-        self._placed.append(wanted)
-        return wanted
+        requested = RequestedOrder(self.tenant, self.user, f"{self.tenant}/{uuid4().hex}", key, quantities)
+        self._ledger.add(requested)
+        self._placed.append(requested)
+        return requested
 
     def is_served(self) -> bool:
-        """Whether the service is ready and places an order: the one it did not place when last asked."""
+        """Whether the service is ready and places an order; a failed one is retried by the next call."""
         ready = self._ask(lambda: self._doors[0].get("/health/ready"))
         if ready is None or ready.status != 200:
             return False
-        self._probe = self._probe or self._new_wish(uuid4().hex)
+        self._probe = self._probe or self._new_order(uuid4().hex)
         if not self._place(self._probe):
             return False
         self._probe = None
         return True
 
-    def _place(self, wanted: Wanted) -> bool | None:
+    def _place(self, requested: RequestedOrder) -> bool | None:
         """Whether it was acknowledged; None where that is not known."""
-        answer = self._ask(lambda: self._doors[0].place(raw=wanted.body, key=wanted.key))
+        answer = self._ask(lambda: self._doors[0].place(raw=requested.body, key=requested.key))
         if answer is None:
-            return None if wanted.key is None else False
+            return None if requested.key is None else False
         if answer.status != 201:
             return None if "it is not known whether" in answer.json["detail"] else False
         order = answer.json["order"]
         self._ledger.seen(self.tenant, [order])
-        self._ledger.acknowledge(wanted, order)
+        self._ledger.acknowledge(requested, order)
         return True
 
     def _get(self, target: str, user: str | None = None) -> Answer | None:
@@ -155,7 +155,7 @@ class Customer:
         return answer
 
     def _ask(self, request: Callable[[], Answer]) -> Answer | None:
-        """The answer; None when there was none, because the door's process ended or hangs."""
+        """The answer; None on a timeout or a closed connection."""
         started = time.monotonic()
         answer, instead = None, NO_ANSWER
         try:
@@ -166,7 +166,7 @@ class Customer:
             pass
         self._ledger.sent(answer.status if answer else instead, started, time.monotonic())
         if answer and answer.status not in EXPECTED:
-            self._ledger.never_expected(answer)
+            self._ledger.add_unexpected(answer)
         return answer
 
 
@@ -185,14 +185,14 @@ class Load:
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
         for customer in self._customers:
-            customer.patience = 0 if failure else PATIENCE
-            customer.gone_home.set()
+            customer.stop_timeout = 0 if failure else ACKNOWLEDGE_TIMEOUT
+            customer.stopped.set()
         if failure is KeyboardInterrupt:
-            self._wait(LAST_WORDS)
+            self._wait(INTERRUPT_TIMEOUT)
         if failure:
-            return  # and nobody waits longer: the threads are daemons
+            return  # the threads are daemons
         for thread in self._threads:
-            thread.join(PATIENCE + 60)
+            thread.join(ACKNOWLEDGE_TIMEOUT + 60)
         if self._errors:
             raise self._errors[0]
         if any(thread.is_alive() for thread in self._threads):
@@ -205,15 +205,15 @@ class Load:
 
     def _keep(self, customer: Customer) -> None:
         try:
-            customer.keep_asking()
+            customer.run()
         except BaseException as error:
             self._errors.append(error)
             raise
 
 
 @dataclass(frozen=True)
-class Market:
-    """Where customers come from."""
+class CustomerFactory:
+    """Makes customers with one ledger and one seed."""
 
     doors: Sequence[int]
     """Ports of loopback, the first of them the product's."""
@@ -229,5 +229,5 @@ class Market:
         """Two of each tenant."""
         everybody = [self.customer(tenant, user) for tenant in TENANTS for user in USERS]
         for customer in everybody:
-            customer.knows(everybody)
+            customer.set_others(everybody)
         return everybody

@@ -1,17 +1,17 @@
-"""What a run saw, and which promises it saw broken."""
+"""The result of a run, and which promises were broken."""
 
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tools.soak.injections import KILLS, NETWORK, Injected, cut_after_commit, kill_worker, said
+from tools.soak.injections import KILLS, NETWORK, Injected, cut_after_commit, fault_name, kill_worker
 from tools.soak.ledger import TIMED_OUT, Ledger, Unanswered, Verdict
-from tools.soak.soak_environment import LONGEST_REQUEST, MOST_AT_REST
+from tools.soak.soak_environment import MAX_IDLE_CONNECTIONS, MAX_REQUEST_SECONDS
 
-LONGEST_RECOVERY = 5.0
+MAX_RECOVERY_SECONDS = 5.0
 """Seconds after the database is back in which the service must be, without a restart."""
-AROUND_A_KILL = 2.0
-"""Seconds behind the kill of a worker in which its clients notice."""
+KILL_WINDOW = 2.0
+"""Seconds after the kill of a worker in which its clients notice."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,20 @@ class Report:
     """How many processes, connections or answers each kind of fault hit."""
     recoveries: dict[str, list[float]] = field(default_factory=dict)
     """By fault, the seconds from the moment that the database was back."""
-    hung_up: list[tuple[float, float]] = field(default_factory=list)
-    """From when to when (of time.monotonic()) clients may hear nothing, since a door's process ended."""
+    kill_windows: list[tuple[float, float]] = field(default_factory=list)
+    """Start and end (time.monotonic()) of the times in which the kill of a worker may cut off requests."""
     interrupted: float | None = None
-    """When somebody stopped it, by time.monotonic()."""
+    """When it was stopped (time.monotonic())."""
     connections: int = 0
     """Of the API, when its customers had gone."""
-    said: str = ""
-    """By both doors, until their end."""
+    log: str = ""
+    """The output of both API processes."""
     verdict: Verdict | None = None
-    """None until the database was asked."""
+    """None until the database was checked."""
 
     @property
     def kills(self) -> int:
-        return sum(self.faults[said(fault)] for fault in KILLS)
+        return sum(self.faults[fault_name(fault)] for fault in KILLS)
 
     @property
     def is_done(self) -> bool:
@@ -72,22 +72,22 @@ class Report:
             return
         self.faults[fault] += 1
         self.hits[fault] += injected.hits
-        if fault == said(kill_worker):
-            self.hung_up.append((began, injected.whole))
+        if fault == fault_name(kill_worker):
+            self.kill_windows.append((began, injected.repaired_at))
 
     def interrupt(self) -> None:
         """Perhaps just when a worker had been killed."""
         self.interrupted = time.monotonic()
-        self.hung_up.append((self.interrupted - AROUND_A_KILL, float("inf")))
+        self.kill_windows.append((self.interrupted - KILL_WINDOW, float("inf")))
 
     def unexplained(self) -> list[Unanswered]:
-        """Requests that heard nothing although nobody killed the process that had them."""
+        """Requests without an answer although no worker was killed."""
         return [
             each
             for each in self.ledger.unanswered
             if not any(
-                each.ended >= began and each.started <= ended and each.ended <= ended + AROUND_A_KILL
-                for began, ended in self.hung_up
+                each.ended >= began and each.started <= ended and each.ended <= ended + KILL_WINDOW
+                for began, ended in self.kill_windows
             )
         ]
 
@@ -103,22 +103,22 @@ class Report:
             f"{len(ledger.unexpected)} answers that nobody should hear, such as "
             f"{ledger.unexpected[:1]}": ledger.unexpected,
             f"{timeouts} requests timed out": timeouts,
-            f"a request took {ledger.slowest:.1f} s, more than {LONGEST_REQUEST:g}": ledger.slowest
-            > LONGEST_REQUEST,
+            f"a request took {ledger.slowest:.1f} s, more than {MAX_REQUEST_SECONDS:g}": ledger.slowest
+            > MAX_REQUEST_SECONDS,
             f"{unexplained} requests were hung up on though no worker was killed": unexplained,
             f"the service was back after {self.slowest_recovery:.1f} s": self.slowest_recovery
-            > LONGEST_RECOVERY,
+            > MAX_RECOVERY_SECONDS,
             **{f"{times} times there was nothing to {fault}": times for fault, times in self.missed.items()},
         }
         if self.interrupted is None:
             found |= {
                 f"{ledger.unfinished()} orders with a key were never acknowledged": ledger.unfinished(),
-                "no commit was cut": not self.hits[said(cut_after_commit)],
-                f"{self.connections} connections left of at most {MOST_AT_REST}": self.connections
-                > MOST_AT_REST,
+                "no commit was cut": not self.hits[fault_name(cut_after_commit)],
+                f"{self.connections} connections left of at most {MAX_IDLE_CONNECTIONS}": self.connections
+                > MAX_IDLE_CONNECTIONS,
             }
         return [text for text, is_one in found.items() if is_one]
 
     def exit_status(self) -> int:
-        """130 as a shell says it of what was interrupted; a broken promise is 1 all the same."""
+        """130 after an interruption, as in a shell; 1 when a promise was broken."""
         return 1 if self.problems() else 0 if self.interrupted is None else 130

@@ -1,19 +1,19 @@
-"""A run: load, faults at random moments, and the reckoning at its end."""
+"""A run: load, faults at random moments, and the check of every promise at its end."""
 
 import random
 import time
 from collections.abc import Callable, Iterator
 
-from tools.soak.injections import KILLS, NETWORK, Fault, bring_back, cut_after_commit, said
-from tools.soak.ledger import RESTING
-from tools.soak.load import Customer, Load, Market
+from tools.soak.injections import KILLS, NETWORK, Fault, cut_after_commit, fault_name, restart_database
+from tools.soak.ledger import STORED_ORDERS
+from tools.soak.load import Customer, CustomerFactory, Load
 from tools.soak.report import Plan, Report
 from tools.soak.soak_environment import SoakEnvironment, soak_environment
 
-IN_A_ROW = 4
-"""Probes that must succeed one after the other: each of several workers is to answer."""
-GIVE_UP = 30.0
-Tell = Callable[[Report, str], None]
+PROBES_IN_A_ROW = 4
+"""Probes that must succeed in a row, so that each of several workers has answered."""
+RECOVERY_TIMEOUT = 30.0
+Show = Callable[[Report, str], None]
 
 
 def soak(plan: Plan) -> Report:
@@ -22,67 +22,67 @@ def soak(plan: Plan) -> Report:
     return report
 
 
-def run(report: Report, tell: Tell = lambda *_: None) -> None:
-    """Do as planned; `tell` hears of each step. Interrupted under load, it reckons up what happened so far.
+def run(report: Report, show: Show = lambda *_: None) -> None:
+    """Run the plan; `show` is called for each step. Interrupted under load, it checks what happened so far.
 
     Raises when a request hangs, a customer cannot go on or PostgreSQL does not come back.
     """
     plan = report.plan
     rng = random.Random(plan.seed)
     with soak_environment(rng, plan.sabotage) as environment:
-        market = Market(environment.ports, environment.tokens.token, report.ledger, plan.seed)
-        probe = market.customer("probe", "prober")
+        factory = CustomerFactory(environment.ports, environment.tokens.token, report.ledger, plan.seed)
+        probe = factory.customer("probe", "prober")
         report.started = time.monotonic()
         try:
-            with Load(market.customers()):
+            with Load(factory.customers()):
                 try:
-                    _inject_faults(environment, rng, probe, report, tell)
-                    tell(report, "the last orders")
+                    _inject_faults(environment, rng, probe, report, show)
+                    show(report, "the last orders")
                 except KeyboardInterrupt:
                     report.interrupt()
                     raise
         except KeyboardInterrupt:
-            bring_back(environment)
+            restart_database(environment)
         report.connections = environment.connections()
-        report.said = "".join(
+        report.log = "".join(
             each.log.read_text(errors="replace") for each in (environment.product, environment.unfiltered)
         )
-        report.verdict = report.ledger.verdict(environment.rows(RESTING))
+        report.verdict = report.ledger.verdict(environment.rows(STORED_ORDERS))
 
 
 def _inject_faults(
-    environment: SoakEnvironment, rng: random.Random, probe: Customer, report: Report, tell: Tell
+    environment: SoakEnvironment, rng: random.Random, probe: Customer, report: Report, show: Show
 ) -> None:
     for fault in _in_turn(rng):
         if report.is_done:
             return
-        tell(report, "load")
+        show(report, "load")
         time.sleep(rng.uniform(0.1, 1.5))
-        tell(report, said(fault))
+        show(report, fault_name(fault))
         began = time.monotonic()
         injected = fault(environment, rng)
-        report.add(said(fault), began, injected)
+        report.add(fault_name(fault), began, injected)
         if injected.hits:
-            report.recoveries.setdefault(said(fault), []).append(recovery(probe, injected.whole))
+            report.recoveries.setdefault(fault_name(fault), []).append(recovery(probe, injected.repaired_at))
 
 
 def recovery(probe: Customer, back: float) -> float:
     """Seconds from `back` to the first of the probes that succeed from then on."""
     good, first = 0, back
-    while good < IN_A_ROW:
+    while good < PROBES_IN_A_ROW:
         if probe.is_served():
             first = first if good else time.monotonic()
             good += 1
             continue
         good = 0
-        if time.monotonic() - back > GIVE_UP:
-            return GIVE_UP
+        if time.monotonic() - back > RECOVERY_TIMEOUT:
+            return RECOVERY_TIMEOUT
         time.sleep(0.05)
     return first - back
 
 
 def _in_turn(rng: random.Random) -> Iterator[Fault]:
-    """Kills and faults of the network by turns, each kind as often as the others, in random order.
+    """Kills and network faults alternate, each kind as often as the others, in random order.
 
     First the one that finds most, for runs that see few.
     """

@@ -26,11 +26,11 @@ from tools.soak.sabotage import SABOTAGES, without_tenant_filter
 WORKERS, THREADS = 2, 4
 IDLE = 5
 """Connections that each worker may keep: DB_POOL_SIZE."""
-MOST_AT_REST = (WORKERS + 1) * IDLE
+MAX_IDLE_CONNECTIONS = (WORKERS + 1) * IDLE
 READ_TIMEOUT, POOL_TIMEOUT, CONNECT_TIMEOUT, SLACK = 8, 3, 3, 6
-LONGEST_REQUEST = READ_TIMEOUT + POOL_TIMEOUT + CONNECT_TIMEOUT + SLACK
+MAX_REQUEST_SECONDS = READ_TIMEOUT + POOL_TIMEOUT + CONNECT_TIMEOUT + SLACK
 """Seconds. The last is a busy machine's, and covers the wait for a thread behind another's request."""
-LONGEST_START = 60
+START_TIMEOUT = 60
 """Seconds in which gunicorn must have its workers."""
 
 
@@ -157,7 +157,7 @@ def door(
         with log.open("wb") as said, _output_into(said.fileno()):
             process = stack.enter_context(hosts.serving("gcp", folder, told, "127.0.0.1", port))
         opened = Door(port, process, log)
-        deadline = time.monotonic() + LONGEST_START
+        deadline = time.monotonic() + START_TIMEOUT
         while len(opened.workers()) < workers:  # it listens before it has them
             assert time.monotonic() < deadline, f"{workers} workers were to start: {log.read_text()[-2000:]}"
             time.sleep(0.02)

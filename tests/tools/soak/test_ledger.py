@@ -7,11 +7,11 @@ from uuid import uuid4
 import pytest
 
 from tests.support.client import Answer
-from tools.soak.ledger import Ledger, Order, Verdict, Wanted
+from tools.soak.ledger import Ledger, Order, RequestedOrder, Verdict
 
 
 class Shop:
-    """A ledger, and the rows of a database in which every order is what was wanted."""
+    """A ledger, and the rows of a database in which every order is what was requested."""
 
     def __init__(self) -> None:
         self.ledger = Ledger()
@@ -19,23 +19,23 @@ class Shop:
 
     def place(self, name: str = "acme/1", *, user: str = "alice", acknowledged: bool = True) -> Order:
         """As it rests."""
-        wanted = Wanted(name.partition("/")[0], user, name, "key", [1, 2])
-        order = shown(wanted)
-        self.ledger.want(wanted)
+        requested = RequestedOrder(name.partition("/")[0], user, name, "key", [1, 2])
+        order = shown(requested)
+        self.ledger.add(requested)
         self.orders.append(order)
         if acknowledged:
-            self.ledger.acknowledge(wanted, shown(wanted, order_id=order["order_id"]))
+            self.ledger.acknowledge(requested, shown(requested, order_id=order["order_id"]))
         return order
 
     def verdict(self) -> Verdict:
         return self.ledger.verdict((order,) for order in self.orders)
 
 
-def shown(wanted: Wanted, **changes: Any) -> Order:
+def shown(requested: RequestedOrder, **changes: Any) -> Order:
     """As an answer shows it, or a row."""
-    order = wanted.order
+    order = requested.order
     items = [{"line_no": n, **each} for n, each in enumerate(order["items"], start=1)]
-    owner = {"order_id": str(uuid4()), "tenant_id": wanted.tenant, "created_by": wanted.user}
+    owner = {"order_id": str(uuid4()), "tenant_id": requested.tenant, "created_by": requested.user}
     return {**order, **owner, "status": "pending", "items": items, **changes}
 
 
@@ -70,7 +70,7 @@ def without_an_item(shop: Shop) -> None:
 
 def acknowledged_without_an_item(shop: Shop) -> None:
     order = shop.place(acknowledged=False)
-    shop.ledger.acknowledge(shop.ledger.wanted["acme/1"], {**order, "items": order["items"][:1]})
+    shop.ledger.acknowledge(shop.ledger.requested["acme/1"], {**order, "items": order["items"][:1]})
 
 
 def listed_without_an_item(shop: Shop) -> None:
@@ -80,7 +80,7 @@ def listed_without_an_item(shop: Shop) -> None:
 
 def not_found_by_its_customer(shop: Shop) -> None:
     order = shop.place()
-    shop.ledger.read(shop.ledger.wanted["acme/1"], order["order_id"], Answer(404, {}, b""))
+    shop.ledger.read(shop.ledger.requested["acme/1"], order["order_id"], Answer(404, {}, b""))
 
 
 def placed_twice(shop: Shop) -> None:
@@ -126,7 +126,7 @@ def resting_with_anothers_items(shop: Shop) -> None:
 
 
 def wanted_by_nobody(shop: Shop) -> None:
-    shop.orders.append(shown(Wanted("acme", "alice", "acme/7", None, [])))
+    shop.orders.append(shown(RequestedOrder("acme", "alice", "acme/7", None, [])))
 
 
 @pytest.mark.parametrize(

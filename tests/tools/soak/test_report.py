@@ -7,9 +7,9 @@ import pytest
 
 from tests.support.client import Answer
 from tools.soak.injections import Injected
-from tools.soak.ledger import NO_ANSWER, TIMED_OUT, Ledger, Verdict, Wanted
+from tools.soak.ledger import NO_ANSWER, TIMED_OUT, Ledger, RequestedOrder, Verdict
 from tools.soak.report import Plan, Report
-from tools.soak.soak_environment import LONGEST_REQUEST, MOST_AT_REST
+from tools.soak.soak_environment import MAX_IDLE_CONNECTIONS, MAX_REQUEST_SECONDS
 
 WORKER_KILLED = 100.0
 
@@ -46,11 +46,11 @@ def nothing_to_hit(report: Report) -> None:
 
 
 def timed_out(report: Report) -> None:
-    report.ledger.sent(TIMED_OUT, 100, 100 + LONGEST_REQUEST / 2)
+    report.ledger.sent(TIMED_OUT, 100, 100 + MAX_REQUEST_SECONDS / 2)
 
 
 def slow(report: Report) -> None:
-    report.ledger.sent(201, 100, 101 + LONGEST_REQUEST)
+    report.ledger.sent(201, 100, 101 + MAX_REQUEST_SECONDS)
 
 
 def hung_up_on_before_the_kill(report: Report) -> None:
@@ -74,15 +74,15 @@ def back_late(report: Report) -> None:
 
 
 def connections_left(report: Report) -> None:
-    report.connections = MOST_AT_REST + 1
+    report.connections = MAX_IDLE_CONNECTIONS + 1
 
 
 def never_acknowledged(report: Report) -> None:
-    report.ledger.want(Wanted("acme", "alice", "acme/1", "key", [1]))
+    report.ledger.add(RequestedOrder("acme", "alice", "acme/1", "key", [1]))
 
 
 def an_error(report: Report) -> None:
-    report.ledger.never_expected(Answer(500, {}, b""))
+    report.ledger.add_unexpected(Answer(500, {}, b""))
 
 
 @pytest.mark.parametrize(
@@ -91,13 +91,13 @@ def an_error(report: Report) -> None:
         (no_commit_cut, "no commit was cut"),
         (nothing_to_hit, "1 times there was nothing to truncate"),
         (timed_out, "1 requests timed out"),
-        (slow, f"a request took 21.0 s, more than {LONGEST_REQUEST:g}"),
+        (slow, f"a request took 21.0 s, more than {MAX_REQUEST_SECONDS:g}"),
         (hung_up_on_before_the_kill, "1 requests were hung up on though no worker was killed"),
         (hung_up_on_after_the_kill, "1 requests were hung up on though no worker was killed"),
         (hung_up_on_long_after_the_kill, "1 requests were hung up on though no worker was killed"),
         (never_reckoned_up, "nobody asked the database what is there"),
         (back_late, "the service was back after 5.1 s"),
-        (connections_left, f"{MOST_AT_REST + 1} connections left of at most {MOST_AT_REST}"),
+        (connections_left, f"{MAX_IDLE_CONNECTIONS + 1} connections left of at most {MAX_IDLE_CONNECTIONS}"),
         (never_acknowledged, "1 orders with a key were never acknowledged"),
         (an_error, "1 answers that nobody should hear, such as [\"500 b''\"]"),
     ],

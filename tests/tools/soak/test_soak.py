@@ -32,7 +32,7 @@ def run(seconds: float, kills: int, kinds: int, sabotage: str | None = None) -> 
 
 
 def evidence(report: Report) -> str:
-    return f"{report.plan}\n{report.faults}\n{report.ledger.answers}\n{report.said[-5000:]}"
+    return f"{report.plan}\n{report.faults}\n{report.ledger.answers}\n{report.log[-5000:]}"
 
 
 def test_faults_under_load_lose_double_and_cross_nothing() -> None:
