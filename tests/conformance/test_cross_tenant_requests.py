@@ -33,4 +33,4 @@ def test_naming_another_tenant_changes_nothing(
     document = in_process("GET", "/openapi.json", {}, b"").json
     scene = Scene(app, document, user_pool, rows, plainly=in_process)
 
-    assert scene.trespasses(way, send, is_protected) == []
+    assert scene.cross_tenant_requests(way, send, is_protected) == []

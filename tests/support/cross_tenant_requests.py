@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 from tests.support.client import Answer, Transport, item, seed
 from tests.support.cognito import signed
 from tests.support.issuer import encoded
-from tests.support.tenants import Json, Shop
+from tests.support.tenants import Json, Tenant
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Way:
     """`header`, `token`, `query`, `body`, `id`, `no id`, `path`, `cursor`, `own cursor`, `mine`, `key` or
     `nothing`."""
     name: str
-    change: Callable[[Asked, Shop], Asked]
+    change: Callable[[Asked, Tenant], Asked]
 
     def __str__(self) -> str:
         return f"{self.by}: {self.name}"
@@ -59,15 +59,15 @@ class Way:
         return "{" in template or self.by not in ("id", "no id")
 
 
-def _claims_of(victim: Shop) -> Json:
+def _claims_of(victim: Tenant) -> Json:
     return {"sub": victim.user, "custom:tenant_id": victim.tenant, "token_use": "id", "email": victim.email}
 
 
-def _unsigned(victim: Shop) -> str:
+def _unsigned(victim: Tenant) -> str:
     return f"{encoded({'alg': 'none'})}.{encoded(_claims_of(victim))}."
 
 
-def _event(victim: Shop) -> Json:
+def _event(victim: Tenant) -> Json:
     """What API Gateway hands to Lambda for a request of the victim's."""
     authorizer = {"claims": _claims_of(victim), "jwt": {"claims": _claims_of(victim)}, **_claims_of(victim)}
     context = {"resourcePath": "/orders", "httpMethod": "GET", "authorizer": authorizer}
@@ -80,14 +80,14 @@ def _event(victim: Shop) -> Json:
     }
 
 
-def _principal(victim: Shop) -> str:
+def _principal(victim: Tenant) -> str:
     """App Service's header, as base64 of JSON."""
     listed = [{"typ": name, "val": value} for name, value in _claims_of(victim).items()]
     listed.append({"typ": "tid", "val": victim.tenant})
     return b64encode(json.dumps({"auth_typ": "aad", "claims": listed}).encode()).decode()
 
 
-HEADERS: dict[str, Callable[[Shop], str]] = {
+HEADERS: dict[str, Callable[[Tenant], str]] = {
     **dict.fromkeys(
         (
             *(
@@ -147,7 +147,7 @@ HEADERS: dict[str, Callable[[Shop], str]] = {
     "referer": lambda victim: f"https://{victim.tenant}.example/orders/{victim.order_id}",
     "baggage": lambda victim: f"tenant_id={victim.tenant},user_id={victim.user}",
 }
-QUERIES: dict[str, Callable[[Shop], str]] = {
+QUERIES: dict[str, Callable[[Tenant], str]] = {
     **dict.fromkeys(
         (
             "tenant_id",
@@ -167,7 +167,7 @@ QUERIES: dict[str, Callable[[Shop], str]] = {
     "access_token": _unsigned,
     "requestContext": lambda victim: json.dumps(_event(victim)),
 }
-CLAIMS: dict[str, Callable[[Shop], Any]] = {
+CLAIMS: dict[str, Callable[[Tenant], Any]] = {
     **dict.fromkeys(
         (
             *(
@@ -199,7 +199,7 @@ CLAIMS: dict[str, Callable[[Shop], Any]] = {
     "username": lambda victim: victim.user,
     "email": lambda victim: victim.email,
 }
-MEMBERS: dict[str, Callable[[Shop], Any]] = {
+MEMBERS: dict[str, Callable[[Tenant], Any]] = {
     **dict.fromkeys(("tenant_id", "tenantId", "tenant", "custom:tenant_id"), lambda victim: victim.tenant),
     "created_by": lambda victim: victim.user,
     "order_id": lambda victim: victim.order_id,
@@ -207,13 +207,13 @@ MEMBERS: dict[str, Callable[[Shop], Any]] = {
     "requestContext": lambda victim: _event(victim)["requestContext"],
     "__proto__": lambda victim: {"tenant_id": victim.tenant},
 }
-UNKNOWN_PATHS: dict[str, Callable[[str, Shop], str]] = {
+UNKNOWN_PATHS: dict[str, Callable[[str, Tenant], str]] = {
     "the tenant in front": lambda path, victim: f"/{victim.tenant}{path}",
     "the tenant under tenants": lambda path, victim: f"/tenants/{victim.tenant}{path}",
     "the tenant behind": lambda path, victim: f"{path}/{victim.tenant}/{victim.order_id}",
     "the tenant's host": lambda path, victim: f"//{victim.tenant}.example{path}",
 }
-MALFORMED_IDS: dict[str, Callable[[Shop], str]] = {
+MALFORMED_IDS: dict[str, Callable[[Tenant], str]] = {
     "a matrix parameter": lambda victim: f"{victim.order_id};tenant_id={victim.tenant}",
     "hyphens in percent": lambda victim: victim.order_id.replace("-", "%2D"),
     "without hyphens": lambda victim: victim.order_id.replace("-", ""),
@@ -226,35 +226,35 @@ MALFORMED_IDS: dict[str, Callable[[Shop], str]] = {
 }
 
 
-def _with_header(name: str) -> Callable[[Asked, Shop], Asked]:
+def _with_header(name: str) -> Callable[[Asked, Tenant], Asked]:
     return lambda asked, victim: replace(asked, headers={**asked.headers, name: HEADERS[name](victim)})
 
 
-def _with_query(name: str) -> Callable[[Asked, Shop], Asked]:
+def _with_query(name: str) -> Callable[[Asked, Tenant], Asked]:
     return lambda asked, victim: replace(asked, query=[(name, QUERIES[name](victim))])
 
 
-def _with_claim(name: str) -> Callable[[Asked, Shop], Asked]:
-    def change(asked: Asked, victim: Shop) -> Asked:
+def _with_claim(name: str) -> Callable[[Asked, Tenant], Asked]:
+    def change(asked: Asked, victim: Tenant) -> Asked:
         named = None if asked.claims is None else {**asked.claims, name: CLAIMS[name](victim)}
         return replace(asked, claims=named)
 
     return change
 
 
-def _with_member(name: str) -> Callable[[Asked, Shop], Asked]:
+def _with_member(name: str) -> Callable[[Asked, Tenant], Asked]:
     return lambda asked, victim: replace(asked, body={**(asked.body or seed()), name: MEMBERS[name](victim)})
 
 
-def _with_path(name: str) -> Callable[[Asked, Shop], Asked]:
+def _with_path(name: str) -> Callable[[Asked, Tenant], Asked]:
     return lambda asked, victim: replace(asked, path=UNKNOWN_PATHS[name](asked.path, victim))
 
 
-def _with_id(written: Callable[[Shop], str]) -> Callable[[Asked, Shop], Asked]:
+def _with_id(written: Callable[[Tenant], str]) -> Callable[[Asked, Tenant], Asked]:
     return lambda asked, victim: replace(asked, path=re.sub("{.*}", written(victim), asked.template))
 
 
-def _with_all_headers(asked: Asked, victim: Shop) -> Asked:
+def _with_all_headers(asked: Asked, victim: Tenant) -> Asked:
     for name in HEADERS:
         asked = _with_header(name)(asked, victim)
     return asked

@@ -11,7 +11,7 @@ from tests.support.client import Answer, Client, Transport, seed
 from tests.support.cognito import UserPool, signed
 from tests.support.cross_tenant_requests import Asked, Way
 from tests.support.refusals import STATUS
-from tests.support.tenants import Asker, Json, Shop, askers, opened
+from tests.support.tenants import Json, Requester, Tenant, create_tenant, requesters
 
 Row = tuple[Any, ...]
 Rows = Callable[..., list[Row]]
@@ -62,18 +62,18 @@ def named(parameter: Json, document: Json) -> str:
     return str(found["name"])
 
 
-def expected(operation: Operation, asker: Asker, way: Way, victim: Shop) -> int | str:
+def expected(operation: Operation, requester: Requester, way: Way, victim: Tenant) -> int | str:
     """The status, or a problem's slug, by the contract's order: path, method, token, tenant, fields."""
-    own = asker.tenant == victim.tenant
-    is_victim = own and asker.user == victim.user
+    own = requester.tenant == victim.tenant
+    is_victim = own and requester.user == victim.user
     if way.by == "path":
         return "not-found"
     if not operation.allowed:
         return "method-not-allowed"
     if not operation.protected:
         return operation.success
-    if asker.refused:
-        return asker.refused
+    if requester.refused:
+        return requester.refused
     takes = operation.parameters
     refusal = {
         "query": "malformed-request",
@@ -90,23 +90,23 @@ def expected(operation: Operation, asker: Asker, way: Way, victim: Shop) -> int 
     return refusal or operation.success
 
 
-def request(operation: Operation, asker: Asker, way: Way, victim: Shop, other: Shop) -> Asked:
-    own_id = victim.order_id if asker.tenant != other.tenant else other.order_id
+def request(operation: Operation, requester: Requester, way: Way, victim: Tenant, other: Tenant) -> Asked:
+    own_id = victim.order_id if requester.tenant != other.tenant else other.order_id
     asked = Asked(
         operation.method,
         operation.template,
         re.sub("{.*}", own_id, operation.template),
-        asker.claims,
+        requester.claims,
         body=seed() if operation.method in ("POST", "PUT", "PATCH") else None,
     )
     return way.change(asked, victim)
 
 
-def may_read(operation: Operation, asker: Asker, way: Way, victim: Shop) -> bool:
+def may_read(operation: Operation, requester: Requester, way: Way, victim: Tenant) -> bool:
     """Whether the victim's orders may be in the answer."""
-    is_victim = asker.user == victim.user
+    is_victim = requester.user == victim.user
     own_only = way.by == "mine" or (way.by == "key" and operation.method == "POST")
-    return not asker.refused and asker.tenant == victim.tenant and (is_victim or not own_only)
+    return not requester.refused and requester.tenant == victim.tenant and (is_victim or not own_only)
 
 
 def masked(answer: Answer) -> tuple[int, dict[str, str], str]:
@@ -123,10 +123,15 @@ def _unmarked(text: str) -> str:
 
 
 def wrong(
-    operation: Operation, asker: Asker, way: Way, answer: Answer, plain: Answer | None, victim: Shop
+    operation: Operation,
+    requester: Requester,
+    way: Way,
+    answer: Answer,
+    plain: Answer | None,
+    victim: Tenant,
 ) -> list[str]:
-    """What is wrong with an answer. `plain`: what the same asker got who named nobody."""
-    due = expected(operation, asker, way, victim)
+    """What is wrong with an answer. `plain`: what the same requester got who named nobody."""
+    due = expected(operation, requester, way, victim)
     found: list[str] = []
     status = due if isinstance(due, int) else STATUSES[due]
     if answer.status != status:
@@ -134,11 +139,13 @@ def wrong(
     elif isinstance(due, str) and operation.method != "HEAD" and answer.slug != due:
         found.append(f"{answer.slug} instead of {due}")
     said = answer.body.decode() + json.dumps(dict(answer.headers))
-    if not may_read(operation, asker, way, victim):
-        kept = victim.placed if asker.tenant == victim.tenant and not asker.refused else victim.secrets
-        if operation.method == "POST" and way.name == "with the same order":  # the asker knows what is sent
+    if not may_read(operation, requester, way, victim):
+        kept = (
+            victim.placed if requester.tenant == victim.tenant and not requester.refused else victim.secrets
+        )
+        if operation.method == "POST" and way.name == "with the same order":  # it sends them itself
             kept = [order["order_id"] for order in victim.orders]
-        own = "" if asker.refused else asker.user
+        own = "" if requester.refused else requester.user
         found += [f"says {secret}" for secret in kept if secret in said and secret != own]
     elif due == 200 and operation.protected and operation.method == "GET" and way.by in OWN_ORDERS:
         found += [f"does not say {secret}" for secret in victim.placed[:4] if secret not in said]
@@ -146,9 +153,9 @@ def wrong(
         found.append("another answer than without naming anybody")
     if way.by == "key" and isinstance(due, int) and operation.takes_a_body:
         replayed = answer.headers.get("idempotent-replayed") == "true"
-        if replayed != (asker.name == "the victim" and way.name == "with the same order"):
+        if replayed != (requester.name == "the victim" and way.name == "with the same order"):
             found.append("replayed" if replayed else "not replayed")
-    return [f"{asker.name}, {operation.method} {operation.template}, {way}: {each}" for each in found]
+    return [f"{requester.name}, {operation.method} {operation.template}, {way}: {each}" for each in found]
 
 
 @dataclass(frozen=True)
@@ -160,43 +167,43 @@ class Scene:
     pool: UserPool
     rows: Rows
     plainly: Transport
-    """Opens the shops, and takes what names nobody."""
+    """Opens the tenants, and takes what names nobody."""
 
-    def trespasses(
+    def cross_tenant_requests(
         self, way: Way, send: Transport, included: Callable[[Operation], bool] = lambda _: True
     ) -> list[str]:
         """What is wrong with the answers to everybody who names a victim in this way, and with what rests."""
-        victim, other = opened(self.plainly, self.pool), opened(self.plainly, self.pool)
+        victim, other = create_tenant(self.plainly, self.pool), create_tenant(self.plainly, self.pool)
         before, placed, found = self._resting(victim, other), 0, []
         for operation in filter(included, operations(self.app, self.document)):
-            for asker in askers(self.pool, victim, other) if way.fits(operation.template) else []:
-                due, plain = expected(operation, asker, way, victim), None
+            for requester in requesters(self.pool, victim, other) if way.fits(operation.template) else []:
+                due, plain = expected(operation, requester, way, victim), None
                 if isinstance(due, int) and way.by in ("header", "token", "body"):
-                    plain = request(operation, asker, NOTHING, victim, other).sent(self.plainly)
-                answer = request(operation, asker, way, victim, other).sent(send)
-                found += wrong(operation, asker, way, answer, plain, victim)
-                if asker.tenant == victim.tenant:
+                    plain = request(operation, requester, NOTHING, victim, other).sent(self.plainly)
+                answer = request(operation, requester, way, victim, other).sent(send)
+                found += wrong(operation, requester, way, answer, plain, victim)
+                if requester.tenant == victim.tenant:
                     new = [each for each in (plain, answer) if each and each.status == 201]
                     placed += len([each for each in new if "idempotent-replayed" not in each.headers])
         return found + [f"{way}: {each}" for each in self._disturbed(before, placed, victim, other)]
 
     def replays(self, send: Transport) -> list[str]:
         """What is wrong where everybody else with a tenant uses the victim's key twice."""
-        victim, other = opened(self.plainly, self.pool), opened(self.plainly, self.pool)
+        victim, other = create_tenant(self.plainly, self.pool), create_tenant(self.plainly, self.pool)
         found = []
-        for asker in [each for each in askers(self.pool, victim, other) if not each.refused][1:]:
-            client = Client(send, signed(asker.claims or {}))
+        for requester in [each for each in requesters(self.pool, victim, other) if not each.refused][1:]:
+            client = Client(send, signed(requester.claims or {}))
             answers = [client.place(victim.body, key=victim.key) for _ in range(2)]
             if [answer.status for answer in answers] != [201, 201]:
-                found.append(f"{asker.name}: {[answer.status for answer in answers]}")
+                found.append(f"{requester.name}: {[answer.status for answer in answers]}")
                 continue
             first, second = (answer.json["order"] for answer in answers)
-            if first != second or first["tenant_id"] != asker.tenant or first in victim.orders:
-                found.append(f"{asker.name}: {second} is not the own {first}")
+            if first != second or first["tenant_id"] != requester.tenant or first in victim.orders:
+                found.append(f"{requester.name}: {second} is not the own {first}")
         return found
 
-    def _disturbed(self, before: set[Row], placed: int, victim: Shop, other: Shop) -> list[str]:
-        """What is wrong with the rows of both shops, after the victim's tenant has placed so many orders."""
+    def _disturbed(self, before: set[Row], placed: int, victim: Tenant, other: Tenant) -> list[str]:
+        """What is wrong with both tenants' rows, after the victim's tenant has placed this many orders."""
         after = self._resting(victim, other)
         new = [row for row in after - before if row[:2] == (victim.tenant, "orders")]
         strangers = {row[2] for row in new} - {victim.user, f"colleague-{victim.tenant}"}
@@ -206,11 +213,11 @@ class Scene:
             *([] if len(new) == placed else [f"{len(new)} new orders of a tenant that placed {placed}"]),
         ]
 
-    def _resting(self, *shops: Shop) -> set[Row]:
+    def _resting(self, *tenants: Tenant) -> set[Row]:
         """Every row of these tenants: whose, of which table, by whom where it says so, and all of it."""
         makers = {"orders": "created_by", "idempotency_keys": "created_by", "order_items": "''"}
         of_each = (
             f"select tenant_id, '{table}', {maker}, t::text from {table} t where tenant_id in (%s, %s)"
             for table, maker in makers.items()
         )
-        return set(self.rows(" union all ".join(of_each), *[shop.tenant for shop in shops] * len(makers)))
+        return set(self.rows(" union all ".join(of_each), *[owner.tenant for owner in tenants] * len(makers)))

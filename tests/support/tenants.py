@@ -12,7 +12,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Shop:
+class Tenant:
     """A tenant whose user has placed orders that can be told from all others."""
 
     tenant: str
@@ -47,24 +47,24 @@ class Shop:
         return [self.tenant, self.user, self.email, self.key, *self.placed]
 
 
-def opened(send: Transport, pool: UserPool) -> Shop:
-    """A shop with three orders in it."""
+def create_tenant(send: Transport, pool: UserPool) -> Tenant:
+    """A tenant with three orders."""
     name = uuid4().hex
-    shop = Shop(f"shop-{name[:12]}", f"user-{name[12:24]}", key=f"key-{name[20:]}")
-    victor = Client(send, signed(claims(pool, shop.tenant, shop.user)))
+    owner = Tenant(f"owner-{name[:12]}", f"user-{name[12:24]}", key=f"key-{name[20:]}")
+    victor = Client(send, signed(claims(pool, owner.tenant, owner.user)))
     body = seed(
         customer_name=f"Victor {name}",
-        customer_email=shop.email,
+        customer_email=owner.email,
         customer_phone=f"+{int(name[:9], 16)}",
         shipping_address=f"{name} Main St",
         billing_address=f"{name} Side St",
         total_amount=int(name[:7], 16) + 0.07,
         items=[item(product_sku=f"SKU-{name}")] * 2,
     )
-    placed = [victor.place(body, key=shop.key), victor.place(body), victor.place(body)]
+    placed = [victor.place(body, key=owner.key), victor.place(body), victor.place(body)]
     pages = [victor.get(f"/orders?limit=1{mine}") for mine in ("", "&my_orders=true")]
     return replace(
-        shop,
+        owner,
         orders=tuple(answer.json["order"] for answer in reversed(placed)),
         body=body,
         cursor=pages[0].json["next_cursor"],
@@ -73,7 +73,7 @@ def opened(send: Transport, pool: UserPool) -> Shop:
 
 
 @dataclass(frozen=True)
-class Asker:
+class Requester:
     name: str
     tenant: str | None
     user: str
@@ -98,22 +98,24 @@ def claims(pool: UserPool, tenant: str | None, user: str, **changes: Any) -> Jso
     }
 
 
-def askers(pool: UserPool, victim: Shop, other: Shop) -> list[Asker]:
+def requesters(pool: UserPool, victim: Tenant, other: Tenant) -> list[Requester]:
     """The victim first; the first two are of the victim's tenant, the next two of another."""
     own, foreign = victim.tenant, other.tenant
     past = int(time.time()) - 3600
     elsewhere = pool.issuer.rpartition("_")[0] + "_AnotherPool"
 
-    def asker(name: str, tenant: str | None, user: str, refused: str | None = None, **changes: Any) -> Asker:
-        return Asker(name, tenant, user, claims(pool, tenant, user, **changes), refused)
+    def requester(
+        name: str, tenant: str | None, user: str, refused: str | None = None, **changes: Any
+    ) -> Requester:
+        return Requester(name, tenant, user, claims(pool, tenant, user, **changes), refused)
 
     return [
-        asker("the victim", own, victim.user),
-        asker("a colleague", own, f"colleague-{own}"),
-        asker("a stranger", foreign, other.user),
-        asker("a namesake", foreign, victim.user),
-        asker("nobody's user", None, victim.user, "missing-tenant"),
-        asker("another pool", own, victim.user, "unauthorized", iss=elsewhere),
-        asker("yesterday's victim", own, victim.user, "unauthorized", iat=past - 600, exp=past),
-        Asker("nobody", None, "", None, "unauthorized"),
+        requester("the victim", own, victim.user),
+        requester("a colleague", own, f"colleague-{own}"),
+        requester("a stranger", foreign, other.user),
+        requester("a namesake", foreign, victim.user),
+        requester("nobody's user", None, victim.user, "missing-tenant"),
+        requester("another pool", own, victim.user, "unauthorized", iss=elsewhere),
+        requester("yesterday's victim", own, victim.user, "unauthorized", iat=past - 600, exp=past),
+        Requester("nobody", None, "", None, "unauthorized"),
     ]

@@ -197,7 +197,7 @@ def test_no_thread_ever_answers_with_another_tenants_data(client: NewClient) -> 
         chance = random.Random(number)
         tenant, foreign = chance.sample(tenants, 2)
         mine = clients[tenant]
-        kind = chance.choice(["place", "read", "list", "trespass"])
+        kind = chance.choice(["place", "read", "list", "cross_tenant_request"])
         if kind == "place":
             seen = {mine.place().json["order"]["tenant_id"]}
         elif kind == "read":

@@ -16,7 +16,7 @@ from tests.support.cross_tenant_requests import MALFORMED_IDS, WAYS, WAYS_AT_ONC
 from tests.support.servers import limited
 from tests.support.tenancy_rule import Rows, Scene, operations
 from tests.support.tenancy_rule import request as asked
-from tests.support.tenants import askers, claims, opened
+from tests.support.tenants import claims, create_tenant, requesters
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def scene(app: Any, user_pool: UserPool, rows: Rows, in_process: Transport) -> S
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_naming_another_tenant_changes_nothing(way: Way, scene: Scene, in_process: Transport) -> None:
-    assert scene.trespasses(way, in_process) == []
+    assert scene.cross_tenant_requests(way, in_process) == []
 
 
 def test_a_key_that_another_tenant_or_user_has_used_replays_the_own_order(
@@ -40,8 +40,8 @@ def test_a_key_that_another_tenant_or_user_has_used_replays_the_own_order(
 def test_a_request_that_names_another_tenant_takes_its_own_tenants_turn(
     scene: Scene, in_process: Transport, database: Urls, rows: Rows
 ) -> None:
-    victim, other = opened(in_process, scene.pool), opened(in_process, scene.pool)
-    stranger = askers(scene.pool, victim, other)[2]
+    victim, other = create_tenant(in_process, scene.pool), create_tenant(in_process, scene.pool)
+    stranger = requesters(scene.pool, victim, other)[2]
     counted = [each for each in operations(scene.app, scene.document) if each.protected]
 
     with limited(database.app, "1000/h"):
@@ -63,7 +63,7 @@ def test_a_foreign_an_absent_and_a_malformed_id_are_the_same_answer(
     method: str, headers: dict[str, str], transport: str, scene: Scene, request: pytest.FixtureRequest
 ) -> None:
     send: Transport = request.getfixturevalue(transport)
-    victim, other = opened(send, scene.pool), opened(send, scene.pool)
+    victim, other = create_tenant(send, scene.pool), create_tenant(send, scene.pool)
     stranger = Client(send, signed(claims(scene.pool, other.tenant, other.user)))
     malformed = [written(victim) for written in MALFORMED_IDS.values()]
 
@@ -92,7 +92,7 @@ def test_a_foreign_id_costs_the_database_what_an_absent_one_costs(
     scene: Scene, in_process: Transport, database: Urls
 ) -> None:
     """So that no clock tells them apart: the same plan, the same pages, no row found and thrown away."""
-    victim, other = opened(in_process, scene.pool), opened(in_process, scene.pool)
+    victim, other = create_tenant(in_process, scene.pool), create_tenant(in_process, scene.pool)
 
     def work(order_id: str) -> Any:
         with connected(database.app) as connection, connection.cursor() as cursor:

@@ -58,7 +58,7 @@ def is_protected(operation: Operation) -> bool:
 
 
 def everything_wrong(scene: Scene, send: Transport, ways: Sequence[Way] = WAYS_AT_ONCE) -> list[str]:
-    found = [each for way in ways for each in scene.trespasses(way, send, is_protected)]
+    found = [each for way in ways for each in scene.cross_tenant_requests(way, send, is_protected)]
     return [*found, *scene.replays(send)]
 
 
@@ -105,17 +105,17 @@ def test_without_both_the_matrix_sees_it(
 
     with api_on(unsecured.urls.app, DB_ALLOW_UNSAFE_ROLE="1"):
         found = {
-            str(way): scene.trespasses(way, in_process, is_protected)
+            str(way): scene.cross_tenant_requests(way, in_process, is_protected)
             for way in WAYS_AT_ONCE
             if way.by in ("nothing", "id", "mine")
         }
         replays = scene.replays(in_process)
 
-    assert any("a stranger, GET /orders, nothing: : says shop-" in each for each in found["nothing: "])
+    assert any("a stranger, GET /orders, nothing: : says owner-" in each for each in found["nothing: "])
     assert any(
         "a stranger, GET /orders/{order_id}, id: as it is: says" in each for each in found["id: as it is"]
     )
-    assert any("a namesake, GET /orders, mine: : says shop-" in each for each in found["mine: "])
+    assert any("a namesake, GET /orders, mine: : says owner-" in each for each in found["mine: "])
     assert any(each.startswith("a namesake: ") for each in replays)
 
 

@@ -10,7 +10,7 @@ from tests.support.client import Answer
 from tools.soak.ledger import Ledger, Order, RequestedOrder, Verdict
 
 
-class Shop:
+class Scenario:
     """A ledger, and the rows of a database in which every order is what was requested."""
 
     def __init__(self) -> None:
@@ -46,87 +46,87 @@ def changed_item(order: Order, **changes: Any) -> Order:
 
 
 @pytest.fixture
-def shop() -> Shop:
-    return Shop()
+def scenario() -> Scenario:
+    return Scenario()
 
 
-def test_what_is_there_as_promised_is_clean(shop: Shop) -> None:
-    one = shop.place("acme/1")
-    other = shop.place("acme/2", user="bob", acknowledged=False)
-    shop.ledger.seen("acme", [one, other])
-    shop.ledger.seen("acme", [one], user="alice")
+def test_what_is_there_as_promised_is_clean(scenario: Scenario) -> None:
+    one = scenario.place("acme/1")
+    other = scenario.place("acme/2", user="bob", acknowledged=False)
+    scenario.ledger.seen("acme", [one, other])
+    scenario.ledger.seen("acme", [one], user="alice")
 
-    assert shop.verdict() == Verdict(lost=0, doubled=0, crossed=0)
-
-
-def gone(shop: Shop) -> None:
-    shop.place()
-    shop.orders.clear()
+    assert scenario.verdict() == Verdict(lost=0, doubled=0, crossed=0)
 
 
-def without_an_item(shop: Shop) -> None:
-    shop.place(acknowledged=False)["items"].pop()
+def gone(scenario: Scenario) -> None:
+    scenario.place()
+    scenario.orders.clear()
 
 
-def acknowledged_without_an_item(shop: Shop) -> None:
-    order = shop.place(acknowledged=False)
-    shop.ledger.acknowledge(shop.ledger.requested["acme/1"], {**order, "items": order["items"][:1]})
+def without_an_item(scenario: Scenario) -> None:
+    scenario.place(acknowledged=False)["items"].pop()
 
 
-def listed_without_an_item(shop: Shop) -> None:
-    order = shop.place()
-    shop.ledger.seen("acme", [{**order, "items": order["items"][:1]}])
+def acknowledged_without_an_item(scenario: Scenario) -> None:
+    order = scenario.place(acknowledged=False)
+    scenario.ledger.acknowledge(scenario.ledger.requested["acme/1"], {**order, "items": order["items"][:1]})
 
 
-def not_found_by_its_customer(shop: Shop) -> None:
-    order = shop.place()
-    shop.ledger.read(shop.ledger.requested["acme/1"], order["order_id"], Answer(404, {}, b""))
+def listed_without_an_item(scenario: Scenario) -> None:
+    order = scenario.place()
+    scenario.ledger.seen("acme", [{**order, "items": order["items"][:1]}])
 
 
-def placed_twice(shop: Shop) -> None:
-    shop.place()
-    shop.orders.append({**shop.orders[0], "order_id": str(uuid4())})
+def not_found_by_its_customer(scenario: Scenario) -> None:
+    order = scenario.place()
+    scenario.ledger.read(scenario.ledger.requested["acme/1"], order["order_id"], Answer(404, {}, b""))
 
 
-def shown_to_another(shop: Shop) -> None:
-    shop.ledger.seen("borealis", [shop.place()])
+def placed_twice(scenario: Scenario) -> None:
+    scenario.place()
+    scenario.orders.append({**scenario.orders[0], "order_id": str(uuid4())})
 
 
-def shown_under_another_name(shop: Shop) -> None:
-    shop.ledger.seen("acme", [{**shop.place(), "customer_name": "borealis/1"}])
+def shown_to_another(scenario: Scenario) -> None:
+    scenario.ledger.seen("borealis", [scenario.place()])
 
 
-def listed_though_nobody_wanted_it(shop: Shop) -> None:
-    shop.ledger.seen("acme", [{**shop.place(), "customer_name": "acme/7"}])
+def shown_under_another_name(scenario: Scenario) -> None:
+    scenario.ledger.seen("acme", [{**scenario.place(), "customer_name": "borealis/1"}])
 
 
-def listed_as_a_colleagues(shop: Shop) -> None:
-    shop.ledger.seen("acme", [{**shop.place(), "created_by": "bob"}])
+def listed_though_nobody_wanted_it(scenario: Scenario) -> None:
+    scenario.ledger.seen("acme", [{**scenario.place(), "customer_name": "acme/7"}])
 
 
-def a_colleagues_among_my_orders(shop: Shop) -> None:
-    shop.ledger.seen("acme", [shop.place(user="bob")], user="alice")
+def listed_as_a_colleagues(scenario: Scenario) -> None:
+    scenario.ledger.seen("acme", [{**scenario.place(), "created_by": "bob"}])
 
 
-def listed_with_anothers_items(shop: Shop) -> None:
-    shop.ledger.seen("acme", [{**shop.place(), "items": shop.place("borealis/1")["items"]}])
+def a_colleagues_among_my_orders(scenario: Scenario) -> None:
+    scenario.ledger.seen("acme", [scenario.place(user="bob")], user="alice")
 
 
-def listed_with_an_item_twice(shop: Shop) -> None:
-    order = shop.place()
-    shop.ledger.seen("acme", [{**order, "items": [*order["items"], order["items"][0]]}])
+def listed_with_anothers_items(scenario: Scenario) -> None:
+    scenario.ledger.seen("acme", [{**scenario.place(), "items": scenario.place("borealis/1")["items"]}])
 
 
-def resting_with_another(shop: Shop) -> None:
-    shop.place()["tenant_id"] = "borealis"
+def listed_with_an_item_twice(scenario: Scenario) -> None:
+    order = scenario.place()
+    scenario.ledger.seen("acme", [{**order, "items": [*order["items"], order["items"][0]]}])
 
 
-def resting_with_anothers_items(shop: Shop) -> None:
-    shop.place()["items"] = shop.place("borealis/1")["items"][:1]
+def resting_with_another(scenario: Scenario) -> None:
+    scenario.place()["tenant_id"] = "borealis"
 
 
-def wanted_by_nobody(shop: Shop) -> None:
-    shop.orders.append(shown(RequestedOrder("acme", "alice", "acme/7", None, [])))
+def resting_with_anothers_items(scenario: Scenario) -> None:
+    scenario.place()["items"] = scenario.place("borealis/1")["items"][:1]
+
+
+def wanted_by_nobody(scenario: Scenario) -> None:
+    scenario.orders.append(shown(RequestedOrder("acme", "alice", "acme/7", None, [])))
 
 
 @pytest.mark.parametrize(
@@ -150,10 +150,12 @@ def wanted_by_nobody(shop: Shop) -> None:
         (wanted_by_nobody, Verdict(crossed=1)),
     ],
 )
-def test_a_broken_promise_counts(shop: Shop, breaks: Callable[[Shop], None], verdict: Verdict) -> None:
-    breaks(shop)
+def test_a_broken_promise_counts(
+    scenario: Scenario, breaks: Callable[[Scenario], None], verdict: Verdict
+) -> None:
+    breaks(scenario)
 
-    assert shop.verdict() == verdict
+    assert scenario.verdict() == verdict
 
 
 def swapped(order: Order, other: Order) -> Iterable[Order]:
@@ -165,11 +167,11 @@ def swapped(order: Order, other: Order) -> Iterable[Order]:
         yield changed_item(order, **{name: other["items"][1][name]})
 
 
-def test_each_field_that_was_sent_counts(shop: Shop) -> None:
-    order, other = shop.place("acme/1"), shop.place("acme/2")
+def test_each_field_that_was_sent_counts(scenario: Scenario) -> None:
+    order, other = scenario.place("acme/1"), scenario.place("acme/2")
     each = list(swapped(order, other))
     for number, shows in enumerate(each, start=1):
-        shop.ledger.seen("acme", [shows])
-        assert shop.verdict().crossed == number, shows
+        scenario.ledger.seen("acme", [shows])
+        assert scenario.verdict().crossed == number, shows
 
     assert len(each) == 6 + 4
