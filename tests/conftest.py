@@ -17,16 +17,15 @@ from deploy import hosts as builds
 from local.database import Urls, embedded
 from tests.support import cognito
 from tests.support.builds import AwsBuild, build_aws
-from tests.support.client import Answer, Client, Transport, over_http
 from tests.support.mutants import MUTANTS, NO_ROW_LEVEL_SECURITY, forgetful_reads
 from tests.support.refusals import STATUS, UNSAID, Refused
+from tools.client import Answer, Client, Transport, over_http
 from tools.log_leaks import find_leaks
 from tools.postgres_server import connected
 from tools.soak.sabotage import without_tenant_filter
 
 pytest_plugins = ["tests.support.log_leak_plugin", "tests.support.parallel_groups"]
 NewClient = Callable[..., Client]
-__all__ = ["NewClient", "connected"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

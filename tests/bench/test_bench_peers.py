@@ -21,10 +21,11 @@ from bench import contenders
 from bench.contenders import CHALICE_ORM, FASTAPI, POWERTOOLS, Contender
 from local.database import Urls
 from local.hosts import START_TIMEOUT
-from tests.conftest import NewClient, connected
-from tests.support.client import SEED_BYTES, Answer, Client, Transport, free_port, item, over_http, seed
+from tests.conftest import NewClient
 from tests.support.cognito import UserPool
+from tools.client import SEED_BYTES, Answer, Client, Transport, free_port, item, over_http, seed
 from tools.postgres_proxy import Proxy
+from tools.postgres_server import connected
 
 Json = dict[str, Any]
 pytestmark = pytest.mark.slow

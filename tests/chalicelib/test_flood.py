@@ -18,8 +18,8 @@ from psycopg2.extensions import parse_dsn
 from deploy import hosts as builds
 from local import hosts
 from local.database import Urls
-from tests.support.client import Client, free_port, over_http
 from tests.support.cognito import UserPool
+from tools.client import Client, free_port, over_http
 from tools.postgres_proxy import Proxy
 
 pytestmark = pytest.mark.slow

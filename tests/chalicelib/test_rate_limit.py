@@ -20,8 +20,8 @@ from chalicelib import rate_limit
 from chalicelib.composition import rate_limiter
 from local.database import Urls, apply_schema
 from tests.conftest import NewClient
-from tests.support.client import Client
 from tests.support.servers import READ_ONLY, limited, private_server, scope_of, standby_of
+from tools.client import Client
 from tools.postgres_proxy import Proxy
 
 Rows = Callable[..., list[tuple[Any, ...]]]

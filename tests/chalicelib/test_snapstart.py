@@ -23,10 +23,10 @@ from local.api_gateway import of_type
 from local.database import Urls
 from tests.support import secret_servers
 from tests.support.builds import PROJECT, AwsBuild
-from tests.support.client import Client, Transport, free_port, over_http
 from tests.support.cognito import UserPool
 from tests.support.log_lines import of_requests
 from tests.support.secret_servers import Asked, Store
+from tools.client import Client, Transport, free_port, over_http
 from tools.postgres_proxy import Proxy
 from tools.postgres_traffic import TERMINATE, Traffic
 

@@ -8,8 +8,8 @@ import pytest
 from deploy import hosts as builds
 from local import hosts
 from tests.support.builds import AwsBuild
-from tests.support.client import Answer, Transport, free_port, over_http
 from tests.support.cognito import UserPool
+from tools.client import Answer, Transport, free_port, over_http
 from tools.conform import suite
 from tools.conform.cases import Case
 

@@ -9,9 +9,9 @@ import pytest
 from local import hosts
 from local.database import Urls
 from tests.conformance.conftest import DOORS
-from tests.support.client import SEED_BYTES, Transport, free_port, over_http
 from tests.support.cognito import UserPool
 from tests.support.servers import api_on
+from tools.client import SEED_BYTES, Transport, free_port, over_http
 from tools.conform import suite
 
 pytestmark = pytest.mark.slow

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from local import hosts
-from tests.support.client import Answer, free_port, over_http
 from tests.support.cognito import UserPool
+from tools.client import Answer, free_port, over_http
 from tools.conform import suite
 
 pytestmark = pytest.mark.slow

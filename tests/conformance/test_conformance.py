@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.client import Answer
+from tools.client import Answer
 from tools.conform import suite
 from tools.conform.cases import CASES, Case
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.client import Transport
 from tests.support.cognito import UserPool
 from tests.support.cross_tenant_requests import WAYS_AT_ONCE, Way
 from tests.support.tenancy_rule import Operation, Scene
+from tools.client import Transport
 
 pytestmark = pytest.mark.slow
 

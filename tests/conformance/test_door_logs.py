@@ -10,9 +10,9 @@ import jsonschema_rs
 import pytest
 
 from local import hosts
-from tests.support.client import SEED_BYTES, Answer, Client, free_port, over_http
 from tests.support.cognito import UserPool
 from tests.support.log_lines import OF_A_REQUEST, TIME, Line, lines, of_requests
+from tools.client import SEED_BYTES, Answer, Client, free_port, over_http
 
 pytestmark = pytest.mark.slow
 

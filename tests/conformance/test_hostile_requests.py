@@ -13,9 +13,9 @@ import pytest
 
 from local import hosts
 from tests.conformance.conftest import DOORS
-from tests.support.client import SEED_BYTES, Answer, free_port
 from tests.support.cognito import UserPool
 from tests.support.issuer import encoded
+from tools.client import SEED_BYTES, Answer, free_port
 
 pytestmark = pytest.mark.slow
 

@@ -22,9 +22,9 @@ import pytest
 from local import hosts
 from tests.chalicelib.identity.test_key_set_refresh import down, endless, garbled
 from tests.chalicelib.identity.test_tokens import assert_unauthorized
-from tests.support.client import Answer, Transport, free_port, over_http
 from tests.support.issuer import COGNITO, ENTRA, KeyServer, Provider, SigningKey, encoded
 from tests.support.log_leak_plugin import hear
+from tools.client import Answer, Transport, free_port, over_http
 
 pytestmark = pytest.mark.slow
 

@@ -19,8 +19,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 
 from local import hosts
 from local.environments import environment as environment_of
-from tests.support.client import Client, free_port, over_http
 from tests.support.cognito import UserPool
+from tools.client import Client, free_port, over_http
 
 pytestmark = pytest.mark.slow
 

@@ -16,8 +16,8 @@ from psycopg2.extensions import parse_dsn
 
 from local import hosts
 from local.database import Urls
-from tests.support.client import Answer, Client, Transport, free_port, over_http, seed
 from tests.support.cognito import UserPool
+from tools.client import Answer, Client, Transport, free_port, over_http, seed
 from tools.postgres_proxy import Proxy
 
 pytestmark = pytest.mark.slow

@@ -30,7 +30,6 @@ from tests.chalicelib.identity.test_tokens import (
     stored,
 )
 from tests.conformance.conftest import DOORS
-from tests.support.client import SEED_BYTES, Answer, Client, Transport, free_port, over_http
 from tests.support.cognito import UserPool
 from tests.support.forgeries import oddly_written
 from tests.support.issuer import (
@@ -45,6 +44,7 @@ from tests.support.issuer import (
     decoded,
     encoded,
 )
+from tools.client import SEED_BYTES, Answer, Client, Transport, free_port, over_http
 
 pytestmark = pytest.mark.slow
 

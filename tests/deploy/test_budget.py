@@ -20,8 +20,8 @@ from psycopg2.extensions import parse_dsn
 
 from local.database import Urls
 from tests.support.builds import PROJECT, AwsBuild
-from tests.support.client import SEED_BYTES, Answer, Client, item, seed
 from tests.support.servers import api_on
+from tools.client import SEED_BYTES, Answer, Client, item, seed
 from tools.postgres_proxy import Proxy
 from tools.postgres_traffic import count_rows
 

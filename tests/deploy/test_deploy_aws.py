@@ -14,7 +14,7 @@ import pytest
 
 from tests.support import cognito
 from tests.support.builds import PROJECT, AwsBuild, build_aws, python_m_deploy
-from tests.support.client import Client
+from tools.client import Client
 
 pytestmark = pytest.mark.slow
 

@@ -25,8 +25,8 @@ from deploy import hosts
 from local.environments import environment as environment_of
 from tests.conftest import NewClient
 from tests.support.builds import PROJECT
-from tests.support.client import SEED_BYTES, Client, free_port, over_http
 from tests.support.log_leak_plugin import hear_text
+from tools.client import SEED_BYTES, Client, free_port, over_http
 
 pytestmark = pytest.mark.slow
 

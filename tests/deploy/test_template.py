@@ -16,7 +16,7 @@ import pytest
 from deploy import aws
 from local.environments import environment
 from tests.support.builds import PROJECT, AwsBuild
-from tests.support.client import Client
+from tools.client import Client
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ import pytest
 
 from chalicelib import errors
 from tests.docs.pages import PAGES, PROJECT, Block, blocks, every_block, inline_code
-from tests.support.client import Client
 from tests.support.servers import api_on
+from tools.client import Client
 
 LINKING = sorted({*(PROJECT / "docs").rglob("*.md"), *PROJECT.glob("*.md")})
 CLOUDS = ("azure", "gcp", "oci")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import connected
 from tests.docs.clone import clean_environment, shell, shell_with_psql
 from tests.docs.pages import Block, blocks, every_block
 from tests.support.servers import private_server
+from tools.postgres_server import connected
 
 CLOUDS = ("azure", "gcp", "oci")
 DIRECTORY = "6e93a8a3-6b8b-4a52-9f1b-3f0c4a9d2b11"

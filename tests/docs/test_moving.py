@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import connected
 from tests.docs.clone import PROJECT, shell_with_psql
 from tests.docs.pages import blocks
-from tests.support.client import Client
 from tests.support.servers import api_on, private_server
-from tools.postgres_server import Server
+from tools.client import Client
+from tools.postgres_server import Server, connected
 
 pytestmark = pytest.mark.slow
 Rows = list[tuple[Any, ...]]

@@ -18,8 +18,8 @@ from chalicelib import errors
 from chalicelib.orders.new_order import NewItem, NewOrder
 from local.database import Urls
 from tests.docs.clone import PROJECT, clean_environment, cloned, shell
-from tests.support.client import free_port
 from tests.support.log_leak_plugin import hear_text
+from tools.client import free_port
 
 README = (PROJECT / "README.md").read_text()
 API = (PROJECT / "docs/api.md").read_text()

@@ -13,11 +13,10 @@ from psycopg2.extras import RealDictCursor
 from chalicelib.database.errors import Refused
 from chalicelib.database.statement import Statement
 from local.database import apply_schema
-from tests.conftest import connected
-from tests.support.client import Client
 from tests.support.servers import api_on, private_server, scope_of
 from tests.support.waiting import until
-from tools.postgres_server import Server
+from tools.client import Client
+from tools.postgres_server import Server, connected
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from local.database import apply_schema
-from tests.support.client import Client, over_http
 from tests.support.servers import private_server, standby_of
+from tools.client import Client, over_http
 from tools.postgres_proxy import Proxy
 from tools.postgres_server import Server
 from tools.soak.ledger import NO_ANSWER, STORED_ORDERS, TIMED_OUT, Ledger, Verdict

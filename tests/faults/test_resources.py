@@ -18,13 +18,12 @@ import pytest
 
 from local.database import apply_schema
 from local.postgres import SERVER_USER
-from tests.conftest import connected
 from tests.faults.test_failover import until
-from tests.support.client import SEED_BYTES, Answer, Client, over_http, seed
 from tests.support.servers import private_server
+from tools.client import SEED_BYTES, Answer, Client, over_http, seed
 from tools.network_faults import AnswerFault
 from tools.postgres_proxy import Proxy
-from tools.postgres_server import Server
+from tools.postgres_server import Server, connected
 from tools.soak.soak_environment import Door, TokenIssuer, door, rows, token_issuer, url
 
 pytestmark = pytest.mark.slow

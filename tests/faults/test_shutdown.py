@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from local.database import apply_schema
-from tests.conftest import connected
 from tests.faults.test_failover import until
-from tests.support.client import Answer, Client, over_http
 from tests.support.servers import private_server
-from tools.postgres_server import Server
+from tools.client import Answer, Client, over_http
+from tools.postgres_server import Server, connected
 from tools.soak.soak_environment import Door, TokenIssuer, door, rows, token_issuer
 
 pytestmark = pytest.mark.slow

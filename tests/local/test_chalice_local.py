@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from chalicelib.settings.environment import SettingsError
-from tests.support.client import SEED_BYTES, Answer, Client, Transport, free_port, over_http
 from tests.support.cognito import UserPool
 from tests.support.issuer import SigningKey, decoded, encoded
 from tests.support.log_leak_plugin import hear
+from tools.client import SEED_BYTES, Answer, Client, Transport, free_port, over_http
 
 Rows = Callable[..., list[tuple[Any, ...]]]
 

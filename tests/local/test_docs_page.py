@@ -15,8 +15,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support import expected_conditions as expected
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tests.support.client import Transport, seed
 from tests.support.cognito import UserPool
+from tools.client import Transport, seed
 
 Rows = Callable[..., list[tuple[Any, ...]]]
 FLAGS = (

@@ -19,8 +19,8 @@ from local import hosts
 from local.api_gateway import ApiGateway, Refused, Request, of_type
 from local.lambda_host import MAX_INSTANCES
 from tests.support.builds import ARCHITECTURE, AwsBuild
-from tests.support.client import SEED_BYTES, Client, Transport, free_port, over_http
 from tests.support.cognito import UserPool
+from tools.client import SEED_BYTES, Client, Transport, free_port, over_http
 
 pytestmark = pytest.mark.slow
 

@@ -20,7 +20,7 @@ from local import database
 from local.database import embedded
 from local.issuer import Issuer, _write_new_key
 from local.postgres import Server, folders_to_open
-from tests.conftest import connected
+from tools.postgres_server import connected
 
 PROJECT = Path(__file__).parents[2]
 

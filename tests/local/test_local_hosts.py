@@ -22,8 +22,8 @@ from local import hosts
 from local.database import Urls
 from local.issuer import Issuer
 from tests.support.builds import AwsBuild
-from tests.support.client import SEED_BYTES, Answer, Client, free_port, item, over_http, seed
 from tests.support.log_leak_plugin import hear_text
+from tools.client import SEED_BYTES, Answer, Client, free_port, item, over_http, seed
 
 pytestmark = pytest.mark.slow
 

@@ -12,10 +12,10 @@ import pytest
 from psycopg2.errors import DeadlockDetected
 
 from local.database import apply_schema
-from tests.conftest import connected
-from tests.support.client import Client, seed
 from tests.support.servers import api_on, private_server
+from tools.client import Client, seed
 from tools.log_leaks import find_leaks
+from tools.postgres_server import connected
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ from chalice.app import CognitoUserPoolAuthorizer, Response
 from chalicelib.http.current_request import Invocation
 from chalicelib.http.parallel_chalice import ParallelChalice
 from chalicelib.settings.environment import SettingsError
-from tests.support.client import SEED_BYTES, seed
 from tests.support.cognito import UserPool
+from tools.client import SEED_BYTES, seed
 
 if TYPE_CHECKING:
     from shims.gateway import Answer

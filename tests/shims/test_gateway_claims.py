@@ -10,8 +10,8 @@ from uuid import uuid4
 
 import pytest
 
-from tests.support.client import SEED_BYTES, Answer
 from tests.support.cognito import UserPool
+from tools.client import SEED_BYTES, Answer
 
 Json = dict[str, Any]
 Handle = Callable[..., tuple[list[Answer], set[str]]]

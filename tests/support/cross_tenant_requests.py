@@ -9,10 +9,10 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from tests.support.client import Answer, Transport, item, seed
 from tests.support.cognito import signed
 from tests.support.issuer import encoded
 from tests.support.tenants import Json, Tenant
+from tools.client import Answer, Transport, item, seed
 
 
 @dataclass(frozen=True)

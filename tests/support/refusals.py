@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tests.support.client import Answer, item, seed
+from tools.client import Answer, item, seed
 
 Refused = Callable[..., None]
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from chalicelib.http.parallel_chalice import METHODS
-from tests.support.client import Answer, Client, Transport, seed
 from tests.support.cognito import UserPool, signed
 from tests.support.cross_tenant_requests import Asked, Way
 from tests.support.refusals import STATUS
 from tests.support.tenants import Json, Requester, Tenant, create_tenant, requesters
+from tools.client import Answer, Client, Transport, seed
 
 Row = tuple[Any, ...]
 Rows = Callable[..., list[Row]]

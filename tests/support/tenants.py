@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
-from tests.support.client import Client, Transport, item, seed
 from tests.support.cognito import UserPool, signed
+from tools.client import Client, Transport, item, seed
 
 Json = dict[str, Any]
 

@@ -16,9 +16,10 @@ from chalicelib.database.statement import Statement
 from chalicelib.errors import MissingTenant, Unauthorized
 from chalicelib.orders.statements import ORDER_BY_ID
 from local.database import Urls
-from tests.conftest import NewClient, connected
-from tests.support.client import Client, seed
+from tests.conftest import NewClient
 from tests.support.servers import scope_of
+from tools.client import Client, seed
+from tools.postgres_server import connected
 
 Rows = Callable[..., list[tuple[Any, ...]]]
 TABLES = ("orders", "order_items", "idempotency_keys")

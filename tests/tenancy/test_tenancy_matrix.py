@@ -9,14 +9,14 @@ import pytest
 
 from chalicelib.orders.statements import ORDER_BY_ID
 from local.database import Urls
-from tests.conftest import connected
-from tests.support.client import Answer, Client, Transport
 from tests.support.cognito import UserPool, signed
 from tests.support.cross_tenant_requests import MALFORMED_IDS, WAYS, WAYS_AT_ONCE, Way
 from tests.support.servers import limited
 from tests.support.tenancy_rule import Rows, Scene, operations
 from tests.support.tenancy_rule import request as asked
 from tests.support.tenants import claims, create_tenant, requesters
+from tools.client import Answer, Client, Transport
+from tools.postgres_server import connected
 
 
 @pytest.fixture

@@ -10,14 +10,13 @@ from chalicelib.database.statement import Statement
 from chalicelib.orders import repository as orders
 from local import hosts
 from local.database import apply_schema
-from tests.conftest import connected
-from tests.support.client import Client, Transport, free_port, over_http
 from tests.support.cognito import UserPool
 from tests.support.cross_tenant_requests import WAYS_AT_ONCE, Way
 from tests.support.mutants import NO_ROW_LEVEL_SECURITY
 from tests.support.servers import api_on, private_server
 from tests.support.tenancy_rule import Operation, Rows, Scene
-from tools.postgres_server import Server
+from tools.client import Client, Transport, free_port, over_http
+from tools.postgres_server import Server, connected
 
 THAT_REACH_THE_DATABASE = [
     way for way in WAYS_AT_ONCE if way.by not in ("token", "query", "body", "path", "no id")

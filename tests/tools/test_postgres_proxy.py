@@ -8,11 +8,10 @@ from typing import Any
 import psycopg2
 import pytest
 
-from tests.conftest import connected
 from tests.support.servers import private_server
 from tools.network_faults import AnswerFault
 from tools.postgres_proxy import Proxy
-from tools.postgres_server import Server
+from tools.postgres_server import Server, connected
 from tools.soak.soak_environment import url
 
 pytestmark = pytest.mark.slow

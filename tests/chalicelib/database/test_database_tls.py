@@ -12,11 +12,10 @@ import pytest
 from deploy import hosts as builds
 from local import hosts
 from local.database import apply_schema
-from tests.conftest import connected
 from tests.support.certificates import HOST, certify
-from tests.support.client import Client, free_port, over_http
 from tests.support.servers import api_on, private_server
-from tools.postgres_server import INSTALLED, Server
+from tools.client import Client, free_port, over_http
+from tools.postgres_server import INSTALLED, Server, connected
 
 ENCRYPTED = """\
 select ssl from pg_stat_ssl join pg_stat_activity using (pid) where application_name = 'order-api'

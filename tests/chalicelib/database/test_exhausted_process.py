@@ -8,9 +8,9 @@ import pytest
 
 from chalicelib.composition import connections
 from local.database import Urls
-from tests.support.client import Client
 from tests.support.refusals import assert_unavailable
 from tests.support.servers import api_on
+from tools.client import Client
 
 
 def test_without_a_thread_to_watch_over_it_nothing_is_sent(alice: Client, database: Urls) -> None:

@@ -11,9 +11,9 @@ import pytest
 from psycopg2.extensions import parse_dsn
 
 from local.database import Urls
-from tests.support.client import Client
 from tests.support.refusals import assert_unavailable
 from tests.support.servers import api_on
+from tools.client import Client
 from tools.postgres_proxy import Proxy
 from tools.postgres_traffic import error_response
 

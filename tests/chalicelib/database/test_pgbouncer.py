@@ -15,14 +15,13 @@ import pytest
 
 from chalicelib.composition import connections
 from local.database import apply_schema
-from tests.conftest import connected
-from tests.support.client import Answer, Client, Transport, seed
 from tests.support.cognito import UserPool, signed
 from tests.support.servers import PgBouncer, api_on, pgbouncer, private_server
 from tests.support.tenants import claims
 from tests.support.waiting import until
+from tools.client import Answer, Client, Transport, seed
 from tools.postgres_proxy import Proxy
-from tools.postgres_server import Server
+from tools.postgres_server import Server, connected
 
 pytestmark = pytest.mark.slow
 

@@ -18,11 +18,11 @@ from chalicelib.composition import connections
 from chalicelib.database.errors import Refused
 from chalicelib.database.statement import Statement
 from local.database import Urls
-from tests.conftest import NewClient, connected
-from tests.support.client import Client, item, seed
+from tests.conftest import NewClient
 from tests.support.servers import PgBouncer, api_on, pgbouncer, private_server, scope_of
+from tools.client import Client, item, seed
 from tools.postgres_proxy import Proxy
-from tools.postgres_server import Server
+from tools.postgres_server import Server, connected
 
 PREPARE = re.compile(r"^prepare (order_api_\w+) as ", re.MULTILINE)
 EXECUTE = re.compile(r"^execute (order_api_\w+) ", re.MULTILINE)

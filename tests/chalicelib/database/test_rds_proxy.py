@@ -17,8 +17,8 @@ from psycopg2.extensions import parse_dsn
 
 from chalicelib.orders.statements import ORDER_BY_ID
 from local.database import Urls
-from tests.support.client import Client, item, seed
 from tests.support.servers import api_on, limited, scope_of
+from tools.client import Client, item, seed
 from tools.postgres_proxy import Proxy
 from tools.postgres_traffic import Traffic
 

@@ -29,14 +29,15 @@ from chalicelib.orders.repository import OrderRepository
 from chalicelib.orders.statements import ORDER_BY_ID
 from chalicelib.settings.table import SETTINGS
 from local.database import Urls
-from tests.conftest import NewClient, connected
+from tests.conftest import NewClient
 from tests.support.builds import PROJECT
-from tests.support.client import Answer, Client
 from tests.support.cognito import UserPool
 from tests.support.refusals import assert_unavailable
 from tests.support.servers import api_on, scope_of
 from tests.support.waiting import within
+from tools.client import Answer, Client
 from tools.postgres_proxy import Proxy
+from tools.postgres_server import connected
 
 ONE_SECOND = {"DB_READ_TIMEOUT": "1", "DB_POOL_TIMEOUT": "1"}
 

@@ -16,13 +16,13 @@ import pytest
 from chalicelib.composition import connections
 from chalicelib.database.pool import NEW
 from local.database import apply_schema
-from tests.conftest import NewClient, connected
-from tests.support.client import Answer, Client, Transport
+from tests.conftest import NewClient
 from tests.support.refusals import assert_unavailable
 from tests.support.servers import READ_ONLY, api_on, private_server
 from tests.support.waiting import until, within
+from tools.client import Answer, Client, Transport
 from tools.postgres_proxy import Proxy
-from tools.postgres_server import Server
+from tools.postgres_server import Server, connected
 
 pytestmark = pytest.mark.slow
 

@@ -14,11 +14,10 @@ import pytest
 
 from chalicelib.composition import connections
 from local.database import apply_schema
-from tests.conftest import connected
-from tests.support.client import Answer, Client
 from tests.support.servers import api_on, pgbouncer, private_server
+from tools.client import Answer, Client
 from tools.postgres_proxy import Proxy
-from tools.postgres_server import INSTALLED, Server
+from tools.postgres_server import INSTALLED, Server, connected
 
 pytestmark = pytest.mark.slow
 

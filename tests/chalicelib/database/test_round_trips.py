@@ -16,9 +16,9 @@ from psycopg2.extensions import parse_dsn
 
 from chalicelib.composition import connections
 from local.database import Urls
-from tests.support.client import SEED_BYTES, Answer, Client, item, seed
 from tests.support.cognito import UserPool
 from tests.support.servers import api_on
+from tools.client import SEED_BYTES, Answer, Client, item, seed
 from tools.postgres_proxy import Proxy
 
 ABSENT = "01936f3c-3b5e-7cc0-98c4-dc0c0c07398f"

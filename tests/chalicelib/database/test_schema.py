@@ -20,10 +20,9 @@ from chalicelib.database.statement import Statement
 from chalicelib.orders import statements
 from chalicelib.orders.tables import IdempotencyKey, Order, OrderItem
 from local.database import Urls, apply_schema
-from tests.conftest import connected
-from tests.support.client import Client
 from tests.support.servers import api_on, private_server
-from tools.postgres_server import EMBEDDED, INSTALLED
+from tools.client import Client
+from tools.postgres_server import EMBEDDED, INSTALLED, connected
 
 Ask = Callable[..., list[tuple[Any, ...]]]
 TENANT_TABLES = ("idempotency_keys", "order_items", "orders", "rate_limits")

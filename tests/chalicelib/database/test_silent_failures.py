@@ -6,8 +6,8 @@ import pytest
 
 from chalicelib.errors import Internal, Problem, Unavailable
 from local.database import Urls
-from tests.support.client import SEED_BYTES, Client
 from tests.support.servers import api_on
+from tools.client import SEED_BYTES, Client
 
 REQUESTS = [
     ("GET", "/orders", b""),

@@ -8,8 +8,8 @@ import pytest
 
 from chalicelib.http import current_request
 from chalicelib.http.current_request import Invocation
-from tests.support.client import SEED_BYTES
 from tests.support.cognito import UserPool
+from tools.client import SEED_BYTES
 
 
 def with_a_caller(app: Any) -> list[tuple[str, str]]:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import NewClient
-from tests.support.client import SEED_BYTES, Answer, Client, seed
 from tests.support.refusals import MIB, UNSAID, Refused, brief, written
+from tools.client import SEED_BYTES, Answer, Client, seed
 
 # The order of the checks
 

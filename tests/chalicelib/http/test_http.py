@@ -17,8 +17,8 @@ from uuid import uuid4
 import pytest
 
 from tests.conftest import NewClient
-from tests.support.client import SEED_BYTES, Answer, Client, Transport, seed
 from tests.support.cognito import UserPool
+from tools.client import SEED_BYTES, Answer, Client, Transport, seed
 
 PROJECT = Path(__file__).parents[3]
 MIB = 1024 * 1024
@@ -498,7 +498,7 @@ ASK = """
 import json, sys, threading
 from app import app
 from local.server import serve
-from tests.support.client import over_http
+from tools.client import over_http
 server = serve(app, "127.0.0.1", 0, lambda path: None)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 ask = over_http("127.0.0.1", server.port)

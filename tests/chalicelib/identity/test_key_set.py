@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.client import Client, Transport
 from tests.support.issuer import PROVIDERS, Json, KeyServer, Provider, SigningKey, accepted, encoded
+from tools.client import Client, Transport
 
 OLD, NEW, STRANGE = SigningKey("old"), SigningKey("new"), SigningKey("strange")
 OCT = {"kty": "oct", "kid": "oct", "k": encoded(b"secret"), "use": "sig"}

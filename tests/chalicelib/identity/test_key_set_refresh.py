@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from tests.chalicelib.identity.test_key_set import Clock, statuses, unknown
-from tests.support.client import Client, Transport
 from tests.support.issuer import COGNITO, OIDC, PROVIDERS, KeyServer, Provider, SigningKey, accepted
+from tools.client import Client, Transport
 
 OLD, NEW = SigningKey("old"), SigningKey("new")
 HOUR = 3601

@@ -12,7 +12,6 @@ from chalicelib.caller import Caller
 from chalicelib.settings.environment import SettingsError
 from chalicelib.settings.identity_provider import claim_names, user_pools
 from chalicelib.settings.tokens import accepted_tokens
-from tests.support.client import Answer, Client, Transport
 from tests.support.cognito import UserPool
 from tests.support.issuer import (
     ANY_DIRECTORY,
@@ -30,6 +29,7 @@ from tests.support.issuer import (
     SigningKey,
     accepted,
 )
+from tools.client import Answer, Client, Transport
 
 PROJECT = Path(__file__).parents[3]
 ELSEWHERE = "11111111-2222-4333-8444-555555555555"

@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from chalicelib.settings.tokens import accepted_tokens
-from tests.support.client import SEED_BYTES, Answer, Client, Transport
 from tests.support.cognito import UserPool
 from tests.support.forgeries import oddly_written
 from tests.support.issuer import (
@@ -33,6 +32,7 @@ from tests.support.issuer import (
     decoded,
     encoded,
 )
+from tools.client import SEED_BYTES, Answer, Client, Transport
 
 Place = Callable[[str | None], Answer]
 Refuses = Callable[[str | None], None]

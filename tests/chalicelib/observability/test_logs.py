@@ -13,10 +13,10 @@ import pytest
 from chalicelib.http.current_request import Invocation
 from chalicelib.http.parallel_chalice import ParallelChalice
 from chalicelib.observability import logs, metrics, request_log
-from tests.conftest import connected
-from tests.support.client import SEED_BYTES, Answer, Client, Transport
 from tests.support.log_lines import OF_A_REQUEST, TIME, Line, lines, of_requests
 from tests.support.servers import api_on
+from tools.client import SEED_BYTES, Answer, Client, Transport
+from tools.postgres_server import connected
 
 NewClient = Callable[..., Client]
 Logged = Callable[[], list[Line]]

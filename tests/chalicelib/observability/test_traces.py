@@ -17,9 +17,9 @@ from chalicelib.http.current_request import Invocation
 from chalicelib.identity import key_set as token_keys
 from chalicelib.observability import request_log, traces
 from local.database import Urls
-from tests.support.client import SEED_BYTES, Client
 from tests.support.log_lines import lines
 from tests.support.servers import api_on, pgbouncer
+from tools.client import SEED_BYTES, Client
 from tools.postgres_proxy import Proxy
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

@@ -13,8 +13,8 @@ from chalicelib.openapi import health as health_operations
 from chalicelib.orders import operations as order_operations
 from chalicelib.orders.new_order import NewItem, NewOrder
 from chalicelib.orders.tables import Order, OrderItem
-from tests.support.client import Client, Transport, item, seed
 from tests.support.cognito import UserPool
+from tools.client import Client, Transport, item, seed
 
 Json = dict[str, Any]
 NUMBERS = count()

@@ -7,8 +7,8 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.support.client import Client, item, seed
 from tests.support.refusals import ITEM_TEXT_FIELDS, TEXT_FIELDS, UNSAID, Refused, brief, written
+from tools.client import Client, item, seed
 
 
 @pytest.mark.parametrize(

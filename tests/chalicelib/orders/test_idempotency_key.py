@@ -10,8 +10,9 @@ from uuid import uuid4
 import pytest
 
 from local.database import Urls
-from tests.conftest import NewClient, connected
-from tests.support.client import SEED_BYTES, Answer, Client, seed
+from tests.conftest import NewClient
+from tools.client import SEED_BYTES, Answer, Client, seed
+from tools.postgres_server import connected
 
 Rows = Callable[..., list[tuple[Any, ...]]]
 

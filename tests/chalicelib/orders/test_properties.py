@@ -11,8 +11,8 @@ from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from chalicelib.money.currencies import DECIMALS
-from tests.support.client import Answer, Client, Transport, item, seed
 from tests.support.cognito import UserPool
+from tools.client import Answer, Client, Transport, item, seed
 
 GREATEST = Decimal("999999999999.999")
 TEXT_FIELDS = ("customer_name", "customer_phone", "shipping_address", "billing_address")

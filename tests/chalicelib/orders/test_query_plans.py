@@ -18,11 +18,12 @@ import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from local.database import apply_schema
-from tests.conftest import NewClient, connected
-from tests.support.client import Answer, Client
+from tests.conftest import NewClient
 from tests.support.cognito import UserPool
 from tests.support.servers import api_on
+from tools.client import Answer, Client
 from tools.postgres_proxy import Proxy
+from tools.postgres_server import connected
 
 HUGE, TINY = "huge-shop", "tiny-shop"
 REGULAR, BULK = "regular", "bulk"

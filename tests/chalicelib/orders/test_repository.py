@@ -7,8 +7,8 @@ import pytest
 
 from local.database import Urls
 from tests.conftest import NewClient
-from tests.support.client import Client, item, seed
 from tests.support.servers import api_on
+from tools.client import Client, item, seed
 
 UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}000Z")

@@ -26,14 +26,13 @@ from chalicelib.settings.database import database_settings
 from chalicelib.settings.environment import SettingsError
 from local.database import apply_schema
 from local.environments import environment
-from tests.conftest import connected
 from tests.support import cognito, secret_servers
-from tests.support.client import Client
 from tests.support.log_leak_plugin import hear_text
 from tests.support.refusals import assert_unavailable
 from tests.support.secret_servers import AZURE_SECRET, GOOGLE_SECRET, OCI_SECRET, Store
 from tests.support.servers import private_server
-from tools.postgres_server import Server
+from tools.client import Client
+from tools.postgres_server import Server, connected
 
 pytestmark = pytest.mark.slow
 

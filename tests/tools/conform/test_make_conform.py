@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from deploy import hosts as builds
 from local import hosts
 from local.database import Urls
-from tests.support.client import Answer, Transport, free_port
 from tests.support.cognito import UserPool
 from tests.support.servers import limited
+from tools.client import Answer, Transport, free_port
 from tools.conform.cases import CASES, MIB
 
 pytestmark = pytest.mark.slow

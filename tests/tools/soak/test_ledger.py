@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.support.client import Answer
+from tools.client import Answer
 from tools.soak.ledger import Ledger, Order, RequestedOrder, Verdict
 
 

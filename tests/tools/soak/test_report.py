@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.client import Answer
+from tools.client import Answer
 from tools.soak.injections import Injected
 from tools.soak.ledger import NO_ANSWER, TIMED_OUT, Ledger, RequestedOrder, Verdict
 from tools.soak.report import Plan, Report
