@@ -10,6 +10,7 @@ import os
 import random
 import ssl
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,9 @@ def snapshot() -> None:
     from chalicelib.snapstart import hooks
 
     hooks.before_snapshot(app)
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread():
+            thread.join()  # a copy made while a thread ends would inherit threading's lock, held for ever
 
 
 def restore() -> float:
