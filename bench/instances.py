@@ -1,4 +1,4 @@
-"""A contender's process: started as Lambda starts one, told what to do over a pipe."""
+"""A contender's process: started as Lambda starts one, and controlled over a pipe."""
 
 import json
 import os
@@ -79,7 +79,7 @@ class Instance:
             raise self._failed() from None
 
     def answer(self) -> Json:
-        """Of the command that was told first and has none yet."""
+        """The result of the oldest command without one."""
         line = self._answers.readline()
         if not line:
             raise self._failed()

@@ -53,7 +53,7 @@ def milliseconds(found: Json, digits: int = 2) -> str:
 
 
 def markdown(header: Json, tables: Iterable[Table]) -> str:
-    """The whole report; the first table says what was measured where."""
+    """The whole report; the first table has the machine and the versions."""
     rows = [[name, str(value)] for name, value in header.items()]
     about = Table("Measured", ["what", "value"], rows, texts=2)
     return "\n".join(table.markdown() for table in [about, *tables])

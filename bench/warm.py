@@ -127,7 +127,7 @@ def _events(contender: Contender, instance: Instance, database: Database) -> dic
 
 
 def rotated(started: Sequence[Any], number: int) -> Sequence[Any]:
-    """Another one is first in each round: nobody always follows the same one."""
+    """Another one is first in each round, so that none always follows the same one."""
     first = number % len(started)
     return [*started[first:], *started[:first]]
 

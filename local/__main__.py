@@ -140,7 +140,7 @@ def _environment(urls: database.Urls, jwks_url: str, host: str) -> dict[str, str
 
 
 def _handed_on(cloud: str) -> dict[str, str]:
-    """What a deployed function would read of your shell's, less what says where the database is.
+    """The variables of your shell that a deployed function would read, without the database's address.
 
     The database's authority travels with the build, and `aws` here has none.
     """

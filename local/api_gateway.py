@@ -132,7 +132,7 @@ class ApiGateway:
         if integration["type"] == "mock":
             return _mocked(integration["responses"]["default"], request)
         event = json.dumps(self.event(request), ensure_ascii=False).encode(errors="replace")
-        # The front keeps no more of a body than the app accepts; its length says what was sent.
+        # The front cuts a body behind what the app accepts; Content-Length has its real size.
         if int(request.header("content-length") or 0) > MAX_BODY or len(event) > MAX_EVENT:
             raise Refused("REQUEST_TOO_LARGE")
         try:

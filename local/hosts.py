@@ -37,18 +37,18 @@ def serving(cloud: str, built: Path, variables: Variables, host: str, port: int)
 
 
 def _chalice(python: Path, _: Path, variables: Variables, host: str, port: int) -> Running:
-    """`chalice local`, on the project itself; it would start anew at every write of the database below it."""
+    """`chalice local`, on the project itself; without reloading: the database writes below it."""
     own = ["--no-autoreload", "--host", host, "--port", str(port)]
     # Chalice warns that every request will be authorized; app.py verifies the tokens itself.
-    told = {**variables, "PYTHONWARNINGS": "ignore:CognitoUserPoolAuthorizer"}
-    return _server([python.parent / "chalice", "local", *own], PROJECT, told, host, port)
+    own_variables = {**variables, "PYTHONWARNINGS": "ignore:CognitoUserPoolAuthorizer"}
+    return _server([python.parent / "chalice", "local", *own], PROJECT, own_variables, host, port)
 
 
 def _gcp(python: Path, built: Path, variables: Variables, host: str, port: int) -> Running:
     """functions-framework with its production server, gunicorn; it trusts no proxy on this machine."""
     own = ["--source", "main.py", "--target", "orders_api", "--host", host, "--port", str(port)]
-    told = {**variables, "FORWARDED_ALLOW_IPS": ""}
-    return _server([python.parent / "functions-framework", *own], built, told, host, port)
+    own_variables = {**variables, "FORWARDED_ALLOW_IPS": ""}
+    return _server([python.parent / "functions-framework", *own], built, own_variables, host, port)
 
 
 @contextmanager
@@ -56,8 +56,8 @@ def _azure(python: Path, built: Path, variables: Variables, host: str, port: int
     """The function app through the real azure-functions package; the Functions host itself is not on PyPI."""
     with tempfile.TemporaryDirectory(prefix="orders-api-azure-") as folder:
         listener = Path(folder) / "worker.sock"
-        told = {**variables, "PYTHONPATH": f"{built}{os.pathsep}{PROJECT}"}
-        with _process([python, "-P", "-m", "local.azure_host", listener], built, told) as process:
+        own_variables = {**variables, "PYTHONPATH": f"{built}{os.pathsep}{PROJECT}"}
+        with _process([python, "-P", "-m", "local.azure_host", listener], built, own_variables) as process:
             _wait(process, lambda: oci_front.connect(listener).close())
             with _in_a_thread(azure_front.serve(listener, host, port)):
                 yield process
@@ -105,17 +105,17 @@ def _in_a_thread(server: front.Server) -> Iterator[None]:
 
 @contextmanager
 def _process(command: Command, folder: Path, variables: Variables) -> Iterator[Process]:
-    """A child in `folder` that is ended by `end` and hears no other signal.
+    """A child in `folder` that is ended by `end` and gets no other signal.
 
-    A terminal's Ctrl-C, together with its arbiter's own word, would catch a worker of
-    gunicorn's (27.0.1) in the midst of its shutdown, and it would wait for itself for ever.
+    A terminal's Ctrl-C together with the arbiter's own signal deadlocks a worker of gunicorn (27.0.1)
+    that is already shutting down.
     """
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ}
-    told = {**inherited, **variables}
+    child_variables = {**inherited, **variables}
     process = None
     try:
         with _signals_held():
-            process = subprocess.Popen(command, cwd=folder, env=told, start_new_session=True)  # noqa: S603
+            process = subprocess.Popen(command, cwd=folder, env=child_variables, start_new_session=True)  # noqa: S603
         yield process
     finally:
         if process:
@@ -124,24 +124,24 @@ def _process(command: Command, folder: Path, variables: Variables) -> Iterator[P
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """A signal that would end us waits for the end of the block: what was begun there is known by then.
+    """Delays the signals that end this process until the end of the block.
 
-    Between the fork of a child and Popen's return nobody could stop the child.
+    Between the fork of a child and Popen's return the child could not be stopped.
     """
-    heard: list[int] = []
-    in_main = threading.current_thread() is threading.main_thread()  # where signals are answered
-    answers = {number: signal.getsignal(number) for number in ENDING if in_main}
-    ours = {number: answer for number, answer in answers.items() if callable(answer)}
-    for number in ours:
-        signal.signal(number, lambda number, _: heard.append(number))
+    received: list[int] = []
+    in_main = threading.current_thread() is threading.main_thread()  # where signals are handled
+    handlers = {number: signal.getsignal(number) for number in ENDING if in_main}
+    replaced = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in replaced:
+        signal.signal(number, lambda number, _: received.append(number))
     try:
         yield
     finally:
         try:
-            for number, answer in reversed(ours.items()):  # SIGINT last: it comes most
-                signal.signal(number, answer)
+            for number, handler in reversed(replaced.items()):  # SIGINT last: it comes most
+                signal.signal(number, handler)
         finally:
-            for caught in heard[:1]:
+            for caught in received[:1]:
                 signal.raise_signal(caught)
 
 
@@ -155,11 +155,11 @@ def end(process: Process) -> None:
         process.wait()
 
 
-def _wait(process: Process, knock: Callable[[], None]) -> None:
+def _wait(process: Process, connect: Callable[[], None]) -> None:
     deadline = time.monotonic() + START_TIMEOUT
     while True:
         try:
-            knock()
+            connect()
             return
         except OSError:
             if process.poll() is not None or time.monotonic() > deadline:

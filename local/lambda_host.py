@@ -38,7 +38,7 @@ INTEGRATION_TIMEOUT = 29
 """Seconds that API Gateway waits for a function."""
 MAX_RESULT = 6 * 1024 * 1024 + 100
 ENDING = ("/runtime/init/error", "/runtime/restore/error")
-"""What a process says before it ends, and then its end says it."""
+"""Paths of the error reports that a process sends before it exits; the exit itself is handled."""
 LAMBDAS_NAMES = {"aarch64": "arm64"}
 """Of the machines that Lambda calls otherwise than Linux."""
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
@@ -59,7 +59,7 @@ class Instance:
             cwd=folder,
             env={**variables, **address},
             stdout=sys.stderr,
-            process_group=0,  # Ctrl-C is ours
+            process_group=0,  # the terminal's Ctrl-C is for this process
         )
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -187,7 +187,7 @@ class Function:
                     return resting
         new = Instance(self._command, self._folder, self._variables)
         self._all.append(new)
-        new.asks_for_work()  # if it never does, it says so when it is invoked
+        new.asks_for_work()  # if it never does, its invocation fails
         return new
 
 

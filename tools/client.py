@@ -22,7 +22,7 @@ def item(**changes: Any) -> dict[str, Any]:
 
 
 def free_port() -> int:
-    """A TCP port of loopback where nobody listens."""
+    """A loopback TCP port without a listener."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         return int(listening.getsockname()[1])
 

@@ -81,7 +81,7 @@ class Server:
         return psutil.Process(int((self.data / "postmaster.pid").read_text().split()[0]))
 
     def kill(self) -> None:
-        """SIGKILL to the postmaster and every process of its own: nobody says goodbye."""
+        """SIGKILL to the postmaster and its children: no connection is closed in order."""
         postmaster = self.postmaster()
         for process in (postmaster, *postmaster.children()):
             with suppress(psutil.NoSuchProcess):

@@ -235,7 +235,7 @@ class Report:
 def _table(differing: Mapping[str, Iterable[Difference]]) -> Table:
     table = Table("case", "part", "expected", "came", show_lines=True)
     for name, found in differing.items():
-        # Where the status differs, so does all the rest: its body says more than its headers.
+        # Where the status differs, so does all the rest: the body explains more than the headers.
         other = any(difference.part == "status" for difference in found)
         shown = [each for each in found if not other or each.part in ("status", "body")]
         for number, (part, expected, came) in enumerate(shown):

@@ -1,4 +1,4 @@
-"""Sends the list through one door, and says what differs from what was expected."""
+"""Sends the list to one host, and compares the answers with the expected ones."""
 
 import http.client
 import json

@@ -101,7 +101,7 @@ def rows(server: Server, query: str, *values: Any) -> list[tuple[Any, ...]]:
 
 @contextmanager
 def soak_environment(rng: random.Random, sabotage: str | None = None) -> Iterator[SoakEnvironment]:
-    """All of it running, with a guard taken away where `sabotage` says which; gone afterwards."""
+    """All of it running, without the guard that `sabotage` names; stopped afterwards."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="order-api-faults-")))
         server = stack.enter_context(private_server())
@@ -143,7 +143,7 @@ def door(
     workers: int = 1,
     threads: int = THREADS,
 ) -> Iterator[Door]:
-    """A build made in `folder`, serving on a free port; what it says goes into a file beside it.
+    """A build made in `folder`, serving on a free port; its output goes into a file beside it.
 
     Raises AssertionError at its end when that holds what no log may hold.
     """
@@ -152,10 +152,10 @@ def door(
     if mutate:
         mutate(folder)
     port, log = free_port(), folder.with_suffix(".log")
-    told = {**variables, "WORKERS": str(workers), "THREADS": str(threads), "NO_PROXY": "127.0.0.1"}
+    environment = {**variables, "WORKERS": str(workers), "THREADS": str(threads), "NO_PROXY": "127.0.0.1"}
     with ExitStack() as stack:
         with log.open("wb") as said, _output_into(said.fileno()):
-            process = stack.enter_context(hosts.serving("gcp", folder, told, "127.0.0.1", port))
+            process = stack.enter_context(hosts.serving("gcp", folder, environment, "127.0.0.1", port))
         opened = Door(port, process, log)
         deadline = time.monotonic() + START_TIMEOUT
         while len(opened.workers()) < workers:  # it listens before it has them
