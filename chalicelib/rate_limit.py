@@ -27,6 +27,16 @@ UNCOUNTED = 10
 SLACK = 10
 """Seconds. A next turn further away than an interval and this was set by another clock: see TAKE_TURN."""
 
+
+class Turn(NamedTuple):
+    """The row of TAKE_TURN."""
+
+    ahead: float
+    """Seconds that the tenant is ahead of its even pace."""
+    taken: bool
+    """Whether it got a turn."""
+
+
 _TAKE_TURN = """\
 WITH turn AS (
     INSERT INTO rate_limits AS mine (tenant_id, taken_until)
@@ -46,22 +56,13 @@ UNION ALL
 SELECT coalesce((SELECT taken_until - epoch FROM rate_limits WHERE tenant_id = %(tenant_id)s), %(period)s),
        false
 FROM now WHERE NOT EXISTS (SELECT FROM turn)"""
-TAKE_TURN = Statement(_TAKE_TURN, _TAKE_TURN)
-"""Takes a turn if there is one; its row is a Turn.
+TAKE_TURN = Statement(_TAKE_TURN, _TAKE_TURN, Turn)
+"""Takes a turn if there is one.
 
 A tenant can be more than ten seconds further ahead than the period (a statement may have waited for its row,
 but not longer) only by another limit or another clock: its request is let through once and the row corrected.
 Clock and arithmetic are such as Citus accepts here. Text: as an SQLAlchemy expression it is unreadable.
 """
-
-
-class Turn(NamedTuple):
-    """The row of TAKE_TURN."""
-
-    ahead: float
-    """Seconds that the tenant is ahead of its even pace."""
-    taken: bool
-    """Whether it got a turn."""
 
 
 class RateLimiter:
@@ -141,8 +142,8 @@ class RateLimiter:
 
 
 def _take_turn(scope: TenantScope, rate: Rate) -> Turn:
-    (row,) = scope.read(TAKE_TURN, interval=rate.interval, period=rate.seconds)
-    return Turn(*row)
+    (turn,) = scope.read(TAKE_TURN, interval=rate.interval, period=rate.seconds)
+    return turn
 
 
 def _refused(rate: Rate, wait: float) -> RateLimited:

@@ -3,12 +3,16 @@
 So SQLModel and SQLAlchemy, which would be most of a cold start (docs/performance.md), stay at home.
 """
 
+import ast
+import importlib
 import os
 import shutil
 import ssl
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import cast
 
-from chalicelib.database.statement import Statement
+from chalicelib.database.statement import Insert, Statement
 from chalicelib.settings.database_tls import BUILT_AUTHORITY, authority_file
 from chalicelib.settings.environment import SettingsError
 
@@ -38,31 +42,74 @@ def authority() -> bytes:
 
 
 def copy(into: Path, authority: bytes) -> None:
-    """app.py and chalicelib/, without the tables and with the text of each statement.
+    """app.py and chalicelib/, without `tables.py` modules and with each `statements.py` compiled.
 
     And with the authority's certificates where there are any.
     """
     shutil.copy(PROJECT / "app.py", into)
     left_out = shutil.ignore_patterns("__pycache__", "tables.py", "statements.py", Path(AUTHORITY).name)
     shutil.copytree(PROJECT / "chalicelib", into / "chalicelib", ignore=left_out)
-    (into / "chalicelib" / "orders" / "statements.py").write_text(compiled_statements())
+    for source in statement_modules():
+        (into / source).write_text(compiled(source))
     if authority:
         (into / AUTHORITY).write_bytes(authority)
 
 
-def compiled_statements() -> str:
-    """A module with the same names as chalicelib/orders/statements.py, made of text."""
-    from chalicelib.orders import statements  # with SQLAlchemy: only a build needs them
+def statement_modules() -> list[Path]:
+    """Every `statements.py` in chalicelib/, relative to the project."""
+    return sorted(path.relative_to(PROJECT) for path in (PROJECT / "chalicelib").rglob("statements.py"))
 
+
+def compiled(source: Path) -> str:
+    """A module with the same public names as a `statements.py`, made of text.
+
+    Raises SystemExit on a name whose value cannot be written as text.
+    """
+    module = importlib.import_module(".".join(source.with_suffix("").parts))  # imports SQLAlchemy
+    values = {name: getattr(module, name) for name in exports((PROJECT / source).read_text())}
+    for name, value in values.items():
+        if not _is_text(value):
+            raise SystemExit(f"{source}: a build cannot represent {name}, a {type(value).__name__}")
+    rows = {row for value in values.values() for row in _row_types(value)}
     lines = [
-        '"""The SQL of the repository, compiled from its expressions over the tables."""',
-        "from chalicelib.database.statement import Statement",
-        *(f"{name} = {found!r}" for name, found in vars(statements).items() if _is_one_or_more(found)),
+        '"""SQL compiled from expressions over the tables (deploy/sources.py)."""',
+        "from chalicelib.database.statement import Insert, Statement",
+        *sorted(f"from {row.__module__} import {row.__name__}" for row in rows),
+        *(f"{name} = {value!r}" for name, value in values.items()),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _is_one_or_more(found: object) -> bool:
-    if isinstance(found, dict):
-        return bool(found) and all(isinstance(each, Statement) for each in found.values())
-    return isinstance(found, Statement)
+def exports(source: str) -> list[str]:
+    """The public names that a module itself binds, imports aside."""
+    names: list[str] = []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.append(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names += [
+                name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)
+            ]
+    return [name for name in names if not name.startswith("_")]
+
+
+def _is_text(value: object) -> bool:
+    """Whether its repr is its source."""
+    if isinstance(value, dict):
+        return all(map(_is_text, (*value, *value.values())))
+    if type(value) in (tuple, list, set, frozenset):
+        return all(map(_is_text, cast("Iterable[object]", value)))
+    return value is None or type(value) in (Statement, Insert, str, bytes, int, float, bool)
+
+
+def _row_types(value: object) -> Iterator[type]:
+    """The NamedTuples that the statements in a value name."""
+    if isinstance(value, Statement):
+        yield from [value.row] if value.row else []
+    elif isinstance(value, dict):
+        for member in value.values():
+            yield from _row_types(member)
+    elif isinstance(value, tuple | list | set | frozenset):
+        for member in value:
+            yield from _row_types(member)

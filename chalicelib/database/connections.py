@@ -94,7 +94,7 @@ class Connections:
         """One round trip without effect. Raises Unavailable."""
         self.send(lambda _connection, _cursor: (b"", b"select 1"), deadline)
 
-    def prepare(self, statements: Iterable[Statement]) -> None:
+    def prepare(self, statements: Iterable[Statement[Any]]) -> None:
         """Connect, unless a connection is idle, and prepare these, so that each costs one round trip later.
 
         Raises as `send` does: StatementLost behind a pooler that hands out used sessions.

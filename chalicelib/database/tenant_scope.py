@@ -8,7 +8,7 @@ from psycopg2.extensions import cursor as Cursor
 from chalicelib.database.connections import Connections, time_left
 from chalicelib.database.errors import ConnectionBroken, NoAnswer, OutcomeUnknown, StatementLost
 from chalicelib.database.pool import Connection
-from chalicelib.database.statement import Row, Statement, Step
+from chalicelib.database.statement import Row, RowType, Statement, Step
 
 _SET_TENANT = "select set_tenant(%(tenant_id)s);\n"
 _SET_TENANT_AND_TIMEOUT = "select set_tenant(%(tenant_id)s, %(milliseconds)s);\n"
@@ -32,13 +32,13 @@ class TenantScope:
         self._tenant = {"tenant_id": tenant_id}
         self._deadline = deadline
 
-    def read(self, statement: Statement, **values: Any) -> list[Row]:
+    def read(self, statement: Statement[RowType], **values: Any) -> list[RowType]:
         """The rows of a SELECT, or of a statement that may run twice. Retried once on a broken connection."""
-        return self._send([(statement, [values])], repeatable=True)
+        return statement.typed(self._send([(statement, [values])], repeatable=True))
 
-    def write(self, *steps: Step, repeatable: bool = False) -> None:
-        """All the steps or none. Retried on a broken connection only if `repeatable`."""
-        self._send(steps, repeatable)
+    def write(self, *steps: Step, repeatable: bool = False) -> list[Row]:
+        """All steps or none; the rows of the last. Retried on a broken connection only if `repeatable`."""
+        return self._send(steps, repeatable)
 
     def _send(self, steps: Sequence[Step], repeatable: bool) -> list[Row]:
         # A string that names a lost statement was refused as a whole: it had no effect.
@@ -73,10 +73,8 @@ class TenantScope:
         prepared, first, then = connection.prepared, b"", []
         for statement, rows in steps:
             bound = [{**row, **self._tenant} for row in rows]
-            if len(bound) > 1:
-                then.append(statement.rows(cursor, bound))
-            elif prepared is None or statement.prepared is None:
-                then.append(cursor.mogrify(statement.text, bound[0]))
+            if len(bound) > 1 or prepared is None or statement.prepared is None:
+                then.append(statement.bind(cursor, bound))
             else:
                 if statement.name not in prepared:
                     prepared.add(statement.name)

@@ -4,18 +4,9 @@ from pydantic import ValidationError
 
 from chalicelib.errors import Invalid
 from chalicelib.http import exact_json
+from chalicelib.orders.members import SERVER_OWNED
 
 MAX_LISTED = 100
-SERVER_OWNED = {
-    "tenant_id",
-    "order_id",
-    "created_by",
-    "status",
-    "version",
-    "created_at",
-    "updated_at",
-    "line_no",
-}
 _MESSAGES = {
     "missing": "is required",
     "model_type": "must be an object",

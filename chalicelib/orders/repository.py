@@ -12,6 +12,7 @@ from chalicelib.database.errors import UNIQUE_VIOLATION, Locked, Refused
 from chalicelib.database.statement import Step, Values
 from chalicelib.database.tenant_scope import TenantScope
 from chalicelib.errors import IdempotencyInFlight, IdempotencyMismatch, NotFound
+from chalicelib.orders.members import CONTENT, ITEM, amounts
 from chalicelib.orders.new_order import NewOrder
 from chalicelib.orders.order_json import content_json, order_json, page_json
 from chalicelib.orders.pages import Page
@@ -24,6 +25,7 @@ from chalicelib.orders.statements import (
     ORDERS_PAGES,
 )
 
+_ORDER_AMOUNTS, _ITEM_AMOUNTS = amounts(CONTENT), amounts(ITEM)
 _ORDER_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
@@ -56,7 +58,8 @@ class OrderRepository:
         order_id, created_at = _new_id()
         order = {
             **vars(new),
-            "total_amount": str(new.total_amount),
+            **{name: str(vars(new)[name]) for name in _ORDER_AMOUNTS},
+            "tenant_id": self._caller.tenant_id,
             "order_id": order_id,
             "created_by": self._caller.user_id,
             "status": "pending",
@@ -65,7 +68,12 @@ class OrderRepository:
             "updated_at": created_at,
         }
         items = [
-            {**vars(item), "unit_price": str(item.unit_price), "order_id": order_id, "line_no": line_no}
+            {
+                **vars(item),
+                **{name: str(vars(item)[name]) for name in _ITEM_AMOUNTS},
+                "order_id": order_id,
+                "line_no": line_no,
+            }
             for line_no, item in enumerate(new.items, start=1)
         ]
         steps: tuple[Step, ...] = ((INSERT_ORDER, [order]), (INSERT_ITEMS, items))
@@ -88,14 +96,15 @@ class OrderRepository:
                 if refused.sqlstate != UNIQUE_VIOLATION:
                     raise
                 return self._replay(claim)
-        return StoredOrder(order_id, 1, order_json(order, self._caller.tenant_id, content))
+        return StoredOrder(order_id, 1, order_json(order, content))
 
     def get(self, order_id: str) -> StoredOrder:
         """The order. Raises NotFound: absent, malformed and another tenant's look the same."""
         rows = self._scope.read(ORDER_BY_ID, order_id=order_id) if _ORDER_ID.fullmatch(order_id) else []
         if not rows:
             raise NotFound("There is no such order.")
-        return StoredOrder(*rows[0])
+        (row,) = rows
+        return StoredOrder(row.order_id, row.version, row.json)
 
     def page(self, page: Page) -> str:
         """The JSON text of a page, newest first."""
@@ -113,10 +122,10 @@ class OrderRepository:
         rows = self._scope.read(ORDER_BY_KEY, **claim)
         if not rows:
             raise IdempotencyInFlight
-        fingerprint, order_id, version, json = rows[0]
-        if fingerprint != claim["fingerprint"]:
+        (row,) = rows
+        if row.fingerprint != claim["fingerprint"]:
             raise IdempotencyMismatch
-        return StoredOrder(order_id, version, json, replayed=True)
+        return StoredOrder(row.order_id, row.version, row.json, replayed=True)
 
 
 def _new_id() -> tuple[str, str]:

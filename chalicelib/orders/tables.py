@@ -1,42 +1,43 @@
-"""What rests: the rows of schema.sql, which is where their rules are. What arrives is in messages.py."""
+"""The rows of schema.sql, for statements.py. Constraints are in schema.sql, what arrives in new_order.py."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import DateTime, Numeric
 from sqlmodel import Field, SQLModel
 
+from chalicelib.orders.members import ITEM, ORDER, Kind, Member
 
-class Order(SQLModel, table=True):
-    __tablename__ = "orders"
-
-    tenant_id: str = Field(primary_key=True)
-    order_id: UUID = Field(primary_key=True)
-    created_by: str
-    status: str
-    version: int
-    customer_name: str
-    customer_email: str
-    customer_phone: str | None
-    shipping_address: str | None
-    billing_address: str | None
-    total_amount: Decimal = Field(sa_type=Numeric)
-    currency: str
-    created_at: datetime = Field(sa_type=DateTime(timezone=True))
-    updated_at: datetime = Field(sa_type=DateTime(timezone=True))
+_TYPES: dict[Kind, tuple[type, dict[str, Any]]] = {
+    "text": (str, {}),
+    "code": (str, {}),
+    "uuid": (UUID, {}),
+    "integer": (int, {}),
+    "amount": (Decimal, {"sa_type": Numeric}),
+    "moment": (datetime, {"sa_type": DateTime(timezone=True)}),
+}
+_KEY = [member for name in ("tenant_id", "order_id") for member in ORDER if member.name == name]
 
 
-class OrderItem(SQLModel, table=True):
-    __tablename__ = "order_items"
+def _table(name: str, table: str, members: Sequence[Member], keys: Sequence[str]) -> type[SQLModel]:
+    """A column for each member that has one (items have a table of their own), behind the key's."""
+    annotations, fields = {}, {}
+    for member in (*_KEY, *members):
+        if member.kind != "items":
+            python_type, arguments = _TYPES[member.kind]
+            annotations[member.name] = python_type | None if member.is_optional else python_type
+            fields[member.name] = Field(primary_key=member.name in keys, **arguments)
+    namespace = {"__module__": __name__, "__tablename__": table, "__annotations__": annotations, **fields}
+    metaclass: Any = type(SQLModel)
+    model: type[SQLModel] = metaclass(name, (SQLModel,), namespace, table=True)
+    return model
 
-    tenant_id: str = Field(primary_key=True)
-    order_id: UUID = Field(primary_key=True)
-    line_no: int = Field(primary_key=True)
-    product_name: str
-    product_sku: str
-    quantity: int
-    unit_price: Decimal = Field(sa_type=Numeric)
+
+Order = _table("Order", "orders", ORDER, ["tenant_id", "order_id"])
+OrderItem = _table("OrderItem", "order_items", ITEM, ["tenant_id", "order_id", "line_no"])
 
 
 class IdempotencyKey(SQLModel, table=True):

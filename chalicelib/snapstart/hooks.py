@@ -21,6 +21,7 @@ from psycopg2 import _psycopg
 from uuid_utils import reseed_rng
 
 from chalicelib import composition
+from chalicelib.database.statement import Statement
 from chalicelib.http.current_request import Invocation
 from chalicelib.observability import request_log
 from chalicelib.orders.statements import (
@@ -40,7 +41,14 @@ WARM_UP = "warm-up"
 """The request id of the warm-up's requests."""
 CONNECT_TIMEOUT = 7
 """Seconds; Lambda fails a restore whose hooks take more than ten."""
-STATEMENTS = (INSERT_ORDER, INSERT_ITEMS, ORDER_BY_ID, INSERT_KEY, ORDER_BY_KEY, *ORDERS_PAGES.values())
+STATEMENTS: tuple[Statement[Any], ...] = (
+    INSERT_ORDER,
+    INSERT_ITEMS,
+    ORDER_BY_ID,
+    INSERT_KEY,
+    ORDER_BY_KEY,
+    *ORDERS_PAGES.values(),
+)
 INVALID_ORDER = {
     "customer_name": "Warm-up",
     "customer_email": "warm-up@example.com",

@@ -83,8 +83,8 @@ def test_what_is_built_is_what_is_in_the_project(build: tuple[str, Path]) -> Non
     cloud, folder = build
 
     for name, content in files(folder).items():
-        if name == "chalicelib/orders/statements.py":
-            assert content.decode() == sources.compiled_statements()
+        if name.endswith("/statements.py"):
+            assert content.decode() == sources.compiled(Path(name))
         elif name in SHARED:
             assert content == (PROJECT / name).read_bytes()
         elif name != sbom.NAME and not name.endswith(".pyc"):
@@ -92,12 +92,33 @@ def test_what_is_built_is_what_is_in_the_project(build: tuple[str, Path]) -> Non
 
 
 def test_a_build_has_the_text_of_every_statement_and_not_what_makes_it() -> None:
+    source = sources.compiled(Path("chalicelib/orders/statements.py"))
     built: dict[str, object] = {}
-    exec(sources.compiled_statements(), built)
+    exec(source, built)
 
     for name in ("INSERT_KEY", "INSERT_ORDER", "INSERT_ITEMS", "ORDER_BY_ID", "ORDER_BY_KEY", "ORDERS_PAGES"):
         assert repr(built[name]) == repr(getattr(statements, name))
-    assert "sql" not in "\n".join(re.findall("^.*import .*$", sources.compiled_statements(), re.MULTILINE))
+    assert "sql" not in "\n".join(re.findall("^.*import .*$", source, re.MULTILINE))
+
+
+@pytest.mark.parametrize("module", sources.statement_modules(), ids=str)
+def test_compiled_statements_keep_every_public_name(module: Path) -> None:
+    source = ".".join(module.with_suffix("").parts)
+    text = (PROJECT / module).read_text()
+    bound = re.findall(r"^(?:def |class )?([A-Za-z]\w*)(?: = |: |\()", text, re.MULTILINE)
+    built: dict[str, object] = {}
+    exec(sources.compiled(module), built)
+
+    assert "MOST_ROWS" in bound
+    for name in bound:
+        assert repr(built[name]) == repr(getattr(importlib.import_module(source), name))
+
+
+def test_a_name_without_text_fails_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statements, "MOST_ROWS", object())
+
+    with pytest.raises(SystemExit, match=r"orders/statements\.py: a build cannot represent MOST_ROWS"):
+        sources.compiled(Path("chalicelib/orders/statements.py"))
 
 
 def test_bytecode_is_used_without_a_look_at_its_source(build: tuple[str, Path]) -> None:

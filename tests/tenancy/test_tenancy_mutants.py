@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from chalicelib.database.statement import Statement
+from chalicelib.database.statement import Insert
 from chalicelib.orders import repository as orders
 from local import hosts
 from local.database import apply_schema
@@ -126,11 +126,9 @@ def misdirected(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
     """Makes an INSERT of the API of this process name that tenant, whoever asks."""
 
     def name(statement: str, tenant: str) -> None:
-        sound: Statement = getattr(orders, statement)
-        texts = (
-            text and text.replace("%(tenant_id)s", f"'{tenant}'") for text in (sound.text, sound.prepared)
-        )
-        monkeypatch.setattr(orders, statement, Statement(*texts))  # type: ignore[arg-type]
+        sound: Insert = getattr(orders, statement)
+        row_values = sound.row_values.replace("%(tenant_id)s", f"'{tenant}'")
+        monkeypatch.setattr(orders, statement, Insert(sound.head, row_values, sound.tail))
 
     return name
 

@@ -484,7 +484,7 @@ def many_orders(admin_url: str) -> Iterator[str]:
     ],
 )
 def test_statements_read_no_more_than_they_answer(
-    many_orders: str, statement: Statement, index: str, condition: str
+    many_orders: str, statement: Statement[Any], index: str, condition: str
 ) -> None:
     steps = plan(many_orders, statement)
 
@@ -504,7 +504,7 @@ def test_the_planner_takes_no_tenant_for_one_of_a_single_order(many_orders: str)
         assert cursor.fetchone() == (pytest.approx(-0.001),)
 
 
-def plan(url: str, statement: Statement) -> list[dict[str, Any]]:
+def plan(url: str, statement: Statement[Any]) -> list[dict[str, Any]]:
     """The steps that the statement took, as the API's role, for the second page of a tenant."""
     values = {
         "tenant_id": "tenant-1",
