@@ -32,6 +32,8 @@ def group_of(item: pytest.Item) -> str:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
+        if " at 0x" in item.nodeid:
+            raise pytest.UsageError(f"{item.nodeid}: the id of a test must be the same in every process")
         item.add_marker(pytest.mark.xdist_group(group_of(item)))
     if hasattr(config, "workerinput"):  # a process of xdist
         items.sort(key=_rank)

@@ -45,7 +45,9 @@ def test_outside_a_request_nothing_is_current(reader: Any) -> None:
         reader()
 
 
-@pytest.mark.parametrize("context", [None, object(), {"claims": {"sub": "alice"}}], ids=str)
+@pytest.mark.parametrize(
+    "context", [None, object(), {"claims": {"sub": "alice"}}], ids=lambda context: type(context).__name__
+)
 def test_only_an_invocation_brings_claims(context: Any) -> None:
     assert Invocation.from_context(context) == Invocation()
 
