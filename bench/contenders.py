@@ -19,6 +19,7 @@ from zipfile import ZipFile
 
 import chalice.app
 
+from chalicelib.settings.table import SETTINGS
 from local.issuer import CLIENT_ID, USER_POOL_ARN
 
 PROJECT = Path(__file__).parent.parent
@@ -26,19 +27,6 @@ PEERS = PROJECT / "bench" / "peers"
 INSTALLED = PROJECT / "build" / "bench"
 ARCHITECTURE = {"aarch64": "arm64"}.get(platform.machine(), platform.machine())
 """Lambda's name of this machine's."""
-SETTINGS = (
-    "AUTH_",
-    "AWS_",
-    "COGNITO_",
-    "CORS_",
-    "DATABASE_",
-    "DB_",
-    "DEFAULT_",
-    "DOCS",
-    "SECURITY_",
-    "SUBNET_",
-)
-"""How the variables begin that a build of ours reads: the bench builds with none of them."""
 CHALICE = Path(chalice.app.__file__).parent
 SHIPPED_OF_CHALICE = ("__init__.py", "app.py")
 """What Chalice's own packager puts into a zip."""
@@ -151,7 +139,13 @@ def _source_of(contender: Contender) -> tuple[Path, str]:
 def _build_ours(trees: Trees) -> None:
     """The zip that goes to AWS, unpacked. It ships bytecode: the tree without has lost it."""
     built = trees.folder / "build"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
+    # The bench builds with no setting of this shell.
+    deploys = ("AWS_", "SECURITY_", "SUBNET_")
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in SETTINGS and not name.startswith(deploys)
+    }
     command = ["-m", "deploy", "build", "aws", "--into", str(built), "--arch", ARCHITECTURE]
     _run(command, PROJECT, environment)
     with ZipFile(built / "package" / "deployment.zip") as zipped:

@@ -1,4 +1,4 @@
-"""`python -m deploy`: what make's build-, deploy- and gateway-responses targets call."""
+"""`python -m deploy`: the commands behind make's build-, deploy- and gateway-responses targets."""
 
 import argparse
 from collections.abc import Callable
@@ -17,7 +17,7 @@ BUILDS: dict[str, Command] = {
     "oci": lambda chosen: hosts.build("oci", chosen.folder),
 }
 DEPLOYMENTS: dict[str, Command] = {
-    "aws": lambda chosen: _deploy_aws(chosen.folder, chosen.stage, chosen.via),
+    "aws": lambda chosen: aws_deployment.deploy(chosen.folder, chosen.stage, chosen.via),
     "azure": lambda chosen: hosts.deploy("azure", chosen.folder),
     "gcp": lambda chosen: hosts.deploy("gcp", chosen.folder),
     "run": lambda chosen: hosts.deploy("run", chosen.folder),
@@ -26,12 +26,6 @@ DEPLOYMENTS: dict[str, Command] = {
 GATEWAY_RESPONSES: dict[str, Command] = {
     "aws": lambda chosen: aws_deployment.put_gateway_responses(chosen.folder, chosen.stage),
 }
-
-
-def _deploy_aws(folder: Path, stage: str, via: str) -> None:
-    if via == "chalice":
-        aws.refuse_snapstart_by_chalice(folder)
-    aws_deployment.deploy(folder, stage, via)
 
 
 def main() -> None:
@@ -50,10 +44,12 @@ def main() -> None:
     deploy.add_argument("cloud", choices=DEPLOYMENTS)
     deploy.add_argument("--from", dest="folder", type=Path, help="the folder; default build/<cloud>")
     deploy.add_argument("--stage", default="dev")
-    deploy.add_argument("--via", choices=aws_deployment.TOOLS, default="chalice", help="AWS: whose command")
+    deploy.add_argument(
+        "--via", choices=aws_deployment.TOOLS, default="chalice", help="AWS: the command that deploys"
+    )
     deploy.set_defaults(commands=DEPLOYMENTS)
 
-    responses = commands.add_parser("gateway-responses", help="API Gateway's own errors, in our shape")
+    responses = commands.add_parser("gateway-responses", help="API Gateway's own errors, as problem+json")
     responses.add_argument("--from", dest="folder", type=Path, help="the folder; default build/aws")
     responses.add_argument("--stage", default="dev")
     responses.set_defaults(cloud="aws", commands=GATEWAY_RESPONSES)

@@ -1,4 +1,4 @@
-"""The alarms of the SAM template. What each of them means, and what to do then: docs/operations.md."""
+"""The alarms of the SAM template. docs/operations.md explains each and what to do."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ Json = dict[str, Any]
 TOPIC, HAS_TOPIC = "AlarmTopicArn", "HasAlarmTopic"
 SERVER_ERRORS, SLOW, WAITS = "ServerErrorsAlarm", "LatencyAlarm", "PoolWaitAlarm"
 MOST_ERRORS = 1
-"""Percent of the requests."""
+"""Percent of the requests that may fail."""
 SLOWEST, LONGEST_WAIT = 1500, 500
-"""Milliseconds of the 99th percentile."""
+"""Milliseconds, for the 99th percentile."""
 RUNBOOK = "docs/operations.md"
 
 
@@ -20,21 +20,21 @@ def parameter() -> Json:
         "Type": "String",
         "Default": "",
         "AllowedPattern": "(arn:aws[a-z-]*:sns:[a-z0-9-]+:[0-9]{12}:.+)?",
-        "Description": "SNS topic that hears of the alarms; empty: they only show in CloudWatch",
+        "Description": "SNS topic that receives the alarms; empty: they only show in CloudWatch",
     }
 
 
 def resources(function: str) -> Json:
-    """Three minutes of five, so that one bad request wakes nobody; no requests are no alarm."""
+    """Each alarm fires after three bad minutes of five, never on one bad request or on none at all."""
     return {
         SERVER_ERRORS: _alarm(
             f"Over {MOST_ERRORS}% of the requests: 5xx, crash, timeout, throttled: {RUNBOOK}#server-errors",
             Threshold=MOST_ERRORS,
             Metrics=[
                 _metric("answered", NAMESPACE, "server_errors", DIMENSION, function),
-                # What ended without a line of ours: crashes, and the function's timeout.
+                # Crashes and the function's timeout, which the function cannot log.
                 _metric("crashed", "AWS/Lambda", "Errors", "FunctionName", function),
-                # What API Gateway answered with 5xx, for want of an instance: no invocation, and no error.
+                # API Gateway's 5xx when no instance was free: neither an invocation nor an error.
                 _metric("throttled", "AWS/Lambda", "Throttles", "FunctionName", function),
                 _metric("all", "AWS/Lambda", "Invocations", "FunctionName", function),
                 {
@@ -60,12 +60,12 @@ def resources(function: str) -> Json:
 
 
 def _alarm(description: str, **more: Any) -> Json:
-    heard = {"Fn::If": [HAS_TOPIC, [{"Ref": TOPIC}], {"Ref": "AWS::NoValue"}]}
+    topic = {"Fn::If": [HAS_TOPIC, [{"Ref": TOPIC}], {"Ref": "AWS::NoValue"}]}
     properties = {
         "AlarmDescription": description,
         "ActionsEnabled": True,
-        "AlarmActions": heard,
-        "OKActions": heard,
+        "AlarmActions": topic,
+        "OKActions": topic,
         "ComparisonOperator": "GreaterThanThreshold",
         "EvaluationPeriods": 5,
         "DatapointsToAlarm": 3,
@@ -81,7 +81,7 @@ def _percentile(metric: str, function: str) -> Json:
         "MetricName": metric,
         "Dimensions": [{"Name": DIMENSION, "Value": {"Ref": function}}],
         "ExtendedStatistic": "p99",
-        # Among few requests one is the 99th percentile.
+        # With few requests a single one is the 99th percentile.
         "EvaluateLowSampleCountPercentile": "ignore",
         "Period": 60,
     }

@@ -1,4 +1,4 @@
-"""The zip that goes to Lambda, searched for what would fail only there."""
+"""Checks the zip for what would fail only on Lambda."""
 
 import csv
 import importlib.util
@@ -17,12 +17,12 @@ LARGEST = 50 * 1024 * 1024
 MACHINES = {"x86_64": 62, "arm64": 183}
 """e_machine of an ELF file for Lambda's architectures (elf.h: EM_X86_64, EM_AARCH64)."""
 UNCHECKED_HASH = 1
-"""The flags of bytecode that is used without a look at its source (PEP 552)."""
-OURS = ("app.py", "chalice/", "chalicelib/")
+"""The flags of bytecode that Python uses without checking its source (PEP 552)."""
+NOT_PINNED = ("app.py", "chalice/", "chalicelib/")
 
 
-def let_everybody_read(archive: Path) -> None:
-    """Write the zip again, whatever the umask was here: Lambda runs it as another user than its owner."""
+def make_readable(archive: Path) -> None:
+    """Rewrite the zip with mode 0644 for every file: Lambda runs it as another user than its owner."""
     with ZipFile(archive) as zipped:
         members = [(member, zipped.read(member)) for member in zipped.infolist()]
     with ZipFile(archive, "w", ZIP_DEFLATED) as zipped:
@@ -32,28 +32,30 @@ def let_everybody_read(archive: Path) -> None:
 
 
 def faults(archive: Path, requirements: Path, architecture: str) -> list[str]:
-    """What is wrong with the zip, in sentences; empty when nothing is."""
+    """The reasons why Lambda could not run the zip; empty for a good one."""
     with ZipFile(archive) as zipped:
         names = set(zipped.namelist())
-        known = {name for name in names if name.startswith(OURS)}
-        found = []
-        for pin in (each for each in pins.read(requirements) if each.applies(pins.LINUX)):
+        known = {name for name in names if name.startswith(NOT_PINNED)}
+        faults = []
+        for pin in (pin for pin in pins.read(requirements) if pin.applies(pins.LINUX)):
             files = _files(zipped, pin)
             if not files:
-                found.append(f"{pin} is pinned in {requirements.name} but not in the zip")
-            found += [f"{name} of {pin} is missing" for name in sorted(files - names)]
+                faults.append(f"{pin} is pinned in {requirements.name} but not in the zip")
+            faults += [f"{name} of {pin} is missing" for name in sorted(files - names)]
             known |= files
-        strays = {name for name in names - known if _source(name) not in known}
-        found += [f"{name} is of no package that {requirements.name} pins" for name in _tops(strays)]
-        found += [f"{name} is not compiled" for name in sorted(names) if _lacks_bytecode(name, zipped, names)]
-        found += _foreign(zipped, architecture)
+        unknown = {name for name in names - known if _source(name) not in known}
+        faults += [f"{name} is of no package that {requirements.name} pins" for name in _tops(unknown)]
+        faults += [
+            f"{name} is not compiled" for name in sorted(names) if _lacks_bytecode(name, zipped, names)
+        ]
+        faults += _foreign(zipped, architecture)
     if archive.stat().st_size > LARGEST:
-        found.append(f"it has {archive.stat().st_size:,} bytes, more than Lambda's {LARGEST:,}")
-    return found
+        faults.append(f"it has {archive.stat().st_size:,} bytes, more than Lambda's {LARGEST:,}")
+    return faults
 
 
 def _files(zipped: ZipFile, pin: pins.Pin) -> set[str]:
-    """The files that the pinned package's own list (RECORD) names; none without that very version."""
+    """The files in the RECORD of the pinned package; none if that version is not in the zip."""
     for record in (name for name in zipped.namelist() if name.endswith(".dist-info/RECORD")):
         name, _, version = record.partition(".dist-info/")[0].partition("-")
         if (canonicalize_name(name), version) == (pin.name, pin.version):
@@ -62,7 +64,7 @@ def _files(zipped: ZipFile, pin: pins.Pin) -> set[str]:
 
 
 def _source(name: str) -> str:
-    """The source of a bytecode file; the name itself of any other."""
+    """The path of a bytecode file's source; any other path as it is."""
     if not name.endswith(".pyc"):
         return name
     try:
@@ -98,5 +100,5 @@ def _foreign(zipped: ZipFile, architecture: str) -> Iterator[str]:
 
 
 def runtime() -> str:
-    """Lambda's name of the running Python, which is the one a build is for."""
+    """Lambda's name of the running Python: a build is for that version."""
     return f"python{sys.version_info.major}.{sys.version_info.minor}"

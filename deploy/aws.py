@@ -1,4 +1,4 @@
-"""Builds for AWS: the zip, the template and the folder from which `chalice deploy` and SAM deploy."""
+"""Builds for AWS: the zip, the template, and the folder that `chalice deploy` and SAM deploy from."""
 
 import compileall
 import hashlib
@@ -8,31 +8,23 @@ import py_compile
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any
 
 import chalice.app
 
-from chalicelib.settings.currency import default_currency
-from chalicelib.settings.environment import SettingsError, text
-from chalicelib.settings.http import cors_origin
-from chalicelib.settings.identity_provider import user_pools
-from chalicelib.settings.table import EVERY_HOST, SETTINGS
 from deploy import archive, policy, sources
+from deploy.aws_configuration import configuration, configure_app, refuse_without_snapstart
 
 Json = dict[str, Any]
 
 PROJECT = Path(__file__).parent.parent
 REQUIREMENTS = PROJECT / "deploy" / "requirements.txt"
-"""What the zip holds: requirements.txt without what the build has compiled away."""
+"""The packages in the zip: those of requirements.txt without SQLModel, which only a build needs."""
 ARCHITECTURES = {"arm64": "aarch64", "x86_64": "x86_64"}
-"""Lambda's names of them, and the wheels'."""
-HANDED_ON = [name for name, setting in SETTINGS.items() if setting.read_by == EVERY_HOST]
-"""The variables that the function gets from the environment of the build."""
-NO_USER_POOL = "arn:aws:cognito-idp:us-east-1:000000000000:userpool/us-east-1_none"
-"""Stands in where none is set while a template is packaged: there it is a parameter."""
+"""Lambda's names of the architectures, and the wheels' names."""
 UNCHECKED = py_compile.PycInvalidationMode.UNCHECKED_HASH
 
 
@@ -51,15 +43,15 @@ def build(into: Path, stage: str, architecture: str, *, snapstart: bool = False)
     _configure(into / ".chalice", stage, config)
     package(into, stage, config, snapstart=snapstart)
     zipped = into / "package" / "deployment.zip"
-    if found := archive.faults(zipped, REQUIREMENTS, architecture):
-        more = [f"and {len(found) - 20} more"] if len(found) > 20 else []
-        raise SystemExit("\n  ".join(["The zip would not run on Lambda:", *found[:20], *more]))
-    _list_what_is_in(zipped, into)
+    if faults := archive.faults(zipped, REQUIREMENTS, architecture):
+        more = [f"and {len(faults) - 20} more"] if len(faults) > 20 else []
+        raise SystemExit("\n  ".join(["The zip would not run on Lambda:", *faults[:20], *more]))
+    _write_sbom(zipped, into)
     print(f"Ready: {zipped}, {zipped.with_name('sam.json')}")
 
 
-def _list_what_is_in(zipped: Path, folder: Path) -> None:
-    """The SBOM beside the zip: what is vendored, and Chalice's runtime, which its packager puts in."""
+def _write_sbom(zipped: Path, folder: Path) -> None:
+    """The SBOM beside the zip: the vendored packages, and Chalice's runtime, which its packager adds."""
     from deploy import pins, sbom
 
     pinned = pins.read(REQUIREMENTS)
@@ -69,70 +61,23 @@ def _list_what_is_in(zipped: Path, folder: Path) -> None:
     sbom.write(zipped.parent, "aws", pinned, [python], **where)
 
 
-def configuration(stage: str, architecture: str) -> Json:
-    """config.json with this stage alone, and with what the environment says. Refuses what AWS cannot have."""
-    provider = text("AUTH_PROVIDER")
-    if provider != "cognito":
-        raise SystemExit(
-            f"AUTH_PROVIDER is {provider!r}: on AWS it is API Gateway that checks the tokens, and it knows "
-            "Cognito's only. Unset it, or deploy to another cloud"
-        )
-    config: Json = json.loads((PROJECT / ".chalice" / "config.json").read_text())
-    if stage not in config["stages"]:
-        raise SystemExit(f"STAGE is {stage!r}: .chalice/config.json has {', '.join(config['stages'])}")
-    chosen = config["stages"][stage]
-    chosen["subnet_ids"] = _listed("SUBNET_IDS") or chosen["subnet_ids"]
-    chosen["security_group_ids"] = _listed("SECURITY_GROUP_IDS") or chosen["security_group_ids"]
-    if bool(chosen["subnet_ids"]) != bool(chosen["security_group_ids"]):
-        raise SystemExit(
-            "SUBNET_IDS and SECURITY_GROUP_IDS go together: set both, comma-separated, or neither"
-        )
-    variables = {name: os.environ[name] for name in HANDED_ON if os.environ.get(name)}
-    if variables:
-        chosen["environment_variables"] = variables
-    return {**config, "lambda_architecture": architecture, "stages": {stage: chosen}}
-
-
-def refuse_without_snapstart(python: tuple[int, int]) -> None:
-    """Raises SystemExit for a Python of whose functions Lambda takes no snapshots."""
-    if python < (3, 12):
-        raise SystemExit(
-            "SNAPSTART=on needs Python 3.12 or later, and the Python that builds is the runtime that is "
-            f"deployed: this is {python[0]}.{python[1]}. For another: make clean, then make PYTHON=python3.12"
-        )
-
-
-def refuse_snapstart_by_chalice(folder: Path) -> None:
-    """Raises SystemExit for a build with snapshots: `chalice deploy` would leave them out without a word."""
-    template = folder / "package" / "sam.json"
-    if template.exists() and "SnapStart" in template.read_text():
-        raise SystemExit(
-            "SNAPSTART=on needs VIA=sam: the snapshots are taken of published versions, and chalice deploy "
-            "publishes none. Add VIA=sam, or leave out SNAPSTART=on"
-        )
-
-
-def _listed(name: str) -> list[str]:
-    return [part.strip() for part in os.environ.get(name, "").split(",") if part.strip()]
-
-
 def _clear(into: Path) -> None:
-    """An empty folder but for our mark, an empty requirements.txt; never somebody else's folder."""
+    """Empty the folder. Raises SystemExit unless it is a build: an empty requirements.txt marks one."""
     mark = into / "requirements.txt"
     is_marked = mark.is_file() and mark.stat().st_size == 0
-    is_ours = is_marked and (
+    is_build = is_marked and (
         list(into.iterdir()) == [mark] or (into / "chalicelib/settings/secret_stores.py").is_file()
     )
-    if into.is_dir() and any(into.iterdir()) and not is_ours:
-        raise SystemExit(f"{into} is not a build of ours: empty it, or choose another folder")
+    if into.is_dir() and any(into.iterdir()) and not is_build:
+        raise SystemExit(f"{into} is not a build of this project: empty it, or choose another folder")
     shutil.rmtree(into, ignore_errors=True)
     into.mkdir(parents=True)
-    # What it would name is in vendor/, compiled; Chalice would install it a second time.
+    # Empty, because Chalice would install its packages again: vendor/ has them, compiled.
     mark.touch()
 
 
 def _vendor(into: Path, architecture: str) -> None:
-    """Install the pinned wheels for Lambda: not for this machine, but for this Python."""
+    """Install the pinned wheels for Lambda's system and the running Python's version."""
     command: list[str | Path] = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-config"]
     command += ["--target", into.resolve(), "--requirement", REQUIREMENTS, "--require-hashes"]
     command += ["--no-deps", "--link-mode", "copy"]
@@ -142,16 +87,19 @@ def _vendor(into: Path, architecture: str) -> None:
 
 
 def wheels(architecture: str, python: tuple[int, int]) -> list[str]:
-    """uv's options for wheels that Lambda can load: its glibc is 2.26 up to Python 3.11, 2.34 after it."""
+    """uv's options for wheels that Lambda can load: its glibc is 2.26 up to Python 3.11, then 2.34."""
     system = "manylinux2014" if python < (3, 12) else "manylinux_2_34"
     return ["--only-binary", ":all:", "--python-platform", f"{ARCHITECTURES[architecture]}-{system}"]
 
 
 def _compile(into: Path) -> None:
-    """Bytecode that is used as it is: Lambda's disk cannot be written, and a zip keeps no exact times."""
+    """Bytecode that Python uses without checking its source.
+
+    Lambda's disk is read-only, and a zip keeps no exact times to check against.
+    """
     for folder in (into / "vendor", into / "chalicelib"):
         compileall.compile_dir(folder, quiet=2, stripdir=str(folder), invalidation_mode=UNCHECKED)
-    # Chalice ships these sources by itself, and everything that is in vendor/: so also their bytecode.
+    # Chalice adds these sources itself, and everything in vendor/: their bytecode goes there.
     own = Path(chalice.app.__file__).parent
     for name, source in (
         ("app.py", into / "app.py"),
@@ -169,42 +117,42 @@ def _configure(into: Path, stage: str, config: Json) -> None:
     _write_private(
         into / f"policy-{stage}.json", policy.of_stage(PROJECT / ".chalice" / f"policy-{stage}.json", chosen)
     )
-    # What is deployed must be remembered when the build is made anew.
+    # Outside the build, so that a new build knows what is deployed.
     deployed = PROJECT / ".chalice" / "deployed"
     deployed.mkdir(exist_ok=True)
     (into / "deployed").symlink_to(deployed.resolve(), target_is_directory=True)
 
 
 def _write_private(path: Path, content: Json) -> None:
-    """For its owner's eyes: DB_PASSWORD may be the password itself."""
+    """Readable by its owner only: DB_PASSWORD may be the password itself."""
     with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
         json.dump(content, file, indent=2)
 
 
 def package(into: Path, stage: str, config: Json, *, snapstart: bool) -> None:
-    """`chalice package` makes the zip and the template; `chalice deploy` then takes that very zip."""
+    """`chalice package` makes the zip and the template; `chalice deploy` then uses the same zip."""
     from deploy import template
 
     additions = into / "template-additions.json"
     merged = template.additions({**config, **config["stages"][stage]}, snapstart=snapstart)
     additions.write_text(json.dumps(merged, indent=2))
-    # The region is only asked for the names of AWS's own services.
+    # Chalice needs a region only for the names of AWS's services.
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
     command: list[str | Path] = [chalice_command(), "package", "--stage", stage]
     command += ["--merge-template", additions.name, "package"]
     run(command, into, AWS_DEFAULT_REGION=region)
     zipped = into / "package" / "deployment.zip"
-    archive.let_everybody_read(zipped)
-    (to_be_deployed,) = (into / ".chalice" / "deployments").glob("*.zip")
-    shutil.copy(zipped, to_be_deployed)
+    archive.make_readable(zipped)
+    (deployment,) = (into / ".chalice" / "deployments").glob("*.zip")
+    shutil.copy(zipped, deployment)
     if snapstart:
-        _publish_what_changes(into / "package")
+        _publish_each_change(into / "package")
 
 
-def _publish_what_changes(package: Path) -> None:
-    """Have SAM publish a version for every other zip and every other template, which has our settings in it.
+def _publish_each_change(package: Path) -> None:
+    """Have SAM publish a version whenever the zip or the template, with its settings, has changed.
 
-    By itself it would not for another value of a parameter (serverless-application-model, issue 3820).
+    By itself SAM ignores a changed value of a parameter (serverless-application-model, issue 3820).
     """
     from deploy import template
 
@@ -216,26 +164,12 @@ def _publish_what_changes(package: Path) -> None:
     path.write_text(json.dumps(packaged, indent=2))
 
 
-def configure_app(chosen: Mapping[str, Any]) -> None:
-    """Set what app.py reads when it is imported, as it was built: `chosen` is a stage of config.json.
-
-    Raises SystemExit on a value that it would refuse.
-    """
-    variables: dict[str, str] = chosen.get("environment_variables", {})
-    os.environ["COGNITO_USER_POOL_ARN"] = variables.get("COGNITO_USER_POOL_ARN", NO_USER_POOL)
-    os.environ["CORS_ORIGIN"] = variables.get("CORS_ORIGIN", "")
-    try:
-        user_pools(), cors_origin(), default_currency()
-    except SettingsError as error:
-        raise SystemExit(str(error)) from None
-
-
 def chalice_command() -> Path:
     return Path(sys.executable).with_name("chalice")
 
 
 def run(command: Sequence[str | Path], folder: Path, **variables: str) -> None:
-    """Run it in the open; when it fails, its own words are the message."""
+    """Run the command with its output shown. Raises SystemExit with its exit status."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **variables}
     done = subprocess.run(command, cwd=folder, env=environment, check=False)  # noqa: S603
     if done.returncode:

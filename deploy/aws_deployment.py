@@ -1,4 +1,4 @@
-"""Deployments to AWS: build/aws goes there through Chalice or SAM."""
+"""Deploys build/aws with Chalice or SAM."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from chalicelib.settings.database import database_settings
 from chalicelib.settings.environment import SettingsError
 from chalicelib.settings.rate_limit import rate_limit
 from chalicelib.settings.table import SETTINGS
-from deploy import alarms, aws, policy
+from deploy import alarms, aws, aws_configuration, policy
 
 Json = dict[str, Any]
 
@@ -23,7 +23,9 @@ TOOLS = ("chalice", "sam")
 
 
 def deploy(folder: Path, stage: str, via: str) -> None:
-    """Hand the folder to Chalice or SAM. Everything that is missing is said before anything is changed."""
+    """Deploy the folder with Chalice or SAM. Raises SystemExit before any change if something is missing."""
+    if via == "chalice":
+        _refuse_snapshots(folder)
     config = _built(folder, stage)
     variables: dict[str, str] = config["stages"][stage].get("environment_variables", {})
     for name, meaning in _required(variables).items():
@@ -43,9 +45,18 @@ def deploy(folder: Path, stage: str, via: str) -> None:
         put_gateway_responses(folder, stage)
 
 
+def _refuse_snapshots(folder: Path) -> None:
+    template = folder / "package" / "sam.json"
+    if template.exists() and "SnapStart" in template.read_text():
+        raise SystemExit(
+            "SNAPSTART=on needs VIA=sam: the snapshots are taken of published versions, and chalice deploy "
+            "publishes none. Add VIA=sam, or leave out SNAPSTART=on"
+        )
+
+
 def _check(variables: Mapping[str, str]) -> None:
-    """The settings as the function will read them. Raises SystemExit on what it would refuse."""
-    os.environ.pop("DATABASE_URL", None)  # no variable of the function
+    """Read the settings as the function will. Raises SystemExit for those with which it would not start."""
+    os.environ.pop("DATABASE_URL", None)  # is not handed on to the function
     os.environ.update(variables)
     try:
         secret = database_settings().secret
@@ -58,7 +69,7 @@ def _check(variables: Mapping[str, str]) -> None:
 
 
 def _keep_logs(logs: Any, stage: str, days: int) -> None:
-    """Chalice 1.34 sets the retention of a group that its function does not write to: make the real one."""
+    """Create the function's log group: Chalice 1.34 sets the retention of another one."""
     group = f"/aws/lambda/order-api-{stage}"
     with suppress(logs.exceptions.ResourceAlreadyExistsException):
         logs.create_log_group(logGroupName=group)
@@ -66,11 +77,11 @@ def _keep_logs(logs: Any, stage: str, days: int) -> None:
 
 
 def put_gateway_responses(folder: Path, stage: str) -> None:
-    """What `chalice deploy` cannot do: API Gateway's own answers and preflights in our shape, deployed."""
+    """Give API Gateway's own errors and preflights the API's form, which `chalice deploy` cannot."""
     config = _built(folder, stage)
     gateway = _session().client("apigateway")
     api = os.environ.get("REST_API_ID") or _rest_api_id(folder, stage)
-    aws.configure_app(config["stages"][stage])
+    aws_configuration.configure_app(config["stages"][stage])
     from deploy import gateway_responses
 
     gateway_responses.put(gateway, api, config["api_gateway_stage"])
@@ -90,7 +101,7 @@ def _built(folder: Path, stage: str) -> Json:
 
 
 def _required(variables: Mapping[str, str]) -> dict[str, str]:
-    """The variables without which no request can be served, and what they mean."""
+    """The variables without which no request can be served, with their meanings."""
     password = variables.get("DB_PASSWORD", "")
     named = {
         "DB_HOST": "the database's host name",
@@ -100,7 +111,7 @@ def _required(variables: Mapping[str, str]) -> dict[str, str]:
     return {
         "COGNITO_USER_POOL_ARN": "the ARN of the user pool whose tokens are accepted",
         "DB_PASSWORD": "the ARN of a Secrets Manager secret, or the password itself",
-        # A secret of RDS's form names the others.
+        # A secret in RDS's form holds the others.
         **({} if policy.is_secret(password) else named),
     }
 

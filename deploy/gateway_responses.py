@@ -1,4 +1,4 @@
-"""The errors that API Gateway answers itself, in the shape of app.py's, and its answers to preflights."""
+"""API Gateway's own errors and preflight answers, in the form of the API's."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ PROBLEMS: Mapping[str, Problem] = {
     "ACCESS_DENIED": Unauthorized(),
     "BAD_REQUEST_BODY": MalformedRequest(),
     "BAD_REQUEST_PARAMETERS": MalformedRequest(),
-    # What no other type names: a token on an unknown path, taken for an AWS signature of a wrong form.
+    # Errors without a type of their own: a token on an unknown path is parsed as a malformed AWS signature.
     "DEFAULT_4XX": NotFound(),
     "DEFAULT_5XX": Internal(),
     "EXPIRED_TOKEN": Unauthorized(),
-    # The function may have placed the order before it died or ran out of time.
+    # The function may have placed the order before it crashed or timed out.
     "INTEGRATION_FAILURE": OutcomeUnknown(),
     "INTEGRATION_TIMEOUT": OutcomeUnknown(),
     "INVALID_API_KEY": Unauthorized(),
@@ -39,14 +39,14 @@ PROBLEMS: Mapping[str, Problem] = {
     "UNSUPPORTED_MEDIA_TYPE": UnsupportedMediaType(),
     "WAF_FILTERED": MalformedRequest(),
 }
-"""What each type of API Gateway's own errors is to a client of ours."""
+"""The API's problem for each type of API Gateway's own errors."""
 
 REQUEST_ID = "context.requestId"
 
 
 @dataclass(frozen=True)
 class GatewayResponse:
-    """One of API Gateway's own answers, with its values as API Gateway writes them."""
+    """One of API Gateway's own answers, in API Gateway's notation."""
 
     status: str
     headers: dict[str, str]
@@ -55,7 +55,7 @@ class GatewayResponse:
     """The template, in which API Gateway replaces `$context.requestId`."""
 
 
-def all_of_them() -> dict[str, GatewayResponse]:
+def gateway_responses() -> dict[str, GatewayResponse]:
     return {kind: _as_gateway_response(problem) for kind, problem in PROBLEMS.items()}
 
 
@@ -71,8 +71,8 @@ def _as_gateway_response(problem: Problem) -> GatewayResponse:
 
 
 def put(gateway: Any, api: str, stage: str) -> None:
-    """Set them all on a REST API and deploy its stage; the same again changes nothing."""
-    for kind, response in all_of_them().items():
+    """Set all responses on a REST API and deploy its stage. Idempotent."""
+    for kind, response in gateway_responses().items():
         gateway.put_gateway_response(
             restApiId=api,
             responseType=kind,
@@ -91,8 +91,8 @@ def put(gateway: Any, api: str, stage: str) -> None:
 
 
 def _put_preflight(gateway: Any, preflight: Any, api: str, resource: str) -> None:
-    """Add the headers to Chalice's answer. API Gateway takes a response only where none is: delete first."""
-    ours = {f"method.response.header.{name}": value for name, value in mapped(app.common_headers).items()}
+    """Add the headers to Chalice's answer, which must be deleted first: API Gateway cannot overwrite it."""
+    added = {f"method.response.header.{name}": value for name, value in mapped(app.common_headers).items()}
     declared = preflight["methodResponses"]["200"]
     integration = preflight["methodIntegration"]["integrationResponses"]["200"]
     response = {"restApiId": api, "resourceId": resource, "httpMethod": "OPTIONS", "statusCode": "200"}
@@ -100,11 +100,11 @@ def _put_preflight(gateway: Any, preflight: Any, api: str, resource: str) -> Non
     gateway.delete_method_response(**response)
     gateway.put_method_response(
         **response,
-        responseParameters={**declared.get("responseParameters", {}), **dict.fromkeys(ours, False)},
+        responseParameters={**declared.get("responseParameters", {}), **dict.fromkeys(added, False)},
         responseModels=declared.get("responseModels", {}),
     )
     gateway.put_integration_response(
         **response,
-        responseParameters={**integration.get("responseParameters", {}), **ours},
+        responseParameters={**integration.get("responseParameters", {}), **added},
         responseTemplates=integration.get("responseTemplates", {}),
     )

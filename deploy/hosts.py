@@ -1,4 +1,4 @@
-"""Builds for Azure, Google Cloud and Oracle Cloud, and the commands that put them there."""
+"""Builds for Azure, Google Cloud and Oracle Cloud, and their deployment by those clouds' commands."""
 
 import compileall
 import json
@@ -26,13 +26,16 @@ PROJECT = Path(__file__).parent.parent
 NAME = "orders-api"
 OWN = {
     "azure": (
-        *("function_app.py", "host.json", "requirements.txt"),
-        *("local.settings.example.json", ".funcignore"),
+        "function_app.py",
+        "host.json",
+        "requirements.txt",
+        "local.settings.example.json",
+        ".funcignore",
     ),
     "gcp": ("main.py", "requirements.txt", "Dockerfile"),
     "oci": ("func.py", "requirements.txt", "func.yaml"),
 }
-"""Each cloud's files of shims/<cloud>, first the module that its runtime imports."""
+"""The files of shims/<cloud> that a build contains; the first is the module that the runtime imports."""
 HANDED_ON = [
     name for name, setting in SETTINGS.items() if setting.read_by in (EVERY_HOST, OTHER_HOSTS, OPENTELEMETRY)
 ]
@@ -40,9 +43,9 @@ HANDED_ON = [
 
 
 def build(cloud: str, into: Path) -> None:
-    """Write the folder that the cloud's own command deploys, and its runtime runs, as it is."""
+    """Write the folder that the cloud's command deploys and its runtime runs, unchanged."""
     if into.is_dir() and any(into.iterdir()) and not _is_build(cloud, into):
-        raise SystemExit(f"{into} is not a build of ours: empty it, or choose another folder")
+        raise SystemExit(f"{into} is not a build of this project: empty it, or choose another folder")
     authority = sources.authority()
     shutil.rmtree(into, ignore_errors=True)
     (into / "shims").mkdir(parents=True)
@@ -54,19 +57,19 @@ def build(cloud: str, into: Path) -> None:
     pinned = pins.read(into / "requirements.txt")
     sbom.write(into, cloud, pinned, sbom.PYTHONS, authority=into / sources.AUTHORITY)
     unchecked = PycInvalidationMode.UNCHECKED_HASH
-    # Without this machine's path, which would show in the function's tracebacks.
+    # stripdir: the function's tracebacks would show this machine's path.
     if not compileall.compile_dir(into, quiet=1, invalidation_mode=unchecked, stripdir=into):
         raise SystemExit(f"{into} does not compile: see above")
-    # Whatever this machine's umask: the clouds run the files as another user than their owner.
+    # Independent of the umask: the clouds run the files as another user than their owner.
     for path in (into, *into.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     print(f"{into} is ready")
 
 
 def deploy(target: str, folder: Path) -> None:
-    """Hand the folder to its cloud's command: `azure`, `gcp` (Cloud Functions), `run` (Cloud Run), `oci`.
+    """Deploy the folder by its cloud's command: `azure`, `gcp` (Cloud Functions), `run` (Cloud Run), `oci`.
 
-    Everything that is missing is said before anything is changed. Raises SystemExit.
+    Raises SystemExit before any change if something is missing.
     """
     cloud = "gcp" if target == "run" else target
     if not _is_build(cloud, folder):
@@ -85,80 +88,70 @@ def deploy(target: str, folder: Path) -> None:
             "AUTH_JWKS_URL names this machine: these are the settings of make run (.local/env). "
             "Call make deploy-... from a shell that has not read them"
         )
-    found = {name: os.environ[name] for name in HANDED_ON if os.environ.get(name)}
-    TARGETS[target](folder, found)
+    variables = {name: os.environ[name] for name in HANDED_ON if os.environ.get(name)}
+    TARGETS[target](folder, variables)
 
 
-def _azure(folder: Path, found: dict[str, str]) -> None:
+def _azure(folder: Path, variables: dict[str, str]) -> None:
     func = _tool("func", "npm install -g azure-functions-core-tools@4")
     az = _tool("az", "https://learn.microsoft.com/cli/azure/install-azure-cli")
     app = _variable("AZURE_FUNCTIONAPP", "the name of the function app")
     group = _variable("AZURE_RESOURCE_GROUP", "its resource group")
-    settings_of = [
-        az,
-        "functionapp",
-        "config",
-        "appsettings",
-        "set",
-        "--name",
-        app,
-        "--resource-group",
-        group,
-    ]
-    # Without slotSetting, an older az takes every setting for one of the deployment slot.
-    values = [{"name": name, "value": value, "slotSetting": False} for name, value in found.items()]
+    set_settings = [az, "functionapp", "config", "appsettings", "set"]
+    set_settings += ["--name", app, "--resource-group", group, "--output", "none"]
+    # Without slotSetting, older versions of az make every setting one of the deployment slot.
+    values = [{"name": name, "value": value, "slotSetting": False} for name, value in variables.items()]
     with _file(json.dumps(values)) as file:
-        _run([*settings_of, "--output", "none", "--settings", f"@{file}"], folder)
+        _run([*set_settings, "--settings", f"@{file}"], folder)
     _run([func, "azure", "functionapp", "publish", app, "--python", "--build", "remote"], folder)
 
 
-def _cloud_functions(folder: Path, found: dict[str, str]) -> None:
+def _cloud_functions(folder: Path, variables: dict[str, str]) -> None:
     version = f"python{sys.version_info.major}{sys.version_info.minor}"
     generation = ["--gen2", "--runtime", version, "--entry-point", "orders_api", "--trigger-http"]
-    _gcloud(["functions", "deploy", NAME, *generation, "--timeout", "30s"], folder, found)
+    _gcloud(["functions", "deploy", NAME, *generation, "--timeout", "30s"], folder, variables)
 
 
-def _cloud_run(folder: Path, found: dict[str, str]) -> None:
-    _gcloud(["run", "deploy", NAME, "--timeout", "30"], folder, found)
+def _cloud_run(folder: Path, variables: dict[str, str]) -> None:
+    _gcloud(["run", "deploy", NAME, "--timeout", "30"], folder, variables)
 
 
-def _gcloud(command: list[str], folder: Path, found: dict[str, str]) -> None:
+def _gcloud(command: list[str], folder: Path, variables: dict[str, str]) -> None:
     gcloud = _tool("gcloud", "https://cloud.google.com/sdk/docs/install")
     project = _variable("GCP_PROJECT", "the project's id")
     region = _variable("GCP_REGION", "such as europe-west1")
     where = ["--project", project, "--region", region, "--source", str(folder.resolve())]
-    # As many requests at once as functions-framework has threads; more of them would fight for the one CPU.
-    # Our own token check decides who may ask.
+    # Concurrency equals functions-framework's threads; more threads would compete for one CPU.
+    # Unauthenticated for Google's IAM: the API verifies the tokens itself.
     size = ["--memory", "512Mi", "--cpu", "1", "--concurrency", "4", "--allow-unauthenticated"]
     options = {"GCP_VPC_CONNECTOR": "--vpc-connector", "GCP_SERVICE_ACCOUNT": "--service-account"}
     chosen = [
         part for name, flag in options.items() if (value := os.environ.get(name)) for part in (flag, value)
     ]
-    with _file(
-        json.dumps({**found, "THREADS": "4", "FORWARDED_ALLOW_IPS": ""}), ".yaml"
-    ) as file:  # JSON is YAML
+    environment = {**variables, "THREADS": "4", "FORWARDED_ALLOW_IPS": ""}
+    with _file(json.dumps(environment), ".yaml") as file:  # JSON is YAML
         _run([gcloud, *command, *where, *size, *chosen, "--env-vars-file", file, "--quiet"], folder)
 
 
-def _oracle(folder: Path, found: dict[str, str]) -> None:
+def _oracle(folder: Path, variables: dict[str, str]) -> None:
     fn = _tool("fn", "https://fnproject.io/tutorials/install")
-    app = _variable("OCI_APP", "the application of Oracle Functions, made beforehand")
-    if headers := [name for name in found if name.startswith("OTEL_") and name.endswith("_HEADERS")]:
+    app = _variable("OCI_APP", "the application of Oracle Functions, which must exist")
+    if headers := [name for name in variables if name.startswith("OTEL_") and name.endswith("_HEADERS")]:
         raise SystemExit(
             f"{' and '.join(headers)} would stand on fn's command line, for every user of this machine to "
             "read. Send the metrics to a collector in the network, which adds the headers"
         )
-    if database_settings().secret is None and (shown := found.keys() & {"DATABASE_URL", "DB_PASSWORD"}):
+    if database_settings().secret is None and (shown := variables.keys() & {"DATABASE_URL", "DB_PASSWORD"}):
         raise SystemExit(
             f"{' and '.join(sorted(shown))} would stand on fn's command line, for every user of this machine "
             "to read. Put the password into OCI Vault, and its OCID into DB_PASSWORD (docs/secrets.md)"
         )
-    # Oracle Functions keeps the first image that it saw under a tag: each deployment needs one of its own.
+    # Oracle Functions caches the image of a tag: each deployment needs a new tag.
     description = folder / "func.yaml"
     version = f"version: 0.0.{int(time.time())}"
     description.write_text(re.sub("(?m)^version: .*$", version, description.read_text()))
     _run([fn, "deploy", "--app", app], folder)
-    for name, value in found.items():
+    for name, value in variables.items():
         _run([fn, "config", "function", app, NAME, name, value], folder)
 
 
@@ -166,15 +159,15 @@ TARGETS = {"azure": _azure, "gcp": _cloud_functions, "run": _cloud_run, "oci": _
 
 
 def _is_build(cloud: str, folder: Path) -> bool:
-    """Somebody else's app.py and main.py do not make one."""
+    """Whether the folder is a build; another project's app.py and main.py are not."""
     return all((folder / name).is_file() for name in ("shims/gateway.py", "app.py", OWN[cloud][0]))
 
 
 def _tool(name: str, source: str) -> str:
-    found = shutil.which(name)
-    if found is None:
+    path = shutil.which(name)
+    if path is None:
         raise SystemExit(f"{name} is missing. To get it: {source}")
-    return found
+    return path
 
 
 def _variable(name: str, meaning: str) -> str:
@@ -186,7 +179,7 @@ def _variable(name: str, meaning: str) -> str:
 
 @contextmanager
 def _file(text: str, suffix: str = ".json") -> Iterator[str]:
-    """A file that only we can read, so that no value shows in a list of processes; gone afterwards."""
+    """A temporary file with mode 0600: values in arguments would show in the list of processes."""
     with tempfile.NamedTemporaryFile("w", suffix=suffix) as file:
         file.write(text)
         file.flush()

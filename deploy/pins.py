@@ -1,4 +1,4 @@
-"""What a requirements file pins: one exact version each, and the hashes of the files that may be it."""
+"""Reads requirements files that `make lock` wrote: exact versions with the hashes of their files."""
 
 import re
 import sys
@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 LINUX = {"sys_platform": "linux", "os_name": "posix", "platform_system": "Linux"}
-"""Where every build runs, whatever system makes it."""
+"""Every build runs on Linux, whichever system makes it."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Pin:
 
     @property
     def line(self) -> str:
-        """As it stands in a requirements file."""
-        return " ".join([str(self.requirement), *(f"--hash={each}" for each in self.hashes)])
+        """The line of a requirements file."""
+        return " ".join([str(self.requirement), *(f"--hash={digest}" for digest in self.hashes)])
 
     def applies(self, environment: Mapping[str, str]) -> bool:
-        """Whether it is installed there; what `environment` leaves open is as on this machine."""
+        """Whether it is installed in this environment; markers not in `environment` are this machine's."""
         marker = self.requirement.marker
         return marker is None or marker.evaluate(dict(environment))
 
@@ -43,21 +43,21 @@ class Pin:
 
 
 def read(requirements: Path) -> list[Pin]:
-    """The pins of a file that `make lock` has written. Raises ValueError on a line that is anything else."""
-    return [*_parsed(requirements.read_text())]
+    """The pins of a file that `make lock` has written. Raises ValueError for any other line."""
+    return list(_parsed(requirements.read_text()))
 
 
 def _parsed(text: str) -> Iterator[Pin]:
     for line in text.replace("\\\n", " ").splitlines():
         head, *hashes = line.split(" --hash=")
         requirement = Requirement(head)
-        if requirement.url or [each.operator for each in requirement.specifier] != ["=="]:
+        if requirement.url or [part.operator for part in requirement.specifier] != ["=="]:
             raise ValueError(f"{head!r} pins no version")
-        yield Pin(requirement, tuple(each.strip() for each in hashes))
+        yield Pin(requirement, tuple(digest.strip() for digest in hashes))
 
 
 def without_hashes(text: str) -> str:
-    """The versions alone: uv keeps the hashes that it finds beside them, and asks the index for no others."""
+    """The versions alone, so that uv asks the index for the hashes instead of keeping the file's."""
     return re.sub(r"( \\\n)? +--hash=\S+", "", text)
 
 

@@ -1,4 +1,4 @@
-"""What the function may do in the account: write its log and traces, and what its settings need."""
+"""The function's IAM permissions: its log, its traces, and what its settings need."""
 
 import json
 from collections.abc import Mapping
@@ -24,24 +24,24 @@ NETWORK = _statement(
     ],
     "*",
 )
-"""What Lambda needs to put a function into a VPC; its interfaces have no names beforehand."""
+"""What Lambda needs to run a function in a VPC, whose network interfaces have no ARN beforehand."""
 NETWORK_BY_CODE = {
     **NETWORK,
     "Effect": "Deny",
     "Condition": {"ArnLike": {"lambda:SourceFunctionArn": "arn:*:lambda:*:*:function:*"}},
 }
-"""Lambda calls them in the role's name, never the function's code: requests from inside of it are refused."""
-UNNAMED = {
-    "ec2:AssignPrivateIpAddresses": "the interface is Lambda's own, and has no name beforehand",
-    "ec2:CreateNetworkInterface": "the interface has no name beforehand",
+"""Lambda itself calls these with the role; requests from the function's code are denied."""
+WITHOUT_RESOURCE = {
+    "ec2:AssignPrivateIpAddresses": "the interface is Lambda's own, and has no ARN beforehand",
+    "ec2:CreateNetworkInterface": "the interface has no ARN beforehand",
     "ec2:DeleteNetworkInterface": "Lambda refuses a function whose role names single interfaces here",
-    "ec2:DescribeNetworkInterfaces": "EC2 knows no resources for it",
-    "ec2:DescribeSubnets": "EC2 knows no resources for it",
-    "ec2:UnassignPrivateIpAddresses": "the interface is Lambda's own, and has no name beforehand",
-    "xray:PutTelemetryRecords": "X-Ray knows no resources for it",
-    "xray:PutTraceSegments": "X-Ray knows no resources for it",
+    "ec2:DescribeNetworkInterfaces": "EC2 has no resource types for it",
+    "ec2:DescribeSubnets": "EC2 has no resource types for it",
+    "ec2:UnassignPrivateIpAddresses": "the interface is Lambda's own, and has no ARN beforehand",
+    "xray:PutTelemetryRecords": "X-Ray has no resource types for it",
+    "xray:PutTraceSegments": "X-Ray has no resource types for it",
 }
-"""The only actions that may be allowed on `*`, and why AWS has nothing narrower."""
+"""The only actions that may be allowed on `*`, each with the reason."""
 
 
 def logging_to(group: Any) -> Json:
@@ -53,12 +53,12 @@ def reading(secret: Any) -> Json:
 
 
 def is_secret(password: str) -> bool:
-    """Whether DB_PASSWORD names a secret of Secrets Manager."""
+    """Whether DB_PASSWORD refers to a secret in AWS Secrets Manager."""
     return password.startswith("arn:") and ":secretsmanager:" in password
 
 
 def of_stage(checked_in: Path, stage: Mapping[str, Any]) -> Json:
-    """.chalice/policy-<stage>.json, and what this configuration needs on top."""
+    """.chalice/policy-<stage>.json, plus what this configuration needs."""
     policy: Json = json.loads(checked_in.read_text())
     password = stage.get("environment_variables", {}).get("DB_PASSWORD", "")
     if is_secret(password):

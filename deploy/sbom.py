@@ -1,4 +1,4 @@
-"""The list of what a build brings along, as CycloneDX 1.6: for whoever looks for a known weakness in it."""
+"""The software bill of materials of a build, as CycloneDX 1.6."""
 
 import hashlib
 import json
@@ -26,28 +26,27 @@ from deploy import pins, sources
 NAME = "sbom.cdx.json"
 PYTHONS = ("3.11", "3.12", "3.13")
 LONGEST_NAME = 60
-"""Of a licence; what is longer is the licence's whole text, in the field for its name."""
+"""Of a licence: a longer `License` field holds the licence's text instead of its name."""
 
 
 def write(into: Path, target: str, pinned: Iterable[pins.Pin], pythons: Sequence[str], **where: Path) -> None:
-    """sbom.cdx.json in `into`: what of `pinned` is installed on Linux with any of these Pythons.
+    """Write sbom.cdx.json into `into`: the packages of `pinned` that Linux installs with any of `pythons`.
 
-    `artifact` is the file that it is about, where there is one, `authority` where the certificates of the
-    database's authority are, if there are any. Licences are those that the packages name
-    which are installed here or in the folder `packages`; others stay open. The same build gives the same
-    bytes: the time is there only when SOURCE_DATE_EPOCH says it.
+    `where` may hold `artifact` (the file that the SBOM describes), `authority` (the certificates of the
+    database's authority) and `packages` (a folder of installed packages, searched for licences after this
+    interpreter's own). Equal builds give equal bytes: a timestamp is set only from SOURCE_DATE_EPOCH.
     """
     chosen = [pin for pin in pinned if any(pin.applies(_linux(python)) for python in pythons)]
     artifact, authority = where.get("artifact"), where.get("authority")
     digests = [_digest(artifact)] if artifact else []
     licences = dict(_licences({pin.name for pin in chosen}, where.get("packages")))
-    ours = Component(
+    application = Component(
         name=f"order-api-{target}",
         version=__version__,
         type=ComponentType.APPLICATION,
         bom_ref="order-api",
         licenses=[LicenseFactory().make_from_string("MIT")],
-        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=each) for each in digests],
+        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=digest) for digest in digests],
     )
     components = [_component(pin, licences.get(str(pin))) for pin in chosen]
     if authority and authority.is_file():
@@ -55,11 +54,11 @@ def write(into: Path, target: str, pinned: Iterable[pins.Pin], pythons: Sequence
         hashed = HashType(alg=HashAlgorithm.SHA_256, content=digests[-1])
         kind, name = ComponentType.FILE, sources.AUTHORITY
         components.append(Component(name=name, type=kind, bom_ref=name, hashes=[hashed]))
-    told = "\n".join([target, __version__, *digests, *(pin.line for pin in chosen)])
-    bom = Bom(components=components, serial_number=uuid5(NAMESPACE_OID, told))
-    bom.metadata.component = ours
-    bom.metadata.properties = [Property(name="order-api:python", value=each) for each in pythons]
-    bom.register_dependency(ours, components)
+    identity = "\n".join([target, __version__, *digests, *(pin.line for pin in chosen)])
+    bom = Bom(components=components, serial_number=uuid5(NAMESPACE_OID, identity))
+    bom.metadata.component = application
+    bom.metadata.properties = [Property(name="order-api:python", value=python) for python in pythons]
+    bom.register_dependency(application, components)
     document = json.loads(JsonV1Dot6(bom).output_as_string())
     del document["metadata"]["timestamp"]
     if epoch := os.environ.get("SOURCE_DATE_EPOCH"):
@@ -82,7 +81,7 @@ def _component(pin: pins.Pin, licence: License | None) -> Component:
         type=ExternalReferenceType.DISTRIBUTION,
         url=XsUri(purl.to_string()),
         comment="One of these files, by system and Python",
-        hashes=[HashTypeFactory().from_composite_str(each) for each in pin.hashes],
+        hashes=[HashTypeFactory().from_composite_str(digest) for digest in pin.hashes],
     )
     marker = pin.requirement.marker
     return Component(
@@ -97,22 +96,22 @@ def _component(pin: pins.Pin, licence: License | None) -> Component:
 
 
 def _licences(names: Iterable[str], packages: Path | None) -> Iterator[tuple[str, License]]:
-    """What each of these packages says of itself where it is installed, by name and version."""
+    """`name==version` and licence of each of these packages that is installed."""
     path = [*sys.path, *([str(packages)] if packages else [])]
     for name in names:
-        for each in metadata.distributions(name=name, path=path):
-            told = each.metadata  # read anew at each look
-            if said := _licence(told):
-                yield f"{canonicalize_name(name)}=={told['Version']}", said
+        for distribution in metadata.distributions(name=name, path=path):
+            fields = distribution.metadata  # each access parses the file again
+            if licence := _licence(fields):
+                yield f"{canonicalize_name(name)}=={fields['Version']}", licence
 
 
-def _licence(told: metadata.PackageMetadata) -> License | None:
+def _licence(fields: metadata.PackageMetadata) -> License | None:
     make = LicenseFactory()
-    if "License-Expression" in told:
-        return make.make_from_string(told["License-Expression"])
-    stated = told["License"].strip() if "License" in told else ""
+    if "License-Expression" in fields:
+        return make.make_from_string(fields["License-Expression"])
+    stated = fields["License"].strip() if "License" in fields else ""
     if stated and len(stated) <= LONGEST_NAME and "\n" not in stated:
         return make.make_from_string(stated)
-    classifiers = [each for each in told.get_all("Classifier") or [] if each.startswith("License :: ")]
-    named = [each.rpartition(" :: ")[2] for each in classifiers if each.count(" :: ") > 1]
+    classifiers = [line for line in fields.get_all("Classifier") or [] if line.startswith("License :: ")]
+    named = [line.rpartition(" :: ")[2] for line in classifiers if line.count(" :: ") > 1]
     return make.make_with_name(", ".join(named)) if named else None

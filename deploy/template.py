@@ -1,4 +1,4 @@
-"""What `chalice package` leaves open in the SAM template: parameters, network, permissions, errors."""
+"""What `chalice package` does not put into the SAM template: parameters, network, permissions, errors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ API, FUNCTION, ROLE, LOGS = "RestAPI", "APIHandler", "ApiHandlerRole", "ApiHandl
 PERMISSION = "APIHandlerInvokePermission"
 NOTHING = {"Ref": "AWS::NoValue"}
 PUBLISHED = {"Ref": f"{FUNCTION}.Alias"}
-"""SAM's name for the alias that it makes."""
+"""SAM's name for the alias that it creates."""
 PARAMETERS = [setting for setting in SETTINGS.values() if setting.parameter]
 DESCRIPTIONS = {
     "DB_HOST": "Host of PostgreSQL, or several; empty when the secret names it",
@@ -36,9 +36,9 @@ REQUIRED = ("COGNITO_USER_POOL_ARN",)
 def additions(stage: Mapping[str, Any], *, snapstart: bool) -> Json:
     """The template that `chalice package --merge-template` merges over its own.
 
-    `stage` is the stage of config.json: what it names becomes the parameters' defaults.
+    `stage` is the stage of config.json; its values become the parameters' defaults.
     """
-    found: Json = {
+    template: Json = {
         "Description": "order-api: a multi-tenant API for e-commerce orders",
         "Parameters": _parameters(stage),
         "Rules": _rules(),
@@ -62,26 +62,26 @@ def additions(stage: Mapping[str, Any], *, snapstart: bool) -> Json:
         },
     }
     if snapstart:
-        _publish_versions(found)
-    return found
+        _publish_versions(template)
+    return template
 
 
 def _publish_versions(template: Json) -> None:
-    """For SnapStart, which takes snapshots of versions: publish one, under an alias that the API calls."""
+    """SnapStart takes snapshots of published versions: publish one, with an alias that the API calls."""
     resources = template["Resources"]
     resources[FUNCTION]["Properties"] |= {
         "SnapStart": {"ApplyOn": "PublishedVersions"},
         "AutoPublishAlias": "live",
-        # SAM would keep what came before, and each version's snapshot costs money.
+        # SAM would keep old versions, and each version's snapshot costs money.
         "VersionDeletionPolicy": "Delete",
     }
     resources[PERMISSION] = {"Properties": {"FunctionName": PUBLISHED}}
     arn = (
         "arn:${AWS::Partition}:apigateway:${AWS::Region}:lambda:path/2015-03-31/functions/${Live}/invocations"
     )
-    calls_it = {"x-amazon-apigateway-integration": {"uri": {"Fn::Sub": [arn, {"Live": PUBLISHED}]}}}
+    integration = {"x-amazon-apigateway-integration": {"uri": {"Fn::Sub": [arn, {"Live": PUBLISHED}]}}}
     for path, operations in resources[API]["Properties"]["DefinitionBody"]["paths"].items():
-        operations |= {method.lower(): calls_it for method in app.routes[path]}
+        operations |= {method.lower(): integration for method in app.routes[path]}
 
 
 def _url(api_stage: str) -> str:
@@ -119,7 +119,7 @@ def _list(stage: Mapping[str, Any], name: str, description: str) -> Json:
 
 
 def _rules() -> Json:
-    """Refused before anything is made, with words that say what to set."""
+    """CloudFormation checks these before it creates anything, and shows what to set."""
     plain, secret = _is_set("DBPassword"), _is_set("DBPasswordSecretArn")
     exactly_one = {
         "Fn::Or": [
@@ -152,7 +152,7 @@ def _function() -> Json:
         "SecurityGroupIds": {"Ref": "SecurityGroupIds"},
     }
     return {
-        # Otherwise the function makes a group of its own that keeps logs for ever.
+        # Without it Lambda creates a group that keeps logs for ever.
         "LoggingConfig": {"LogGroup": {"Ref": LOGS}},
         "VpcConfig": {"Fn::If": ["InVpc", network, NOTHING]},
         "Environment": {
@@ -190,7 +190,7 @@ def _api() -> Json:
                 "ResponseParameters": {"Headers": response.headers},
                 "ResponseTemplates": {"application/json": response.body},
             }
-            for kind, response in gateway_responses.all_of_them().items()
+            for kind, response in gateway_responses.gateway_responses().items()
         },
         "DefinitionBody": {
             "securityDefinitions": {"customers": {"x-amazon-apigateway-authorizer": authorizer}},
@@ -200,7 +200,7 @@ def _api() -> Json:
 
 
 def _preflight() -> Json:
-    """Chalice's answer to OPTIONS, with the headers that every other answer has."""
+    """Adds the headers of every other answer to Chalice's answer to OPTIONS."""
     headers = gateway_responses.mapped(app.common_headers)
     return {
         "responses": {"200": {"headers": {name: {"type": "string"} for name in headers}}},

@@ -15,7 +15,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import pytest
 
-from deploy import archive, aws, sbom, sources
+from deploy import archive, aws, aws_configuration, sbom, sources
 from tests.support.builds import ARCHITECTURE, PROJECT, AwsBuild, build_aws, copy_of_project, python_m_deploy
 from tests.support.certificates import certify
 
@@ -259,10 +259,10 @@ def test_a_wrong_setting_is_said_before_anything_is_written(
 @pytest.mark.parametrize("python", [(3, 11), (3, 10)], ids=str)
 def test_snapstart_is_refused_for_a_python_that_lambda_takes_no_snapshots_of(python: tuple[int, int]) -> None:
     with pytest.raises(SystemExit, match=r"SNAPSTART=on needs Python 3\.12 or later.* this is 3\.1[01]\."):
-        aws.refuse_without_snapstart(python)
+        aws_configuration.refuse_without_snapstart(python)
 
     for newer in ((3, 12), (3, 13)):
-        aws.refuse_without_snapstart(newer)
+        aws_configuration.refuse_without_snapstart(newer)
 
 
 def test_snapstart_is_built_where_this_python_has_it_and_else_refused(tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     done = python_m_deploy("build", "aws", "--into", project)
 
     assert done.returncode == 1
-    assert f"{project} is not a build of ours" in done.stderr
+    assert f"{project} is not a build of this project" in done.stderr
     assert sorted(project.iterdir()) == before
 
 

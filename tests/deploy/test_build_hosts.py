@@ -173,7 +173,7 @@ def test_a_folder_that_is_no_build_is_left_alone(tmp_path: Path, cloud: str, int
 
     done = python_m_deploy("build", cloud, "--into", target, project=project)
 
-    assert "is not a build of ours: empty it, or choose another folder" in done.stderr
+    assert "is not a build of this project: empty it, or choose another folder" in done.stderr
     assert done.returncode == 1
     assert {name for name in before if "__pycache__" not in name} <= files(tmp_path).keys()
 

@@ -51,8 +51,9 @@ def stage(request: pytest.FixtureRequest) -> str:
 def test_a_role_by_chalice_is_allowed_on_everything_what_has_no_resources_alone(stage: str) -> None:
     everything = of_stage(stage, subnet_ids=["subnet-1"], environment_variables={"DB_PASSWORD": SECRET})
 
-    assert wide(allowed(everything)) == {*policy.UNNAMED}
-    assert wide(allowed(of_stage(stage))) == {name for name in policy.UNNAMED if name.startswith("xray:")}
+    assert wide(allowed(everything)) == {*policy.WITHOUT_RESOURCE}
+    tracing = {action for action in policy.WITHOUT_RESOURCE if action.startswith("xray:")}
+    assert wide(allowed(of_stage(stage))) == tracing
 
 
 def test_a_role_by_chalice_reaches_its_own_log_and_its_own_secret(stage: str) -> None:
@@ -81,7 +82,7 @@ def test_no_role_of_the_template_is_wider(aws_build: AwsBuild) -> None:
     resources = json.loads(aws_build.template.read_text())["Resources"]
     found = [*statements_of(resources)]
 
-    assert wide(allowed(found)) == {*policy.UNNAMED}
+    assert wide(allowed(found)) == {*policy.WITHOUT_RESOURCE}
     kinds = {each["Type"] for each in resources.values()}
     assert not kinds & {"AWS::IAM::Policy", "AWS::IAM::ManagedPolicy"}
     for each in resources.values():
@@ -106,6 +107,6 @@ def test_the_functions_own_code_may_do_nothing_to_the_network(stage: str) -> Non
 
 
 def test_whatever_is_allowed_on_everything_has_a_reason() -> None:
-    assert all(reason.strip() for reason in policy.UNNAMED.values())
+    assert all(reason.strip() for reason in policy.WITHOUT_RESOURCE.values())
     page = Path(PROJECT / "docs/aws.md").read_text()
-    assert all(action.partition(":")[2] in page for action in policy.UNNAMED)
+    assert all(action.partition(":")[2] in page for action in policy.WITHOUT_RESOURCE)
