@@ -1,6 +1,6 @@
-"""The secret stores that DB_PASSWORD may point into: what a reference looks like, and how it is fetched.
+"""The secret stores that DB_PASSWORD may refer to: the form of a reference, and how to fetch the secret.
 
-A store's SDK is imported when its secret is first needed, and no other store's.
+Only the SDK of the store in use is imported, when its secret is first needed.
 """
 
 import logging
@@ -14,30 +14,30 @@ from typing import Any
 from chalicelib.settings.environment import SettingsError
 
 Fetch = Callable[[], str]
-"""Asks the store and returns the secret's text."""
-_CONNECT, _READ = 2, 3
-"""Seconds, for each attempt of an SDK: so a fetch that nobody waits for any more ends too."""
+"""Requests the secret from the store and returns its text."""
+_CONNECT_TIMEOUT, _READ_TIMEOUT = 2, 3
+"""Seconds, for each attempt of an SDK, so that an abandoned fetch ends too."""
 
 
-class Unusable(Exception):
-    """The store answered, but with no password in it. The text does not repeat what it holds."""
+class Unusable(Exception):  # the name is part of a log line: docs/secrets.md
+    """The secret contains no password. The message does not quote it."""
 
 
 @dataclass(frozen=True)
 class Store:
     form: str
-    """What a reference looks like, for people."""
-    exact: str
-    """A regular expression; its groups are the arguments of `open`."""
+    """The form of a reference, for messages."""
+    pattern: str
+    """Matches a reference; its groups are the arguments of `open`."""
     open: Callable[..., Fetch]
     packages: str
     logger: str
-    """The SDK's own; below INFO some write whole answers there."""
+    """The SDK's logger; some SDKs log whole responses below INFO."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Where a secret is: for a log as it stands, since it tells nothing of what is there."""
+    """Where a secret is stored. May be logged: it reveals nothing of the secret."""
 
     text: str
     store: Store
@@ -47,7 +47,7 @@ class Reference:
         return self.text
 
     def fetcher(self) -> Fetch:
-        """Imports the SDK. Raises SettingsError when it is not installed."""
+        """Import the SDK. Raises SettingsError when it is not installed."""
         logger = logging.getLogger(self.store.logger)
         logger.setLevel(max(logger.getEffectiveLevel(), logging.INFO))
         try:
@@ -59,8 +59,8 @@ class Reference:
 
 
 def reference(store: str, text: str) -> Reference:
-    """A reference into that store. Raises SettingsError, without repeating the text, if it only looks so."""
-    match = re.fullmatch(STORES[store].exact, text, re.ASCII)
+    """Parse a reference. Raises SettingsError for a malformed one, without quoting it."""
+    match = re.fullmatch(STORES[store].pattern, text, re.ASCII)
     if not match:
         raise SettingsError(
             f"DB_PASSWORD looks like a reference to a secret, but is malformed: write {STORES[store].form}"
@@ -69,21 +69,23 @@ def reference(store: str, text: str) -> Reference:
 
 
 def _aws(arn: str, region: str) -> Fetch:
-    # botocore without boto3: every host has it, Lambda's runtime included, and it loads faster.
+    # botocore instead of boto3: it loads faster, and Lambda's runtime includes it too.
     from botocore.config import Config
     from botocore.session import get_session
 
-    limits = Config(connect_timeout=_CONNECT, read_timeout=_READ, retries={"total_max_attempts": 2})
+    limits = Config(
+        connect_timeout=_CONNECT_TIMEOUT, read_timeout=_READ_TIMEOUT, retries={"total_max_attempts": 2}
+    )
 
     @cache
     def client() -> Any:
         return get_session().create_client("secretsmanager", region_name=region, config=limits)
 
     def fetch() -> str:
-        answer = client().get_secret_value(SecretId=arn)
-        if "SecretString" not in answer:
+        response = client().get_secret_value(SecretId=arn)
+        if "SecretString" not in response:
             raise Unusable("it holds no text")
-        return str(answer["SecretString"])
+        return str(response["SecretString"])
 
     return fetch
 
@@ -92,7 +94,11 @@ def _azure(vault: str, name: str, version: str | None) -> Fetch:
     from azure.identity import DefaultAzureCredential
     from azure.keyvault.secrets import SecretClient
 
-    limits: dict[str, Any] = {"connection_timeout": _CONNECT, "read_timeout": _READ, "retry_total": 1}
+    limits: dict[str, Any] = {
+        "connection_timeout": _CONNECT_TIMEOUT,
+        "read_timeout": _READ_TIMEOUT,
+        "retry_total": 1,
+    }
     client = SecretClient(vault, DefaultAzureCredential(**limits), **limits)
     return lambda: client.get_secret(name, version).value or ""
 
@@ -100,13 +106,13 @@ def _azure(vault: str, name: str, version: str | None) -> Fetch:
 def _google(secret: str, version: str | None) -> Fetch:
     from google.cloud.secretmanager import SecretManagerServiceClient
 
-    # Not over gRPC, whose threads and sockets do not survive a server that forks.
+    # REST instead of gRPC, whose threads and sockets do not survive a fork.
     client = cache(lambda: SecretManagerServiceClient(transport="rest"))
     name = f"{secret}/versions/{version or 'latest'}"
 
     def fetch() -> str:
-        answer = client().access_secret_version(name=name, retry=None, timeout=_READ)
-        return str(answer.payload.data, "utf-8")
+        response = client().access_secret_version(name=name, retry=None, timeout=_READ_TIMEOUT)
+        return str(response.payload.data, "utf-8")
 
     return fetch
 
@@ -122,7 +128,7 @@ def _oci(ocid: str) -> Fetch:
         return SecretsClient(
             {},
             signer=get_resource_principals_signer(),
-            timeout=(_CONNECT, _READ),
+            timeout=(_CONNECT_TIMEOUT, _READ_TIMEOUT),
             retry_strategy=NoneRetryStrategy(),
             circuit_breaker_strategy=NoCircuitBreakerStrategy(),
         )

@@ -1,4 +1,4 @@
-"""A password that rests in a secret store. Imported only where DB_PASSWORD is a reference to one."""
+"""A password in a secret store. Imported only when DB_PASSWORD is a reference to one."""
 
 import json
 import logging
@@ -11,16 +11,17 @@ from time import monotonic
 from chalicelib.errors import Unavailable
 from chalicelib.settings.secret_stores import Fetch, Reference, Unusable
 
-FIRST_WAIT = 5.0
-"""Seconds that a request waits for the store while nothing is known: signing in may be part of it."""
-LATER_WAIT = 2.0
-PAUSE = 10.0
-"""Seconds between two fetches that the lifetime does not ask for: after a failure, after a refusal."""
-FIRST_PAUSE = 1.0
-"""The same while nothing is known, as Retry-After says."""
+FIRST_FETCH_TIMEOUT = 5.0
+"""Seconds that a request waits for the store without an earlier value; signing in may take part of them."""
+REFRESH_TIMEOUT = 2.0
+"""Seconds that a request waits for a newer value."""
+RETRY_INTERVAL = 10.0
+"""Seconds before the next fetch after a failed one, or after the database refused the password."""
+FIRST_RETRY_INTERVAL = 1.0
+"""The same without an earlier value; equals Retry-After of the 503."""
 
 Variables = Mapping[str, str]
-"""What a secret says, as the variables that it stands in for."""
+"""The secret's values by the names of the variables that they replace."""
 
 _log = logging.getLogger("order-api")
 _MEMBERS = {
@@ -30,79 +31,81 @@ _MEMBERS = {
     "username": ("DB_USER", r"[^\0]+"),
     "password": ("DB_PASSWORD", r"[^\0]+"),
 }
-_SPEAK_OF_THEMSELVES = ("azure.", "botocore.exceptions", "google.api_core.", "google.auth.", "oci.exceptions")
+_SDK_ERRORS = ("azure.", "botocore.exceptions", "google.api_core.", "google.auth.", "oci.exceptions")
 
 
 class Secret:
-    """What a reference names: fetched once for all threads of the process, then known for `lifetime` seconds.
+    """A secret, fetched once for all threads of the process and cached for `lifetime` seconds.
 
-    While an older value is known, a store that cannot answer is only logged.
+    When a fetch fails, the cached value stays in use and the failure is logged.
     """
 
     def __init__(self, reference: Reference, lifetime: float) -> None:
         self._reference, self._lifetime = reference, lifetime
         self._lock = threading.Lock()
         self._fetch: Fetch | None = None
-        self._known: Variables | None = None
-        self._due = 0.0
-        self._refused = -PAUSE
+        self._cached: Variables | None = None
+        self._expires = 0.0
+        self._last_refusal = -RETRY_INTERVAL
 
     def variables(self) -> Variables:
-        """What the secret says. Raises Unavailable when nothing is known and the store cannot answer."""
-        if monotonic() >= self._due and self._lock.acquire(blocking=self._known is None):
+        """The secret's values. Raises Unavailable when none is cached and the store cannot be reached."""
+        if monotonic() >= self._expires and self._lock.acquire(blocking=self._cached is None):
             try:
-                if monotonic() >= self._due:
-                    self._ask()
+                if monotonic() >= self._expires:
+                    self._refresh()
             finally:
                 self._lock.release()
-        if self._known is None:
+        if self._cached is None:
             raise Unavailable
-        return self._known
+        return self._cached
 
     def instead_of(self, refused: Variables) -> Variables | None:
-        """What the secret says now, to a database that refused this; None when it says nothing newer.
+        """A newer value than the one that the database refused; None when there is none.
 
-        Why a database refuses cannot be told, so that the store is asked once in PAUSE seconds at most.
+        The refusal may have another reason, so the store is queried at most once in RETRY_INTERVAL seconds.
         """
         with self._lock:
-            if self._known == refused and monotonic() >= self._refused + PAUSE:
-                self._refused = monotonic()
-                self._ask()
-            return None if self._known == refused else self._known
+            if self._cached == refused and monotonic() >= self._last_refusal + RETRY_INTERVAL:
+                self._last_refusal = monotonic()
+                self._refresh()
+            return None if self._cached == refused else self._cached
 
-    def _ask(self) -> None:
+    def _refresh(self) -> None:
         self._fetch = self._fetch or self._reference.fetcher()
         try:
-            self._known = variables(_within(LATER_WAIT if self._known else FIRST_WAIT, self._fetch))
-            self._due = monotonic() + self._lifetime
+            self._cached = parse(
+                _with_timeout(REFRESH_TIMEOUT if self._cached else FIRST_FETCH_TIMEOUT, self._fetch)
+            )
+            self._expires = monotonic() + self._lifetime
         except Exception as error:
-            self._due = monotonic() + (PAUSE if self._known else FIRST_PAUSE)
-            outlook = "; the older value goes on serving" if self._known else ""
-            _log.error("cannot fetch the secret %s: %s%s", self._reference, _why(error), outlook)
+            self._expires = monotonic() + (RETRY_INTERVAL if self._cached else FIRST_RETRY_INTERVAL)
+            outlook = "; the older value goes on serving" if self._cached else ""
+            _log.error("cannot fetch the secret %s: %s%s", self._reference, _describe(error), outlook)
 
 
-def variables(text: str) -> Variables:
-    """A password as it is, or RDS's JSON: password required; host, port, dbname and username optional.
+def parse(text: str) -> Variables:
+    """The text is a password, or RDS's JSON: password required; host, port, dbname and username optional.
 
-    Raises Unusable, which does not repeat the text.
+    Raises Unusable, which does not quote the text.
     """
     members = _json(text) if text.lstrip().startswith("{") else None
     if members is None:
-        members = {"password": text.rstrip("\r\n")}  # `echo ... | gcloud secrets create` leaves one there
+        members = {"password": text.rstrip("\r\n")}  # `echo ... | gcloud secrets create` stores a newline
     if not members.get("password"):
         raise Unusable("it is empty, or JSON without the member password")
-    found = {}
-    for member, (variable, form) in _MEMBERS.items():
+    values = {}
+    for member, (variable, pattern) in _MEMBERS.items():
         if (value := members.get(member)) not in (None, ""):
-            # What is malformed may be a password in the wrong place, and a host is written into messages.
-            if not isinstance(value, str | int) or not re.fullmatch(form, str(value), re.ASCII):
+            # Not quoted, because it may be a misplaced password.
+            if not isinstance(value, str | int) or not re.fullmatch(pattern, str(value), re.ASCII):
                 raise Unusable(f"its member {member} is malformed")
-            found[variable] = str(value)
-    return found
+            values[variable] = str(value)
+    return values
 
 
 def _json(text: str) -> dict[str, object] | None:
-    """The members of a JSON object; None for a password that begins with a brace."""
+    """The members of a JSON object; None for a password that only begins with a brace."""
     try:
         return dict(json.loads(text))
     except ValueError:
@@ -111,8 +114,8 @@ def _json(text: str) -> dict[str, object] | None:
         return None
 
 
-def _within(seconds: float, fetch: Callable[[], str]) -> str:
-    """What it returns, or TimeoutError: the SDKs limit an attempt on a socket, and not the whole."""
+def _with_timeout(seconds: float, fetch: Callable[[], str]) -> str:
+    """Call fetch in a thread. Raises TimeoutError: the SDKs' own timeouts limit only one attempt."""
     fetched: Future[str] = Future()
 
     def run() -> None:
@@ -128,10 +131,10 @@ def _within(seconds: float, fetch: Callable[[], str]) -> str:
         raise TimeoutError(f"no answer in {seconds:g} seconds") from None
 
 
-def _why(error: Exception) -> str:
-    """The error's name; and its words, where they cannot quote an answer that held the secret."""
+def _describe(error: Exception) -> str:
+    """The error's type, and its message unless that could quote a response with the secret."""
     name = type(error).__name__
-    speaks_of_itself = isinstance(error, OSError | Unusable) or (
-        type(error).__module__.startswith(_SPEAK_OF_THEMSELVES) and getattr(error, "status_code", None) != 200
+    is_safe = isinstance(error, OSError | Unusable) or (
+        type(error).__module__.startswith(_SDK_ERRORS) and getattr(error, "status_code", None) != 200
     )
-    return f"{name}: {' '.join(str(error).split())[:1000]}" if speaks_of_itself else name
+    return f"{name}: {' '.join(str(error).split())[:1000]}" if is_safe else name

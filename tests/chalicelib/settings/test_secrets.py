@@ -235,7 +235,7 @@ def test_a_wrong_password_is_not_a_fetch_per_request(
         assert manager.door.fetches == 2
         assert shop.refused == refused + 5  # no second try with the same password
 
-        monkeypatch.setattr(secrets, "PAUSE", 0)
+        monkeypatch.setattr(secrets, "RETRY_INTERVAL", 0)
         manager.put(shop.password)
         assert alice.place().status == 201
         assert manager.door.fetches == 3
@@ -253,7 +253,7 @@ def test_a_store_that_is_down_is_a_503_until_it_is_back(
         assert f"cannot fetch the secret {manager.arn}: ClientError: An error occurred" in caplog.text
 
         manager.door.behaviour = "good"
-        time.sleep(secrets.FIRST_PAUSE)
+        time.sleep(secrets.FIRST_RETRY_INTERVAL)
         assert alice.place().status == 201
 
 
@@ -266,7 +266,7 @@ def test_a_store_that_never_answers_is_not_waited_for(
         started = time.monotonic()
         for answer in pool.map(lambda _: alice.place(), range(20)):
             assert_unavailable(answer)
-        assert time.monotonic() - started < secrets.FIRST_WAIT + 2
+        assert time.monotonic() - started < secrets.FIRST_FETCH_TIMEOUT + 2
 
     assert "no answer in 5 seconds" in caplog.text
     assert caplog.text.count("cannot fetch") == 1
@@ -285,7 +285,7 @@ def test_an_older_value_goes_on_serving(
     with ThreadPoolExecutor(20) as pool:
         assert [*pool.map(lambda _: secret.variables(), range(20))] == [known] * 20
 
-    assert time.monotonic() - started < secrets.LATER_WAIT + 1
+    assert time.monotonic() - started < secrets.REFRESH_TIMEOUT + 1
     assert "the older value goes on serving" in caplog.text
     assert caplog.text.count("cannot fetch") == 1
     assert shop.password not in caplog.text
@@ -346,7 +346,7 @@ def test_a_secret_that_is_no_text_is_explained(manager: Manager, caplog: pytest.
     [("p@ss w/%40rd", "p@ss w/%40rd"), ("pass\n", "pass"), ("{pass", "{pass"), (' {"password": "{}"}', "{}")],
 )
 def test_a_password_is_taken_as_it_is(text: str, password: str) -> None:
-    assert secrets.variables(text) == {"DB_PASSWORD": password}
+    assert secrets.parse(text) == {"DB_PASSWORD": password}
 
 
 def test_a_plain_secret_needs_the_other_variables(shop: Database, manager: Manager) -> None:
@@ -562,11 +562,11 @@ def test_every_clouds_failure_is_a_503_that_tells_nothing(
     said = reader.asks()
 
     assert said["said"] == "unavailable"
-    assert said["seconds"] < secrets.FIRST_WAIT + 4  # importing an SDK comes on top
+    assert said["seconds"] < secrets.FIRST_FETCH_TIMEOUT + 4  # importing an SDK comes on top
     assert "cannot fetch the secret" in reader.log()
     assert secret_servers.ERRORS.get(behaviour, ("", "", ""))[2] in reader.log()
     assert "s3cret" not in reader.log()
     assert secret_servers.TOKEN not in reader.log()
     store.behaviour = "good"
-    time.sleep(secrets.FIRST_PAUSE)
+    time.sleep(secrets.FIRST_RETRY_INTERVAL)
     assert reader.asks()["said"] == "ready", reader.log()
