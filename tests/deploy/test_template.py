@@ -64,7 +64,7 @@ def packaged(build: AwsBuild, **variables: str) -> Json:
 def translated_by_sam(build: AwsBuild) -> Json:
     """The CloudFormation template that SAM makes of it."""
     done = subprocess.run(
-        [environment("template"), PROJECT / "tests" / "sam_translated.py"],
+        [environment("template"), PROJECT / "tests" / "support" / "sam_translated.py"],
         stdin=build.template.open(),
         env={**os.environ, "AWS_DEFAULT_REGION": "eu-west-1"},
         capture_output=True,
