@@ -4,9 +4,8 @@ The answer to a create is written from the values just stored, without reading t
 bytes as PostgreSQL's row_to_json of the stored order (statements.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from json.encoder import encode_basestring as quoted
-from typing import Protocol
 from uuid import UUID
 
 from chalicelib.caller import Caller
@@ -19,38 +18,33 @@ LARGEST_PAGE = 1536 * 1024
 """Bytes after which a page ends early. Lambda answers 6 MB at most, of which escapes may take two thirds."""
 
 _FORMS: dict[Kind, str] = {
-    "text": "{quoted(values['NAME'])}",
-    "code": "\"{values['NAME']}\"",
-    "uuid": "\"{values['NAME']}\"",
-    "moment": "\"{values['NAME']}\"",
-    "integer": "{values['NAME']}",
-    "amount": "{values['NAME']}",
-    "items": "[{items}]",
+    "text": "%s",
+    "code": '"%s"',
+    "uuid": '"%s"',
+    "moment": '"%s"',
+    "integer": "%s",
+    "amount": "%s",
+    "items": "[%s]",
 }
-"""How a member's value is written, inside an f-string."""
-
-
-class Write(Protocol):
-    """Writes members as `"name":value` pairs; `items` is the text of the order's lines."""
-
-    def __call__(self, values: Values, items: str = "") -> str: ...
+"""How a member's value stands in the JSON; a text brings its quotes."""
 
 
 def _optional(text: str | None) -> str:
     return "null" if text is None else quoted(text)
 
 
-def _writer(members: Sequence[Member]) -> Write:
-    """One f-string, compiled: two to three times as fast as a loop over the members."""
-    pairs = ",".join(f'"{member.name}":{_form(member)}' for member in members)
-    source = f"lambda values, items='': f'''{pairs}'''"
-    write: Write = eval(source, {"quoted": quoted, "optional": _optional})  # noqa: S307 (of members.py alone)
+def _writer(members: Sequence[Member]) -> Callable[[Values], str]:
+    """A function that writes the members of its values as `"name":value` pairs, by one template."""
+    template = ",".join(f'"{member.name}":{_FORMS[member.kind]}' for member in members)
+    texts = {True: _optional, False: quoted}
+    values = [
+        (member.name, texts[member.is_optional] if member.kind == "text" else None) for member in members
+    ]
+
+    def write(row: Values) -> str:
+        return template % tuple([as_json(row[name]) if as_json else row[name] for name, as_json in values])
+
     return write
-
-
-def _form(member: Member) -> str:
-    form = _FORMS[member.kind].replace("NAME", member.name)
-    return form.replace("quoted(", "optional(") if member.is_optional else form
 
 
 _before_content, _content, _after_content = map(_writer, (BEFORE_CONTENT, CONTENT, AFTER_CONTENT))
@@ -60,7 +54,7 @@ _item = _writer(ITEM)
 def content_json(order: Values, items: Sequence[Values]) -> str:
     """The members that the client sent, validated: an idempotency key's fingerprint is made of them."""
     lines = ",".join(["{" + _item(item) + "}" for item in items])
-    return _content(order, lines)
+    return _content({**order, "items": lines})
 
 
 def order_json(order: Values, content: str) -> str:
