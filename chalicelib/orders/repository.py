@@ -58,7 +58,6 @@ class OrderRepository:
         order_id, created_at = _new_id()
         order = {
             **vars(new),
-            **{name: str(vars(new)[name]) for name in _ORDER_AMOUNTS},
             "tenant_id": self._caller.tenant_id,
             "order_id": order_id,
             "created_by": self._caller.user_id,
@@ -67,15 +66,14 @@ class OrderRepository:
             "created_at": created_at,
             "updated_at": created_at,
         }
-        items = [
-            {
-                **vars(item),
-                **{name: str(vars(item)[name]) for name in _ITEM_AMOUNTS},
-                "order_id": order_id,
-                "line_no": line_no,
-            }
-            for line_no, item in enumerate(new.items, start=1)
-        ]
+        for name in _ORDER_AMOUNTS:
+            order[name] = str(order[name])
+        items = []
+        for line_no, item in enumerate(new.items, start=1):
+            row = {**vars(item), "order_id": order_id, "line_no": line_no}
+            for name in _ITEM_AMOUNTS:
+                row[name] = str(row[name])
+            items.append(row)
         steps: tuple[Step, ...] = ((INSERT_ORDER, [order]), (INSERT_ITEMS, items))
         content = content_json(order, items)
         if key is None:
