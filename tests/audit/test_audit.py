@@ -92,12 +92,12 @@ def test_lint_refuses_a_weakness_in_the_code(place: str) -> None:
     assert "S602 `subprocess` call with `shell=True`" in done.stdout
 
 
-def test_the_accepted_advisories_are_found_and_nothing_else(small: list[str]) -> None:
+def test_only_accepted_advisories_are_found(small: list[str]) -> None:
     with serving(DJANGO | MINERVA) as service:
         assert advisories.findings(service, small) == []
 
 
-def test_a_new_advisory_is_said_whatever_the_pins_marker(small: list[str]) -> None:
+def test_new_advisory_is_reported_for_every_environment_marker(small: list[str]) -> None:
     new = {f"psycopg2-binary=={version}": [{"id": f"GHSA-{version}"}] for version in ("2.9.11", "2.9.13")}
 
     with serving(DJANGO | MINERVA | new) as service:
@@ -106,14 +106,14 @@ def test_a_new_advisory_is_said_whatever_the_pins_marker(small: list[str]) -> No
     assert found == [f"psycopg2-binary {version}: GHSA-{version}" for version in ("2.9.11", "2.9.13")]
 
 
-def test_an_accepted_advisory_that_is_gone_is_said(small: list[str]) -> None:
+def test_stale_accepted_advisory_is_reported(small: list[str]) -> None:
     with serving(DJANGO) as service:
         found = advisories.findings(service, small)
 
     assert found == ["ecdsa: CVE-2024-23342 is accepted and found no more"]
 
 
-def test_a_service_that_knows_nothing_is_no_clean_record(small: list[str]) -> None:
+def test_service_without_known_advisories_fails_the_audit(small: list[str]) -> None:
     with (
         serving(MINERVA) as service,
         pytest.raises(advisories.NotAudited, match=r"nothing against django==1\.2\. .* is no dependency"),
@@ -145,14 +145,14 @@ def test_make_audit_without_a_service_ends_with_2() -> None:
 
 
 @pytest.mark.parametrize("service", ["pipy", "esms"])
-def test_a_service_that_nobody_knows_is_refused_by_name(service: str) -> None:
+def test_unknown_advisory_service_is_rejected_by_name(service: str) -> None:
     done = audit(service)
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"SERVICE is {service!r}: use pypi or osv\n"
 
 
-def test_every_dependency_is_without_a_weakness_that_is_known_today() -> None:
+def test_dependencies_have_no_unaccepted_advisories_today() -> None:
     """Asks the index itself. Where it cannot be asked, nothing is known, and this says so."""
     try:
         found = advisories.findings()
@@ -162,7 +162,7 @@ def test_every_dependency_is_without_a_weakness_that_is_known_today() -> None:
     assert found == []
 
 
-def test_whatever_is_accepted_has_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_accepted_finding_has_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert advisories.accepted()
 
     (tmp_path / "audit").mkdir()
@@ -175,7 +175,7 @@ def test_whatever_is_accepted_has_a_reason(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("cloud", ["azure", "gcp", "oci"])
-def test_ecdsa_is_never_loaded_to_verify_a_token(cloud: str) -> None:
+def test_token_verification_does_not_import_ecdsa(cloud: str) -> None:
     """The reason for which its weakness is accepted."""
     code = (
         "import sys, cognitojwt, jose.jwt, jose.jwk; key = jose.jwk.get_key('RS256');"

@@ -31,7 +31,7 @@ def test_a_summary_is_in_milliseconds() -> None:
     assert summary([1_000_000, 3_000_000, 2_000_000]) == {"median_ms": 2, "p99_ms": 3, "calls": 3}
 
 
-def test_a_warm_ratio_is_of_the_medians() -> None:
+def test_warm_ratio_compares_the_medians() -> None:
     floor, ours = Times(), Times()
     floor.add({"wall": [100, 200, 9_000], "cpu": [50, 50, 50]})
     ours.add({"wall": [300, 300, 1_000], "cpu": [100, 120, 900]})
@@ -41,12 +41,12 @@ def test_a_warm_ratio_is_of_the_medians() -> None:
     assert floor.summary(floor)["ratio"] == 1
 
 
-def test_every_contender_is_first_in_its_turn() -> None:
+def test_contenders_rotate_so_that_each_goes_first() -> None:
     assert [rotated("abc", number)[0] for number in range(4)] == ["a", "b", "c", "a"]
     assert sorted(rotated("abc", 2)) == ["a", "b", "c"]
 
 
-def test_less_memory_stretches_the_cpu_time_and_not_the_wait() -> None:
+def test_less_memory_lengthens_cpu_time_but_not_waiting() -> None:
     durations = cost.Durations(cpu=2, wait=1.5, cold_import=300, cold_call=100)
 
     assert durations.warm_billed(1_769) == 4  # 2 + 1.5, in whole milliseconds
@@ -69,7 +69,7 @@ def test_the_cost_of_a_million_orders() -> None:
     ("value", "at_least", "said"),
     [(1.6, False, "met"), (1.61, False, "NOT MET"), (1.6, True, "met"), (1.59, True, "NOT MET")],
 )
-def test_a_target_is_met_up_to_its_limit(value: float, at_least: bool, said: str) -> None:
+def test_target_is_met_at_exactly_its_limit(value: float, at_least: bool, said: str) -> None:
     target = Target("warm create", "warm", lambda found: found["ratio"], 1.6, at_least=at_least)
 
     row = target.row({"warm": {"ratio": value}})
@@ -78,7 +78,7 @@ def test_a_target_is_met_up_to_its_limit(value: float, at_least: bool, said: str
     assert row[-1] == said
 
 
-def test_what_was_not_measured_is_no_target() -> None:
+def test_unmeasured_target_has_no_row() -> None:
     assert Target("warm create", "warm", lambda _: 1.0, 1.6).row({}) is None
     assert Target("warm create", "warm", lambda _: None, 1.6).row({"warm": {}}) is None
 
@@ -100,7 +100,7 @@ def test_a_report_is_markdown() -> None:
     ]
 
 
-def test_answers_are_compared_without_what_is_made_up() -> None:
+def test_response_comparison_ignores_generated_ids_and_times() -> None:
     order = {"order_id": "1", "created_at": "a", "updated_at": "a", "total_amount": 1}
     other = {"order_id": "2", "created_at": "b", "updated_at": "b", "total_amount": 1}
 
@@ -113,7 +113,7 @@ def test_answers_are_compared_without_what_is_made_up() -> None:
     assert pages[0] == pages[1] != pages[2]
 
 
-def test_the_proxy_counts_bytes_and_round_trips_and_makes_them_longer(tmp_path: Path) -> None:
+def test_proxy_counts_traffic_and_adds_latency(tmp_path: Path) -> None:
     upstream, folder = tmp_path / "upstream", tmp_path / "proxy"
     for each in (upstream, folder):
         each.mkdir()
@@ -141,7 +141,7 @@ def test_the_proxy_counts_bytes_and_round_trips_and_makes_them_longer(tmp_path: 
 
 
 @pytest.mark.parametrize("seconds", [0.0002, 0.0005, 0.001])
-def test_a_delay_is_never_too_short(seconds: float) -> None:
+def test_injected_delay_is_never_too_short(seconds: float) -> None:
     before = time.perf_counter()
     hold(seconds)
 
@@ -166,7 +166,7 @@ def test_a_plot_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_measures_every_contender_and_writes_it_down(tmp_path: Path) -> None:
+def test_bench_run_reports_every_contender(tmp_path: Path) -> None:
     done = bench("--size", "smoke", "--only", "warm,cold,trips,cost", "--results", str(tmp_path))
 
     assert done.returncode == 0, done.stdout + done.stderr
@@ -194,7 +194,7 @@ def test_a_run_measures_every_contender_and_writes_it_down(tmp_path: Path) -> No
         ("--contenders", "django", "'django' is not one of ours"),
     ],
 )
-def test_a_wrong_choice_is_refused_before_anything_is_done(option: str, value: str, said: str) -> None:
+def test_invalid_bench_option_is_rejected_before_the_run(option: str, value: str, said: str) -> None:
     done = bench(option, value)
 
     assert done.returncode == 1
@@ -214,14 +214,14 @@ def published(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["results.md", "scale.md", "profile.md"])
-def test_the_documentation_says_what_was_measured(name: str) -> None:
+def test_performance_page_matches_the_measured_results(name: str) -> None:
     page = (PROJECT / "docs" / "performance.md").read_text()
 
     assert published(name)
     assert [block for block in published(name) if block not in page] == []
 
 
-def test_the_published_figures_are_of_one_whole_run() -> None:
+def test_published_results_come_from_one_complete_run() -> None:
     found = json.loads((PROJECT / "bench" / "results" / "results.json").read_text())
 
     assert found["header"]["command"] == "make bench"

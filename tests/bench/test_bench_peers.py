@@ -220,7 +220,7 @@ def all_pages(client: Client, limit: int) -> list[list[Json]]:
         query = f"limit={limit}&cursor={answer['next_cursor']}"
 
 
-def test_a_placed_order_is_answered_and_stored_as_ours(alice: Client, theirs: Client) -> None:
+def test_peer_answers_and_stores_an_order_identically(alice: Client, theirs: Client) -> None:
     ours, placed = alice.place(), theirs.place()
 
     assert placed.status == 201, placed.body
@@ -243,7 +243,7 @@ def test_a_placed_order_is_answered_and_stored_as_ours(alice: Client, theirs: Cl
         pytest.param(seed(currency="JPY", total_amount=100, items=[item(unit_price=50)]), id="no decimals"),
     ],
 )
-def test_an_order_of_ours_is_read_as_we_read_it(alice: Client, theirs: Client, order: Json) -> None:
+def test_peer_reads_an_order_we_stored_identically(alice: Client, theirs: Client, order: Json) -> None:
     order_id = alice.place(order).json["order"]["order_id"]
 
     answer = theirs.get(f"/orders/{order_id}")
@@ -251,7 +251,7 @@ def test_an_order_of_ours_is_read_as_we_read_it(alice: Client, theirs: Client, o
     assert (answer.status, answer.json) == (200, alice.get(f"/orders/{order_id}").json)
 
 
-def test_pages_are_ours(alice: Client, theirs: Client) -> None:
+def test_peer_returns_identical_pages(alice: Client, theirs: Client) -> None:
     for number in range(52):
         alice.place(seed(items=[item(quantity=number + 1), item(quantity=1)]))
 
@@ -262,7 +262,7 @@ def test_pages_are_ours(alice: Client, theirs: Client) -> None:
     assert page(theirs, "limit=2&offset=99") == page(alice, "limit=2&offset=99")
 
 
-def test_my_orders_are_mine(
+def test_peer_filters_my_orders_by_user(
     peer: Peer, client: NewClient, theirs: Client, user_pool: UserPool, tenant: str
 ) -> None:
     mine = client().place().json["order"]
@@ -272,7 +272,7 @@ def test_my_orders_are_mine(
     assert len(page(theirs)["orders"]) == 2
 
 
-def test_a_key_places_one_order(alice: Client, theirs: Client) -> None:
+def test_peer_honours_idempotency_keys(alice: Client, theirs: Client) -> None:
     key = uuid4().hex
 
     first, again = theirs.place(key=key), theirs.place(key=key)
@@ -284,7 +284,7 @@ def test_a_key_places_one_order(alice: Client, theirs: Client) -> None:
     assert page(alice)["orders"] == [first.json["order"]]
 
 
-def test_a_stranger_sees_nothing(
+def test_peer_hides_orders_from_other_tenants(
     peer: Peer, alice: Client, theirs: Client, user_pool: UserPool, tenant: str
 ) -> None:
     order_id = alice.place().json["order"]["order_id"]
@@ -318,7 +318,7 @@ def test_a_stranger_sees_nothing(
     ],
     ids=lambda changes: json.dumps(changes)[:40],
 )
-def test_what_we_refuse_is_refused(alice: Client, theirs: Client, changes: Json) -> None:
+def test_peer_rejects_the_same_invalid_orders(alice: Client, theirs: Client, changes: Json) -> None:
     assert [client.place(seed(**changes)).status for client in (alice, theirs)] == [422, 422]
     assert page(alice)["orders"] == []
 
@@ -352,7 +352,7 @@ def test_round_trips_are_counted(
     assert all(trips.values())
 
 
-def test_uvicorn_serves_who_has_a_token(
+def test_uvicorn_serves_requests_with_a_valid_token(
     uvicorn: Transport, alice: Client, user_pool: UserPool, tenant: str
 ) -> None:
     theirs = Client(uvicorn, user_pool.token(tenant))
@@ -368,7 +368,9 @@ def test_uvicorn_serves_who_has_a_token(
     assert page(theirs) == page(alice)
 
 
-def test_uvicorn_refuses_who_has_none(uvicorn: Transport, user_pool: UserPool, tenant: str) -> None:
+def test_uvicorn_rejects_missing_and_invalid_tokens(
+    uvicorn: Transport, user_pool: UserPool, tenant: str
+) -> None:
     good = user_pool.token(tenant)
     another_client = user_pool.tokens(tenant, "alice", user_pool.other_client_id)["IdToken"]
     tokens = [

@@ -16,12 +16,12 @@ from bench.scale_report import Step, tables
 from bench.scale_requests import CREATES, DEEP_BY_CURSOR, EMPTY, GETS, PAGE_1, few_orders, samples
 
 
-def test_an_order_is_the_same_whenever_it_is_made() -> None:
+def test_generated_orders_are_deterministic() -> None:
     assert load.block(7_000) == load.block(7_000)
     assert [each.number for each in load.block(7_000)] == list(range(7_000, 8_000))
 
 
-def test_time_goes_forward_from_order_to_order() -> None:
+def test_generated_order_ids_increase_over_time() -> None:
     last, first = load.block(6_000)[-1], load.block(7_000)[0]
     ids = [each.order_id for each in (last, first, *load.block(7_000)[1:])]
 
@@ -30,7 +30,7 @@ def test_time_goes_forward_from_order_to_order() -> None:
     assert ids[-1] < load.behind_all()
 
 
-def test_one_shop_is_huge_and_every_shop_that_has_opened_has_an_order() -> None:
+def test_generated_tenants_are_skewed_and_none_is_empty() -> None:
     orders = Counter(each.rank for first in range(0, 50_000, load.BLOCK) for each in load.block(first))
 
     assert orders[load.HUGE] == pytest.approx(0.51 * 50_000, rel=0.02)
@@ -38,7 +38,7 @@ def test_one_shop_is_huge_and_every_shop_that_has_opened_has_an_order() -> None:
     assert orders[1] > 20 * orders[100] > 0
 
 
-def test_what_is_asked_for_is_there_for_each_size_of_shop() -> None:
+def test_samples_exist_for_each_tenant_size() -> None:
     sampled = samples(100_000)
 
     assert all(len(placed) > 100 for placed in sampled.values())
@@ -46,14 +46,14 @@ def test_what_is_asked_for_is_there_for_each_size_of_shop() -> None:
     assert min(each.rank for each in sampled["small"]) > max(each.rank for each in sampled["middle"])
 
 
-def test_the_empty_database_has_a_page_and_a_user_with_ten_orders() -> None:
+def test_empty_database_baseline_has_one_page_of_orders() -> None:
     few = few_orders()
 
     assert len({each.order_id for each in few}) == EMPTY
     assert Counter(each.user for each in few)[few[0].user] == load.ORDERS_A_USER
 
 
-def test_a_target_is_met_or_it_is_not() -> None:
+def test_scale_target_is_reported_as_met_or_not() -> None:
     step = Step(10_000_000, 100_000, 2_000_000, 10_000, 1, 1, 1)
     step.few = {each.key: took(1.0) for each in (*GETS, *CREATES, PAGE_1)}
     step.many = {**step.few, GETS[0].key: took(1.2), CREATES[0].key: took(1.3), DEEP_BY_CURSOR.key: took(1.1)}
@@ -70,7 +70,7 @@ def took(milliseconds: float) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("orders", ["1500", "0", "20000000", "many"])
-def test_a_wrong_number_of_orders_is_refused(orders: str, tmp_path: Path) -> None:
+def test_invalid_number_of_orders_is_rejected(orders: str, tmp_path: Path) -> None:
     done = bench_scale("--orders", orders, "--results", str(tmp_path))
 
     assert done.returncode == 1
@@ -78,7 +78,7 @@ def test_a_wrong_number_of_orders_is_refused(orders: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_run_measures_every_step_and_writes_it_down(tmp_path: Path) -> None:
+def test_scale_run_reports_every_step(tmp_path: Path) -> None:
     done = bench_scale("--orders", "2000", "--rounds", "1", "--results", str(tmp_path))
 
     assert done.returncode == 0, done.stdout + done.stderr

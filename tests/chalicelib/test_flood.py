@@ -126,7 +126,7 @@ def variables(environment: dict[str, str], database: Urls) -> Iterator[dict[str,
         yield {**environment, "DATABASE_URL": url, "DB_POOL_SIZE": "8", "THREADS": "4", "WORKERS": "1"}
 
 
-def test_a_flood_of_one_tenant_leaves_another_alone(
+def test_flood_of_one_tenant_does_not_slow_another(
     folder: Path, variables: dict[str, str], user_pool: UserPool
 ) -> None:
     limited, refused = slowed_down(folder, variables, user_pool, LIMIT, ROUNDS)

@@ -27,14 +27,14 @@ from tools.postgres_proxy import Proxy
 Rows = Callable[..., list[tuple[Any, ...]]]
 
 
-def test_without_a_limit_nothing_is_counted(alice: Client, rows: Rows, tenant: str) -> None:
+def test_no_requests_are_counted_without_a_limit(alice: Client, rows: Rows, tenant: str) -> None:
     answer = alice.place()
 
     assert not [name for name in answer.headers if name.startswith("ratelimit")]
     assert rows("select count(*) from rate_limits where tenant_id = %s", tenant) == [(0,)]
 
 
-def test_every_answer_says_what_is_left(alice: Client, database: Urls) -> None:
+def test_every_response_has_the_remaining_limit(alice: Client, database: Urls) -> None:
     with limited(database.app, "5/h"):
         answers = [
             alice.place(),
@@ -50,7 +50,7 @@ def test_every_answer_says_what_is_left(alice: Client, database: Urls) -> None:
     assert [match and int(match[1]) for match in left] == [4, 3, 2, 1, 0]
 
 
-def test_beyond_the_limit_a_request_is_refused_and_does_nothing(
+def test_request_over_the_limit_is_429_without_effect(
     alice: Client, database: Urls, rows: Rows, tenant: str
 ) -> None:
     with limited(database.app, "2/h"):
@@ -65,7 +65,7 @@ def test_beyond_the_limit_a_request_is_refused_and_does_nothing(
     assert rows("select count(*) from orders where tenant_id = %s", tenant) == [(2,)]
 
 
-def test_health_and_refused_tokens_take_no_turn(alice: Client, nobody: Client, database: Urls) -> None:
+def test_health_and_rejected_tokens_are_not_counted(alice: Client, nobody: Client, database: Urls) -> None:
     with limited(database.app, "1/h"):
         for _ in range(3):
             assert alice.get("/health/ready").status == 200
@@ -75,7 +75,7 @@ def test_health_and_refused_tokens_take_no_turn(alice: Client, nobody: Client, d
         assert nobody.get("/orders").status == 401, "the token is looked at first"
 
 
-def test_turns_come_back_at_an_even_pace(alice: Client, database: Urls) -> None:
+def test_limit_replenishes_at_an_even_rate(alice: Client, database: Urls) -> None:
     """One every three seconds: a busy machine does not turn two in a moment into two in six seconds."""
     with limited(database.app, "20/m"):
         assert [alice.get("/orders?limit=1").status for _ in range(21)] == [200] * 20 + [429]
@@ -83,16 +83,14 @@ def test_turns_come_back_at_an_even_pace(alice: Client, database: Urls) -> None:
         assert [alice.get("/orders?limit=1").status for _ in range(2)] == [200, 429]
 
 
-def test_the_users_of_a_tenant_share_its_turns_and_other_tenants_do_not(
-    client: NewClient, stranger: Client, database: Urls
-) -> None:
+def test_users_of_a_tenant_share_one_limit(client: NewClient, stranger: Client, database: Urls) -> None:
     with limited(database.app, "1/h"):
         assert client(user="alice").get("/orders").status == 200
         assert client(user="bob").get("/orders").status == 429
         assert stranger.get("/orders").status == 200
 
 
-def test_processes_share_the_turns(alice: Client, database: Urls) -> None:
+def test_processes_share_one_limit(alice: Client, database: Urls) -> None:
     """What a process remembers is not what counts: another one begins with nothing."""
     with limited(database.app, "3/h"):
         assert alice.get("/orders").status == 200
@@ -102,7 +100,7 @@ def test_processes_share_the_turns(alice: Client, database: Urls) -> None:
         assert alice.get("/orders").status == 429
 
 
-def test_as_many_turns_as_the_limit_whoever_asks_at_once(alice: Client, database: Urls) -> None:
+def test_concurrent_requests_never_exceed_the_limit(alice: Client, database: Urls) -> None:
     with limited(database.app, "20/h"), ThreadPoolExecutor(16) as pool:
         statuses = list(pool.map(lambda _: alice.get("/orders?limit=1").status, range(60)))
 
@@ -110,7 +108,7 @@ def test_as_many_turns_as_the_limit_whoever_asks_at_once(alice: Client, database
 
 
 @pytest.mark.parametrize("taken_until", ["0", "extract(epoch from now()) + 1800.5"], ids=["free", "soon"])
-def test_who_waited_while_another_took_the_last_turn_hears_when_the_next_one_comes(
+def test_request_losing_a_race_has_correct_retry_after(
     alice: Client, database: Urls, admin_url: str, rows: Rows, tenant: str, taken_until: str
 ) -> None:
     """Its statement began before that, and still sees turns, or one in half a second."""
@@ -133,7 +131,7 @@ def test_who_waited_while_another_took_the_last_turn_hears_when_the_next_one_com
         assert 880 < int(refused.result().headers["retry-after"]) <= 900
 
 
-def test_the_first_turns_of_a_tenant_taken_at_once_are_counted(client: NewClient, database: Urls) -> None:
+def test_concurrent_first_requests_of_a_tenant_are_counted(client: NewClient, database: Urls) -> None:
     with limited(database.app, "1/h"), ThreadPoolExecutor(8) as pool:
         for _ in range(5):
             newcomer = client(tenant=f"new-{uuid4().hex}")
@@ -156,7 +154,7 @@ def proxy(database: Urls) -> Iterator[Proxy]:
         yield proxy
 
 
-def test_a_turn_is_a_trip_and_a_flood_is_none(alice: Client, proxy: Proxy) -> None:
+def test_rejected_flood_costs_no_round_trips(alice: Client, proxy: Proxy) -> None:
     with limited(f"postgresql://orders_app@/orders?host={proxy.folder}", "3/h"):
         assert alice.get("/orders").status == 200
         with proxy.watched() as allowed:
@@ -169,14 +167,14 @@ def test_a_turn_is_a_trip_and_a_flood_is_none(alice: Client, proxy: Proxy) -> No
     assert flood.trips == 1, "the first refusal is the database's, and is remembered"
 
 
-def test_a_database_that_takes_no_writes_still_answers_reads(alice: Client, database: Urls) -> None:
+def test_read_only_database_answers_reads_without_counting(alice: Client, database: Urls) -> None:
     with limited(f"{database.app}&options={READ_ONLY}", "1/h"):
         assert [alice.get("/orders").status for _ in range(3)] == [200] * 3
         assert alice.place().status == 503
 
 
 @pytest.mark.slow
-def test_a_standby_still_answers_reads_and_keeps_its_prepared_statements(
+def test_standby_answers_reads_and_keeps_prepared_statements(
     alice: Client, proxied_standby: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     """There the table of turns, which is unlogged, cannot even be read: another error than read-only."""
@@ -204,7 +202,7 @@ def proxied_standby(database: Urls) -> Iterator[Proxy]:  # noqa: ARG001 (as root
             yield proxy
 
 
-def test_another_limit_is_in_force_at_once(alice: Client, database: Urls) -> None:
+def test_changed_limit_takes_effect_at_once(alice: Client, database: Urls) -> None:
     """A tenant that was at the end of a long period is not kept waiting for it by a short one."""
     with limited(database.app, "1/h"):
         assert [alice.get("/orders").status for _ in range(2)] == [200, 429]
@@ -214,7 +212,7 @@ def test_another_limit_is_in_force_at_once(alice: Client, database: Urls) -> Non
         assert alice.get("/orders").status == 200
 
 
-def test_a_turn_that_the_database_never_gave_is_not_counted(alice: Client, tenant: str) -> None:
+def test_failed_rate_check_is_not_counted(alice: Client, tenant: str) -> None:
     with limited("postgresql://orders_app@127.0.0.1:1/orders", "2/h"):
         next_turns = rate_limiter()._next_turns
         next_turns[tenant] = due = time.time() - 1  # as if a refused tenant's turn had come
@@ -223,7 +221,7 @@ def test_a_turn_that_the_database_never_gave_is_not_counted(alice: Client, tenan
         assert next_turns == {tenant: due}
 
 
-def test_a_clock_that_is_set_back_keeps_nobody_out(
+def test_setting_the_clock_back_locks_out_no_tenant(
     alice: Client, database: Urls, rows: Rows, tenant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with limited(database.app, "2/m"):
@@ -237,7 +235,7 @@ def test_a_clock_that_is_set_back_keeps_nobody_out(
         assert (forgiven, alice.get("/orders").status) == ([(True,)], 200)
 
 
-def test_after_a_clock_was_set_back_turns_are_counted_again(
+def test_counting_resumes_after_the_clock_is_set_back(
     alice: Client, database: Urls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with limited(f"{database.app}&options={READ_ONLY}", "1/h"):
@@ -249,7 +247,7 @@ def test_after_a_clock_was_set_back_turns_are_counted_again(
         assert [alice.get("/orders").status for _ in range(2)] == [200, 429]
 
 
-def test_those_who_may_ask_again_are_forgotten_first(database: Urls, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_expired_refusals_are_evicted_first(database: Urls, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate_limit, "MOST_REMEMBERED", 3)
     with limited(database.app, "1/h"):
         limiter = rate_limiter()

@@ -106,9 +106,7 @@ class Instance:
 # What expires
 
 
-def test_no_connection_outlives_the_snapshot_and_the_first_create_needs_none(
-    folder: Path, database: Urls, tenant: str
-) -> None:
+def test_restore_connects_before_the_first_create(folder: Path, database: Urls, tenant: str) -> None:
     with proxy_in(folder, database) as proxy, Instance(tenant, DATABASE_URL=through(folder)) as instance:
         with proxy.watched() as before:
             instance.run("snapshot")
@@ -126,7 +124,7 @@ def test_no_connection_outlives_the_snapshot_and_the_first_create_needs_none(
     assert kinds(first) == [{"select", "execute"}]
 
 
-def test_the_rehearsal_leaves_no_order(folder: Path, database: Urls, tenant: str) -> None:
+def test_warm_up_places_no_order(folder: Path, database: Urls, tenant: str) -> None:
     with proxy_in(folder, database) as proxy, Instance(tenant, DATABASE_URL=through(folder)) as instance:
         instance.run("snapshot")
 
@@ -134,9 +132,7 @@ def test_the_rehearsal_leaves_no_order(folder: Path, database: Urls, tenant: str
     assert "insert" not in "".join(proxy.traffic.statements).lower()
 
 
-def test_with_a_rate_limit_the_rehearsal_takes_no_turn_and_a_restore_prepares_the_first(
-    folder: Path, database: Urls, tenant: str
-) -> None:
+def test_warm_up_with_a_rate_limit_counts_nothing(folder: Path, database: Urls, tenant: str) -> None:
     variables = {"DATABASE_URL": through(folder), "RATE_LIMIT": "100/s"}
     with proxy_in(folder, database) as proxy, Instance(tenant, **variables) as instance:
         with proxy.watched() as before:
@@ -153,7 +149,7 @@ def test_with_a_rate_limit_the_rehearsal_takes_no_turn_and_a_restore_prepares_th
     assert kinds(first) == [{"select", "execute"}] * 2
 
 
-def test_where_nothing_is_prepared_a_restore_connects_and_checks_the_role(
+def test_restore_without_prepare_connects_and_checks_the_role(
     folder: Path, database: Urls, tenant: str
 ) -> None:
     variables = {"DATABASE_URL": through(folder), "DB_PREPARE": "off"}
@@ -169,7 +165,7 @@ def test_where_nothing_is_prepared_a_restore_connects_and_checks_the_role(
     assert (status, messages(first)) == (201, ["Q"])
 
 
-def test_a_secret_is_fetched_anew_after_a_restore(folder: Path, database: Urls, tenant: str) -> None:
+def test_secret_is_fetched_again_after_a_restore(folder: Path, database: Urls, tenant: str) -> None:
     """The database moves after the snapshot is taken: the old secret still has the old address."""
     old, new = folder / "old", folder / "new"
     for place in (old, new):
@@ -207,7 +203,7 @@ def rds(host: Path) -> str:
 # What must be unique
 
 
-def test_instances_of_one_snapshot_place_orders_of_different_ids(database: Urls, tenant: str) -> None:
+def test_restored_instances_generate_different_order_ids(database: Urls, tenant: str) -> None:
     with Instance(tenant, DATABASE_URL=database.app) as instance:
         instance.run("draw")
         instance.run("snapshot")
@@ -225,7 +221,7 @@ def random_digits(drawn: Json) -> str:
     return str(order_id[15:])
 
 
-def test_instances_of_one_snapshot_share_no_generator(database: Urls, tenant: str) -> None:
+def test_restored_instances_have_different_random_states(database: Urls, tenant: str) -> None:
     """OpenSSL detects a copy by its process id, which on Lambda is the same."""
     drawn = ("psycopg2's OpenSSL", "Python's OpenSSL", "random")
     with Instance(tenant, "--alone", DATABASE_URL=database.app) as instance:
@@ -242,7 +238,7 @@ def test_instances_of_one_snapshot_share_no_generator(database: Urls, tenant: st
         assert one[name] != first[name], name
 
 
-def test_workers_that_a_server_forks_share_no_generator(database: Urls, tenant: str) -> None:
+def test_forked_workers_have_different_random_states(database: Urls, tenant: str) -> None:
     """gunicorn may import the API before it forks."""
     with Instance(tenant, DATABASE_URL=database.app) as instance:
         instance.run("draw")
@@ -280,7 +276,7 @@ def on_lambda(aws_build: AwsBuild, environment: dict[str, str], tmp_path: Path) 
     return Lambda(aws_build, tmp_path, environment)
 
 
-def test_lambdas_runtime_calls_the_hooks(
+def test_lambda_runtime_calls_the_snapstart_hooks(
     on_lambda: Lambda, folder: Path, database: Urls, user_pool: UserPool, tenant: str
 ) -> None:
     with proxy_in(folder, database) as proxy, on_lambda.on(through(folder)) as transport:
@@ -296,7 +292,7 @@ def test_lambdas_runtime_calls_the_hooks(
     assert (listed.json["orders"], messages(second)) == ([placed.json["order"]], ["Q"])
 
 
-def test_without_a_database_a_version_is_published_and_restored_all_the_same(
+def test_snapshot_and_restore_succeed_without_a_database(
     on_lambda: Lambda,
     folder: Path,
     database: Urls,
@@ -320,7 +316,7 @@ def test_without_a_database_a_version_is_published_and_restored_all_the_same(
     assert cold == [True, False], "the first after the restore, not the warm-up's"
 
 
-def test_a_database_that_never_answers_does_not_use_up_lambdas_patience(folder: Path, tenant: str) -> None:
+def test_unresponsive_database_does_not_exceed_lambdas_restore_timeout(folder: Path, tenant: str) -> None:
     """libpq waits for each address of a host; these listeners accept a connection and send nothing."""
     places = [folder / str(number) for number in range(6)]
     variables = {"DATABASE_URL": through(Path(",".join(map(str, places)))), "DB_CONNECT_TIMEOUT": "2"}

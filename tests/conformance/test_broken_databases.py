@@ -48,7 +48,7 @@ def opened(
 
 
 @pytest.mark.parametrize("trouble", STATUSES)
-def test_every_host_says_the_same_of_a_broken_database(
+def test_hosts_answer_identically_with_a_broken_database(
     trouble: str,
     database: Urls,
     environment: dict[str, str],

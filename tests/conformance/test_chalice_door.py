@@ -58,7 +58,7 @@ def deviating(environment: dict[str, str], user_pool: UserPool) -> dict[str, Ans
     }
 
 
-def test_chalice_local_deviates_where_it_is_said_and_nowhere_else(deviating: dict[str, Answer]) -> None:
+def test_chalice_local_deviates_only_as_documented(deviating: dict[str, Answer]) -> None:
     statuses = {name: answer.status for name, answer in deviating.items()}
 
     assert statuses == {name: status for name, (status, _) in DEVIATIONS.items()}

@@ -10,14 +10,14 @@ pytestmark = pytest.mark.slow
 NAMES = [case.name for case in CASES]
 
 
-def test_the_list_is_long_and_its_names_are_unique() -> None:
+def test_conformance_cases_are_complete_and_uniquely_named() -> None:
     assert len(CASES) >= 60
     assert len(set(NAMES)) == len(NAMES)
     assert sorted(suite.expected()) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_request_is_answered_alike_everywhere(answers: dict[str, tuple[Case, Answer]], name: str) -> None:
+def test_every_host_gives_the_expected_response(answers: dict[str, tuple[Case, Answer]], name: str) -> None:
     case, answer = answers[name]
 
     assert suite.differences(case, answer, suite.expected()[name]) == []

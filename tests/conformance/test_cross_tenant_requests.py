@@ -20,7 +20,7 @@ def is_protected(operation: Operation) -> bool:
 
 
 @pytest.mark.parametrize("way", WAYS_AT_ONCE, ids=str)
-def test_naming_another_tenant_changes_nothing(
+def test_naming_another_tenant_has_no_effect(
     way: Way,
     door: tuple[str, Transport],
     app: Any,

@@ -101,7 +101,7 @@ def metrics(line: Line) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("cloud", ["lambda", "azure", "gcp", "oci"])
-def test_every_request_leaves_one_raw_line(
+def test_every_request_logs_one_raw_line(
     cloud: str,
     built: Callable[[str], Path],
     environment: dict[str, str],
@@ -149,7 +149,7 @@ def test_every_request_leaves_one_raw_line(
 
 
 @pytest.mark.parametrize("cloud", ["lambda", "azure", "gcp", "oci"])
-def test_what_goes_wrong_is_said_once_and_in_the_same_shape(
+def test_error_is_logged_once_in_the_same_format(
     cloud: str, built: Callable[[str], Path], environment: dict[str, str], heard: Heard
 ) -> None:
     """Hosts give the root logger handlers of their own, which would say it a second time, as free text."""

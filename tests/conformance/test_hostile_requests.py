@@ -463,7 +463,7 @@ def assert_lives(door: Address) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_hostile_request_is_answered_alike_everywhere(door: Address, token: bytes, case: Hostile) -> None:
+def test_every_host_answers_hostile_requests_alike(door: Address, token: bytes, case: Hostile) -> None:
     answers = exchange(door, case.raw.replace(b"{token}", token), half=True)
 
     assert wrong(case, answers) == ""
@@ -473,7 +473,7 @@ def test_a_hostile_request_is_answered_alike_everywhere(door: Address, token: by
 
 
 @pytest.mark.parametrize("spoofed", SPOOFED)
-def test_a_spoofed_header_opens_nothing(door: Address, spoofed: str) -> None:
+def test_spoofed_header_is_unauthorized(door: Address, spoofed: str) -> None:
     (answer,) = exchange(door, request("GET /orders HTTP/1.1", spoofed))
 
     assert (answer.status, answer.slug) == (401, "unauthorized")
@@ -482,7 +482,7 @@ def test_a_spoofed_header_opens_nothing(door: Address, spoofed: str) -> None:
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
-def test_a_good_token_in_another_header_opens_nothing(door: Address, token: bytes, name: str) -> None:
+def test_valid_token_in_another_header_is_unauthorized(door: Address, token: bytes, name: str) -> None:
     header = name.encode() + (b": authorization=" if name == "Cookie" else b": Bearer ") + token
 
     (answer,) = exchange(door, request("GET /orders HTTP/1.1", header))
@@ -490,7 +490,7 @@ def test_a_good_token_in_another_header_opens_nothing(door: Address, token: byte
     assert (answer.status, answer.slug) == (401, "unauthorized")
 
 
-def test_beside_a_good_token_spoofed_headers_change_nothing(
+def test_spoofed_headers_beside_a_valid_token_are_ignored(
     door: Address, user_pool: UserPool, rows: Rows, tenant: str
 ) -> None:
     raw = post(*SPOOFED).replace(b"{token}", user_pool.token(tenant).encode())
@@ -505,7 +505,7 @@ def test_beside_a_good_token_spoofed_headers_change_nothing(
 
 
 @pytest.mark.parametrize("first", ["the stranger's", "the tenant's", "garbage"])
-def test_of_two_tokens_the_last_counts_or_none(
+def test_first_of_two_authorization_headers_is_never_used(
     door: Address, user_pool: UserPool, tenant: str, first: str
 ) -> None:
     """Some hosts join repeated headers, others hand on the last alone: no host takes the first."""
@@ -520,7 +520,7 @@ def test_of_two_tokens_the_last_counts_or_none(
         assert answer.json["order"]["tenant_id"] == ("stranger" if second == "the stranger's" else tenant)
 
 
-def test_requests_sent_at_once_are_answered_in_their_order(door: Address, token: bytes) -> None:
+def test_pipelined_requests_are_answered_in_order(door: Address, token: bytes) -> None:
     kept = b"Connection: keep-alive"
     pipeline = (
         get("/orders?limit=0") + request("GET /orders HTTP/1.1") + post() + request("HEAD /health HTTP/1.1")
@@ -534,7 +534,7 @@ def test_requests_sent_at_once_are_answered_in_their_order(door: Address, token:
 
 
 @pytest.mark.parametrize("framing", ["a length", "chunks"])
-def test_a_body_is_never_the_next_request(door: Address, token: bytes, framing: str) -> None:
+def test_body_is_never_parsed_as_the_next_request(door: Address, token: bytes, framing: str) -> None:
     hidden = get("/orders").replace(b"{token}", token)
     raw = {
         "a length": post(body=hidden, own=(JSON,)),
@@ -546,7 +546,7 @@ def test_a_body_is_never_the_next_request(door: Address, token: bytes, framing: 
     assert answer.status == 401
 
 
-def test_a_client_that_waits_to_be_asked_is_asked(door: Address, token: bytes) -> None:
+def test_expect_100_continue_is_answered_on_every_host(door: Address, token: bytes) -> None:
     head, _, body = post("Expect: 100-continue").replace(b"{token}", token).partition(b"\r\n\r\n")
     with socket.create_connection(door, TIMEOUT) as line:
         line.sendall(head + b"\r\n\r\n")
@@ -559,7 +559,7 @@ def test_a_client_that_waits_to_be_asked_is_asked(door: Address, token: bytes) -
 
 
 @pytest.mark.parametrize("framing", ["a length", "chunks"])
-def test_half_a_body_places_no_order(
+def test_truncated_body_places_no_order(
     door: Address, user_pool: UserPool, rows: Rows, tenant: str, framing: str
 ) -> None:
     raw = {
@@ -574,7 +574,7 @@ def test_half_a_body_places_no_order(
     assert_lives(door)
 
 
-def test_a_client_that_hangs_up_leaves_the_door_open(door: Address, token: bytes) -> None:
+def test_host_keeps_serving_after_clients_disconnect(door: Address, token: bytes) -> None:
     for raw in (b"", b"GET", get(LIST)[:-4], post()[:-20], post(body=b" " * MIB)):
         with socket.create_connection(door, TIMEOUT) as line:
             line.sendall(raw.replace(b"{token}", token))
@@ -582,7 +582,7 @@ def test_a_client_that_hangs_up_leaves_the_door_open(door: Address, token: bytes
     assert_lives(door)
 
 
-def test_the_same_key_from_two_headers_names_one_order(door: Address, token: bytes) -> None:
+def test_duplicate_idempotency_key_headers_replay_one_order(door: Address, token: bytes) -> None:
     key = f"Idempotency-Key: {uuid4()}"
     raw = post(key, key).replace(b"{token}", token)
 

@@ -151,7 +151,7 @@ def strange() -> str:
 
 
 @pytest.mark.parametrize("provider", [COGNITO, ENTRA], ids=lambda provider: provider.name)
-def test_a_door_whose_key_server_is_down_from_the_start_refuses_and_recovers(
+def test_tokens_are_401_until_a_key_server_starts(
     provider: Provider, hurried: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
     with opened(provider, hurried, environment, tmp_path / "log") as door, ThreadPoolExecutor(8) as threads:
@@ -168,7 +168,7 @@ def test_a_door_whose_key_server_is_down_from_the_start_refuses_and_recovers(
 @pytest.mark.parametrize(
     "fault", [down, garbled, endless, trickling, hanging], ids=lambda each: each.__name__
 )
-def test_good_tokens_do_not_notice_a_key_server_that_fails(door: Door, fault: Fault) -> None:
+def test_valid_tokens_work_while_the_key_server_fails(door: Door, fault: Fault) -> None:
     good = door.token(OLD)
     before = door.memory()
     door.keys.padded = 0
@@ -188,7 +188,7 @@ def test_good_tokens_do_not_notice_a_key_server_that_fails(door: Door, fault: Fa
     door.becomes(401, OLD)
 
 
-def test_keys_rotate_under_load_and_every_token_counts(door: Door) -> None:
+def test_key_rotation_under_load_rejects_no_valid_token(door: Door) -> None:
     """A token of a new key may wait for as long as unknown keys are not asked for, and no longer."""
     current = [door.token(OLD)]
     answered: list[tuple[float, float, str, int]] = []
@@ -235,7 +235,7 @@ def test_keys_rotate_under_load_and_every_token_counts(door: Door) -> None:
     door.becomes(401, OLD)
 
 
-def test_thousands_of_unknown_keys_cause_no_stampede(door: Door) -> None:
+def test_unknown_keys_cause_no_stampede_of_fetches(door: Door) -> None:
     """Good tokens take as long beside them as beside any other bad tokens, also when the key server hangs."""
     beside_garbage, _ = flooded(door, lambda: "a.b.c", 150)
     before, started = door.keys.fetches, time.monotonic()
@@ -270,7 +270,7 @@ def flooded(door: Door, bad: Callable[[], str], count: int) -> tuple[list[float]
     return seconds, [each.result() for each in flood].count(401)
 
 
-def test_the_log_holds_no_token_and_no_flood(door: Door) -> None:
+def test_rejected_tokens_log_few_lines_and_no_token(door: Door) -> None:
     already = len(door.log.read_bytes().splitlines())
     bad = [door.token(OLD)[:-5], strange(), "canary.canary.canary", door.token(FIRST.named("old"))]
 

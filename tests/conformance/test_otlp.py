@@ -97,7 +97,7 @@ def exporting(environment: dict[str, str], port: int, **more: str) -> dict[str, 
 REQUESTS = "http.server.request.duration [s]"
 
 
-def test_requests_are_counted_and_timed(
+def test_otlp_metrics_count_and_time_requests(
     collector: Collector,
     built: Callable[[str], Path],
     environment: dict[str, str],
@@ -135,7 +135,7 @@ def test_requests_are_counted_and_timed(
     assert tenant not in str(collector.points)
 
 
-def test_each_worker_has_an_exporter_of_its_own_and_errors_are_counted(
+def test_every_forked_worker_exports_its_metrics(
     collector: Collector, built: Callable[[str], Path], environment: dict[str, str]
 ) -> None:
     """gunicorn imports the app and then forks: a thread that an import had started would be gone."""
@@ -161,7 +161,7 @@ def test_each_worker_has_an_exporter_of_its_own_and_errors_are_counted(
     assert collector.count("faas.coldstarts [{coldstart}]") == 2
 
 
-def test_requests_over_a_tenants_limit_are_counted(
+def test_otlp_metrics_count_rate_limited_requests(
     collector: Collector,
     built: Callable[[str], Path],
     environment: dict[str, str],
@@ -182,7 +182,7 @@ def test_requests_over_a_tenants_limit_are_counted(
     assert collector.count("order_api.rate_limited [{request}]", {"http.route": "/orders"}) == 3
 
 
-def test_without_its_variables_nothing_of_it_is_imported(
+def test_opentelemetry_is_not_imported_without_its_variables(
     built: Callable[[str], Path], environment: dict[str, str]
 ) -> None:
     ask = (
@@ -216,7 +216,7 @@ def deaf(request: pytest.FixtureRequest) -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-def test_a_collector_that_does_not_answer_costs_no_answer_and_little_of_the_end(
+def test_unresponsive_collector_delays_neither_requests_nor_shutdown(
     deaf: int, built: Callable[[str], Path], environment: dict[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     port = free_port()

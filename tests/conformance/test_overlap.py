@@ -109,7 +109,7 @@ def mixed(buyers: list[Buyer]) -> list[Callable[[], object]]:
     return [request for turn in turns for request in turn]
 
 
-def test_tenants_at_the_same_time_never_see_each_other(buyers: list[Buyer], rows: Rows) -> None:
+def test_concurrent_tenants_never_see_each_others_data(buyers: list[Buyer], rows: Rows) -> None:
     for _ in range(ROUNDS):
         at_once(mixed(buyers))
 
@@ -118,7 +118,7 @@ def test_tenants_at_the_same_time_never_see_each_other(buyers: list[Buyer], rows
         assert sorted(name for (name,) in found) == sorted(buyer.names)
 
 
-def test_requests_wait_for_the_database_side_by_side(
+def test_requests_wait_for_the_database_concurrently(
     send: Transport, buyers: list[Buyer], far_database: Proxy
 ) -> None:
     at_once([lambda: send("GET", "/health/ready", {}, b"")] * REQUESTS)  # now the connections are open

@@ -191,14 +191,14 @@ def of_other_providers(provider: Provider, tenant: str) -> Tokens:
             yield f"{other.name}'s with all claims", KEY.token({**every, "iss": other.issuer})
 
 
-def test_the_list_is_long_and_every_attack_has_a_name(place: Place) -> None:
+def test_token_attacks_are_many_and_uniquely_named(place: Place) -> None:
     names = [name for name, _ in forged(place, "victim")]
 
     assert len(names) >= 25
     assert len(set(names)) == len(names)
 
 
-def test_a_good_token_places_an_order_as_its_own_tenant(place: Place, tenant: str) -> None:
+def test_valid_token_places_an_order_for_its_tenant(place: Place, tenant: str) -> None:
     claims = place.provider.claims(tenant)
     alice = Client(place.send, KEY.token(claims))
 
@@ -210,7 +210,7 @@ def test_a_good_token_places_an_order_as_its_own_tenant(place: Place, tenant: st
     assert alice.get("/orders").json["orders"] == [order]
 
 
-def test_a_forged_token_opens_nothing(place: Place, rows: Rows, tenant: str) -> None:
+def test_forged_token_is_rejected(place: Place, rows: Rows, tenant: str) -> None:
     before = stored(rows)
 
     for name, authorization in forged(place, tenant):
@@ -226,7 +226,7 @@ def test_a_forged_token_opens_nothing(place: Place, rows: Rows, tenant: str) -> 
     assert authorized(place, KEY.token(place.provider.claims(tenant)), "GET").status == 200
 
 
-def test_a_good_token_without_a_tenant_is_forbidden(place: Place, rows: Rows) -> None:
+def test_token_without_a_tenant_is_forbidden(place: Place, rows: Rows) -> None:
     before = stored(rows)
 
     for name, value in WITHOUT_TENANT.items():
@@ -244,7 +244,7 @@ def test_a_good_token_without_a_tenant_is_forbidden(place: Place, rows: Rows) ->
 
 
 @pytest.mark.parametrize("door", ["azure", "gcp"])
-def test_one_build_moves_from_provider_to_provider_by_environment_alone(
+def test_one_build_switches_provider_by_environment_only(
     door: str, environment: dict[str, str], built: Built, user_pool: UserPool, tenant: str
 ) -> None:
     """Three configurations as their users hold them, each with an issuer and keys of its own."""

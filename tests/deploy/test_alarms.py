@@ -60,9 +60,7 @@ def watched(alarm: Json) -> list[Json]:
     return stats or [alarm]
 
 
-def test_each_alarm_watches_what_the_function_writes(
-    template: Json, on_lambda: Callable[[str], Line]
-) -> None:
+def test_alarms_use_only_metrics_that_are_written(template: Json, on_lambda: Callable[[str], Line]) -> None:
     line = on_lambda("/health/ready")
     (directive,) = line["_aws"]["CloudWatchMetrics"]
     written = {metric["Name"] for metric in directive["Metrics"]}
@@ -95,7 +93,7 @@ def test_each_alarm_watches_what_the_function_writes(
     ],
     ids=["answered and crashed", "out of concurrency", "nothing got through"],
 )
-def test_the_rate_counts_what_ended_without_a_line_too(
+def test_error_rate_includes_crashes_and_throttles(
     template: Json, sums: dict[str, int], percent: float
 ) -> None:
     """A throttled request is no invocation; a figure of which there is none in a minute is missing."""
@@ -118,7 +116,7 @@ def test_the_rate_counts_what_ended_without_a_line_too(
 
 
 @pytest.mark.parametrize("name", ALARMS)
-def test_an_alarm_is_heard_where_a_topic_is_given(template: Json, name: str) -> None:
+def test_alarm_notifies_the_configured_topic(template: Json, name: str) -> None:
     properties = template["Resources"][name]["Properties"]
 
     heard = {"Fn::If": ["HasAlarmTopic", [{"Ref": "AlarmTopicArn"}], {"Ref": "AWS::NoValue"}]}
@@ -132,7 +130,7 @@ def test_an_alarm_is_heard_where_a_topic_is_given(template: Json, name: str) -> 
 
 
 @pytest.mark.parametrize("name", ALARMS)
-def test_an_alarm_leads_to_its_page_in_the_runbook(template: Json, name: str) -> None:
+def test_alarm_description_links_to_its_runbook_section(template: Json, name: str) -> None:
     properties = template["Resources"][name]["Properties"]
     (anchor,) = re.findall(r"docs/operations\.md#([\w-]+)$", properties["AlarmDescription"])
     parts = re.split(r"^## (.+)$", OPERATIONS.read_text(), flags=re.MULTILINE)[1:]

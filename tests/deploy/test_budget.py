@@ -111,7 +111,7 @@ def a_replay(alice: Client) -> Callable[[], Answer]:
         pytest.param(a_replay, 2, 6, 3, id="replay"),
     ],
 )
-def test_a_request_spends_no_more_than(
+def test_request_stays_within_its_database_budget(
     alice: Client, proxy: Proxy, prepare: Prepare, trips: int, statements: int, rows: int
 ) -> None:
     """Statements and rows count `select set_tenant(...)`; a page reads one row more, to know of the next."""
@@ -125,7 +125,7 @@ def test_a_request_spends_no_more_than(
     assert (traffic.trips, sent, traffic.rows) == (trips, statements, rows)
 
 
-def test_rows_are_counted_across_the_pieces_of_an_answer() -> None:
+def test_rows_are_counted_across_response_fragments() -> None:
     row = b"D\x00\x00\x00\x06ab"
     assert count_rows(row * 3 + row[:4]) == (3, row[:4])
     assert count_rows(b"Z\x00\x00\x00\x05I" + row) == (1, b"")
@@ -159,7 +159,7 @@ def cold_start(
 
 
 @pytest.mark.slow
-def test_a_cold_start_imports_nothing_new(cold_start: tuple[set[str], dict[str, int]]) -> None:
+def test_cold_start_imports_only_expected_packages(cold_start: tuple[set[str], dict[str, int]]) -> None:
     modules, times = cold_start
     # A private module of the standard library comes with a public one, or is one of its own making.
     tops = {name.partition(".")[0] for name in modules if not name.startswith("_")}
@@ -171,7 +171,7 @@ def test_a_cold_start_imports_nothing_new(cold_start: tuple[set[str], dict[str, 
 
 
 @pytest.mark.slow
-def test_a_cold_start_leaves_what_only_others_need(cold_start: tuple[set[str], dict[str, int]]) -> None:
+def test_cold_start_skips_lazily_imported_modules(cold_start: tuple[set[str], dict[str, int]]) -> None:
     modules, _ = cold_start
 
     lazy = {
@@ -193,7 +193,7 @@ def test_a_cold_start_leaves_what_only_others_need(cold_start: tuple[set[str], d
 
 
 @pytest.mark.slow
-def test_the_zip_is_no_larger_than(aws_build: AwsBuild) -> None:
+def test_zip_stays_within_its_size_budget(aws_build: AwsBuild) -> None:
     size = aws_build.zip.stat().st_size
 
     assert size <= LARGEST_ZIP, f"{size - LARGEST_ZIP:,} bytes over"

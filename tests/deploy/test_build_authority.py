@@ -88,7 +88,7 @@ def login(built: Path, **variables: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_the_file_travels_with_the_build_and_everybody_may_read_it(
+def test_build_bundles_the_authority_file_world_readable(
     tmp_path: Path, certificate: Path, cloud: str
 ) -> None:
     without = files(build(cloud, tmp_path / "without"))
@@ -108,7 +108,7 @@ def test_the_file_travels_with_the_build_and_everybody_may_read_it(
     assert not any(str(certificate.parent).encode() in content for content in found.values())
 
 
-def test_the_list_of_what_is_in_a_build_has_it(tmp_path: Path, certificate: Path) -> None:
+def test_sbom_lists_the_authority_file(tmp_path: Path, certificate: Path) -> None:
     listed = [
         json.loads((build("oci", tmp_path / "oci", each) / sbom.NAME).read_text())
         for each in (certificate, certify(tmp_path / "other"))
@@ -129,7 +129,7 @@ def test_the_list_of_what_is_in_a_build_has_it(tmp_path: Path, certificate: Path
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_a_build_without_it_drops_the_older_ones(tmp_path: Path, certificate: Path, cloud: str) -> None:
+def test_rebuild_without_an_authority_removes_the_file(tmp_path: Path, certificate: Path, cloud: str) -> None:
     built = build(cloud, tmp_path / "build", certificate)
     assert (built / sources.AUTHORITY).exists()
 
@@ -138,7 +138,7 @@ def test_a_build_without_it_drops_the_older_ones(tmp_path: Path, certificate: Pa
     assert not (built / sources.AUTHORITY).exists()
 
 
-def test_the_file_may_be_that_of_the_build_which_is_made_anew(tmp_path: Path, certificate: Path) -> None:
+def test_rebuild_can_reuse_its_own_authority_file(tmp_path: Path, certificate: Path) -> None:
     built = build("gcp", tmp_path / "build", certificate)
 
     build("gcp", built, built / sources.AUTHORITY)
@@ -146,7 +146,7 @@ def test_the_file_may_be_that_of_the_build_which_is_made_anew(tmp_path: Path, ce
     assert (built / sources.AUTHORITY).read_bytes() == certificate.read_bytes()
 
 
-def test_what_lies_in_the_working_copy_does_not_travel(tmp_path: Path, certificate: Path) -> None:
+def test_authority_file_in_working_copy_is_not_bundled(tmp_path: Path, certificate: Path) -> None:
     project = tmp_path / "project"
     for name in ("chalicelib", "deploy", "shims"):
         shutil.copytree(PROJECT / name, project / name)
@@ -159,9 +159,7 @@ def test_what_lies_in_the_working_copy_does_not_travel(tmp_path: Path, certifica
     assert not (tmp_path / "gcp" / sources.AUTHORITY).exists()
 
 
-def test_the_function_verifies_with_the_builds_file_unless_it_is_told_of_another(
-    tmp_path: Path, certificate: Path
-) -> None:
+def test_bundled_authority_is_used_unless_another_is_configured(tmp_path: Path, certificate: Path) -> None:
     built = build("gcp", tmp_path / "with", certificate)
     ours = {"sslmode": "verify-full", "sslrootcert": str(built / sources.AUTHORITY)}
 
@@ -183,7 +181,7 @@ def test_the_function_verifies_with_the_builds_file_unless_it_is_told_of_another
         ("private key", "it holds a private key"),
     ],
 )
-def test_a_file_that_the_function_could_not_use_is_refused(
+def test_unusable_authority_file_is_rejected(
     monkeypatch: pytest.MonkeyPatch, damaged: Callable[[str], Path], how: str, said: str
 ) -> None:
     path = damaged(how)
@@ -197,7 +195,7 @@ def test_a_file_that_the_function_could_not_use_is_refused(
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_a_wrong_file_is_said_before_anything_is_written(
+def test_missing_authority_file_is_reported_before_building(
     tmp_path: Path, certificate: Path, cloud: str
 ) -> None:
     built = build(cloud, tmp_path / "build", certificate)
@@ -211,7 +209,7 @@ def test_a_wrong_file_is_said_before_anything_is_written(
     assert not (tmp_path / "new").exists()
 
 
-def test_aws_too_says_it_before_anything_is_written(tmp_path: Path) -> None:
+def test_aws_reports_missing_authority_file_before_building(tmp_path: Path) -> None:
     variables = {"DB_SSLROOTCERT": "/nowhere/authority.pem"}
 
     done = python_m_deploy("build", "aws", "--into", tmp_path / "build", variables=variables)
@@ -221,6 +219,6 @@ def test_aws_too_says_it_before_anything_is_written(tmp_path: Path) -> None:
     assert not (tmp_path / "build").exists()
 
 
-def test_the_place_in_a_build_is_the_one_that_the_settings_look_at() -> None:
+def test_build_and_settings_agree_on_authority_path() -> None:
     assert BUILT_AUTHORITY == PROJECT / sources.AUTHORITY
     assert not BUILT_AUTHORITY.exists()

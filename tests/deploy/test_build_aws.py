@@ -77,7 +77,7 @@ def config_of(build: AwsBuild) -> Json:
     return config
 
 
-def test_the_zip_has_the_app_its_pinned_packages_and_nothing_of_other_hosts(members: Members) -> None:
+def test_zip_holds_only_the_app_and_its_packages(members: Members) -> None:
     tops = {name.partition("/")[0] for name in members if not name.partition("/")[0].endswith(".dist-info")}
 
     assert tops == {
@@ -87,7 +87,7 @@ def test_the_zip_has_the_app_its_pinned_packages_and_nothing_of_other_hosts(memb
     }
 
 
-def test_every_module_has_bytecode_that_is_used_without_a_look_at_its_source(members: Members) -> None:
+def test_every_module_in_the_zip_has_unchecked_bytecode(members: Members) -> None:
     modules = [name for name in members if name.endswith(".py")]
 
     for name in modules:
@@ -99,7 +99,7 @@ def test_every_module_has_bytecode_that_is_used_without_a_look_at_its_source(mem
     )
 
 
-def test_the_folder_is_what_chalice_deploy_needs(aws_build: AwsBuild) -> None:
+def test_build_folder_is_ready_for_chalice_deploy(aws_build: AwsBuild) -> None:
     """The packages are in vendor/: what requirements.txt named would be installed once more, uncompiled."""
     assert (aws_build.folder / "requirements.txt").read_text() == ""
     assert (aws_build.folder / "vendor" / "pydantic").is_dir()
@@ -107,13 +107,13 @@ def test_the_folder_is_what_chalice_deploy_needs(aws_build: AwsBuild) -> None:
     assert cached.read_bytes() == aws_build.zip.read_bytes()
 
 
-def test_what_is_deployed_is_remembered_outside_the_build(aws_build: AwsBuild) -> None:
+def test_chalice_deployment_records_stay_outside_the_build(aws_build: AwsBuild) -> None:
     deployed = (aws_build.folder / ".chalice" / "deployed").resolve()
 
     assert deployed == PROJECT / ".chalice" / "deployed"
 
 
-def test_the_databases_authority_travels_in_the_zip_and_its_path_nowhere(
+def test_zip_bundles_the_authority_without_its_path(
     configured: AwsBuild, authority: Path, members: Members
 ) -> None:
     with ZipFile(configured.zip) as zipped:
@@ -127,7 +127,7 @@ def test_the_databases_authority_travels_in_the_zip_and_its_path_nowhere(
     assert sources.AUTHORITY in [each["name"] for each in components]
 
 
-def test_a_build_over_another_one_leaves_nothing_of_it(
+def test_rebuild_of_a_zip_leaves_no_old_files(
     aws_build: AwsBuild, configured: AwsBuild, tmp_path: Path
 ) -> None:
     older = shutil.copytree(configured.folder, tmp_path / "older", symlinks=True)
@@ -138,7 +138,7 @@ def test_a_build_over_another_one_leaves_nothing_of_it(
     assert again.template.read_bytes() == aws_build.template.read_bytes()
 
 
-def test_a_build_for_the_other_architecture_holds_its_machine_code(configured: AwsBuild) -> None:
+def test_build_for_another_architecture_has_its_binaries(configured: AwsBuild) -> None:
     assert archive.faults(configured.zip, REQUIREMENTS, other_architecture()) == []
     wrong = archive.faults(configured.zip, REQUIREMENTS, ARCHITECTURE)
     assert len(wrong) > 3
@@ -176,7 +176,7 @@ STAMPED = b"".join((importlib.util.MAGIC_NUMBER, struct.pack("<I", 0), bytes(8))
         (with_member("chalicelib/x.pyd", b"MZ"), "chalicelib/x.pyd is compiled for another system"),
     ],
 )
-def test_a_zip_that_would_fail_on_lambda_is_noticed(
+def test_damaged_zip_is_reported(
     members: Members, tmp_path: Path, damage: Callable[[Members], Members], said: str
 ) -> None:
     damaged = written(tmp_path, damage(members))
@@ -184,11 +184,11 @@ def test_a_zip_that_would_fail_on_lambda_is_noticed(
     assert any(said in fault for fault in archive.faults(damaged, REQUIREMENTS, ARCHITECTURE))
 
 
-def test_a_sound_zip_has_no_faults(members: Members, tmp_path: Path) -> None:
+def test_valid_zip_has_no_faults(members: Members, tmp_path: Path) -> None:
     assert archive.faults(written(tmp_path, members, ZIP_DEFLATED), REQUIREMENTS, ARCHITECTURE) == []
 
 
-def test_a_zip_over_lambdas_limit_is_noticed(members: Members, tmp_path: Path) -> None:
+def test_zip_over_lambdas_size_limit_is_reported(members: Members, tmp_path: Path) -> None:
     (fault,) = archive.faults(
         written(tmp_path, {**members, "chalicelib/large": bytes(archive.LARGEST)}), REQUIREMENTS, ARCHITECTURE
     )
@@ -196,7 +196,7 @@ def test_a_zip_over_lambdas_limit_is_noticed(members: Members, tmp_path: Path) -
     assert "more than Lambda's 52,428,800" in fault
 
 
-def test_a_fault_fails_the_build(tmp_path: Path) -> None:
+def test_zip_fault_fails_the_build(tmp_path: Path) -> None:
     project = copy_of_project(tmp_path)
     module = project / "deploy" / "archive.py"
     module.write_text(module.read_text().replace("LARGEST = 50 * 1024 * 1024", "LARGEST = 1024"))
@@ -207,7 +207,7 @@ def test_a_fault_fails_the_build(tmp_path: Path) -> None:
     assert "more than Lambda's 1,024" in done.stderr
 
 
-def test_a_pin_without_a_wheel_for_lambda_fails_the_build(tmp_path: Path) -> None:
+def test_pin_without_a_lambda_wheel_fails_the_build(tmp_path: Path) -> None:
     project = copy_of_project(tmp_path)
     (project / "deploy" / "requirements.txt").write_text(f"psycopg2==2.9.11 --hash=sha256:{'0' * 64}\n")
 
@@ -244,7 +244,7 @@ def test_every_pin_has_a_wheel_for_lambda(architecture: str, python: tuple[int, 
         ({}, ["--stage", "staging"], "STAGE is 'staging': .chalice/config.json has dev, prod"),
     ],
 )
-def test_a_wrong_setting_is_said_before_anything_is_written(
+def test_invalid_setting_is_reported_before_building(
     variables: dict[str, str], arguments: list[str], said: str, tmp_path: Path
 ) -> None:
     into = tmp_path / "build"
@@ -257,7 +257,7 @@ def test_a_wrong_setting_is_said_before_anything_is_written(
 
 
 @pytest.mark.parametrize("python", [(3, 11), (3, 10)], ids=str)
-def test_snapstart_is_refused_for_a_python_that_lambda_takes_no_snapshots_of(python: tuple[int, int]) -> None:
+def test_snapstart_is_refused_before_python_3_12(python: tuple[int, int]) -> None:
     with pytest.raises(SystemExit, match=r"SNAPSTART=on needs Python 3\.12 or later.* this is 3\.1[01]\."):
         aws_configuration.refuse_without_snapstart(python)
 
@@ -265,7 +265,7 @@ def test_snapstart_is_refused_for_a_python_that_lambda_takes_no_snapshots_of(pyt
         aws_configuration.refuse_without_snapstart(newer)
 
 
-def test_snapstart_is_built_where_this_python_has_it_and_else_refused(tmp_path: Path) -> None:
+def test_snapstart_builds_only_on_a_supported_python(tmp_path: Path) -> None:
     into = tmp_path / "build"
 
     done = python_m_deploy("build", "aws", "--into", into, "--arch", ARCHITECTURE, "--snapstart", "on")
@@ -279,7 +279,7 @@ def test_snapstart_is_built_where_this_python_has_it_and_else_refused(tmp_path: 
         assert function["SnapStart"] == {"ApplyOn": "PublishedVersions"}
 
 
-def test_snapstart_is_not_left_out_in_silence_by_chalice_deploy(aws_build: AwsBuild, tmp_path: Path) -> None:
+def test_chalice_deploy_refuses_a_snapstart_build(aws_build: AwsBuild, tmp_path: Path) -> None:
     package = tmp_path / "package"
     package.mkdir()
     template = json.loads(aws_build.template.read_text())
@@ -292,7 +292,7 @@ def test_snapstart_is_not_left_out_in_silence_by_chalice_deploy(aws_build: AwsBu
     assert "SNAPSTART=on needs VIA=sam" in done.stderr
 
 
-def test_every_user_may_read_the_zip_whatever_the_umask_was(tmp_path: Path) -> None:
+def test_zip_is_world_readable_under_any_umask(tmp_path: Path) -> None:
     """Lambda runs it as another user than the one that owns its files."""
     before = os.umask(0o077)
     try:
@@ -307,7 +307,7 @@ def test_every_user_may_read_the_zip_whatever_the_umask_was(tmp_path: Path) -> N
     assert (built.folder / ".chalice/config.json").stat().st_mode & 0o777 == 0o600
 
 
-def test_an_empty_requirements_file_makes_no_build_of_ours(tmp_path: Path) -> None:
+def test_empty_requirements_file_does_not_mark_a_build(tmp_path: Path) -> None:
     for name in ("requirements.txt", "thesis.txt"):
         (tmp_path / name).touch()
 
@@ -316,7 +316,7 @@ def test_an_empty_requirements_file_makes_no_build_of_ours(tmp_path: Path) -> No
     assert (done.returncode, (tmp_path / "thesis.txt").exists()) == (1, True)
 
 
-def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+def test_aws_build_refuses_a_folder_without_a_build(tmp_path: Path) -> None:
     project = copy_of_project(tmp_path)
     before = sorted(project.iterdir())
 
@@ -327,7 +327,7 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     assert sorted(project.iterdir()) == before
 
 
-def test_the_environment_of_the_build_becomes_the_stages_configuration(configured: AwsBuild) -> None:
+def test_build_environment_becomes_the_stage_configuration(configured: AwsBuild) -> None:
     stages = config_of(configured)["stages"]
 
     assert list(stages) == ["prod"]
@@ -341,7 +341,7 @@ def test_the_environment_of_the_build_becomes_the_stages_configuration(configure
     }
 
 
-def test_the_environment_of_the_build_becomes_the_templates_defaults(configured: AwsBuild) -> None:
+def test_build_environment_becomes_the_template_defaults(configured: AwsBuild) -> None:
     text = configured.template.read_text()
     template = json.loads(text)
 
@@ -365,7 +365,7 @@ def test_the_environment_of_the_build_becomes_the_templates_defaults(configured:
     assert "\"'*'\"" not in text
 
 
-def test_the_role_may_read_its_secret_and_enter_its_network_and_write_its_own_log(
+def test_role_policy_allows_secret_network_and_log(
     configured: AwsBuild,
 ) -> None:
     policy = json.loads((configured.folder / ".chalice" / "policy-prod.json").read_text())
@@ -380,7 +380,7 @@ def test_the_role_may_read_its_secret_and_enter_its_network_and_write_its_own_lo
     assert "ec2:CreateNetworkInterface" in allowed
 
 
-def test_a_plain_password_stays_in_a_file_of_its_owner(tmp_path: Path) -> None:
+def test_plain_password_stays_in_an_owner_only_file(tmp_path: Path) -> None:
     build = build_aws(tmp_path / "build", DB_PASSWORD="hunter2")
     config = build.folder / ".chalice" / "config.json"
 
@@ -393,7 +393,7 @@ def test_a_plain_password_stays_in_a_file_of_its_owner(tmp_path: Path) -> None:
     assert "ec2" not in policy
 
 
-def test_chalice_packages_the_project_as_it_is_checked_in(tmp_path: Path) -> None:
+def test_chalice_can_package_the_unbuilt_project(tmp_path: Path) -> None:
     project = copy_of_project(tmp_path)
     (project / "requirements.txt").write_text("")  # what is tested is the configuration
 

@@ -72,14 +72,14 @@ def bytecode_of(source: str) -> str:
 # What is in it
 
 
-def test_a_build_holds_what_its_cloud_takes_and_nothing_else(build: tuple[str, Path]) -> None:
+def test_build_holds_exactly_its_clouds_files(build: tuple[str, Path]) -> None:
     cloud, folder = build
     shipped = OWN[cloud] | SHARED | {sbom.NAME}
 
     assert files(folder).keys() == shipped | {bytecode_of(name) for name in shipped if name.endswith(".py")}
 
 
-def test_what_is_built_is_what_is_in_the_project(build: tuple[str, Path]) -> None:
+def test_built_files_equal_the_project_files(build: tuple[str, Path]) -> None:
     cloud, folder = build
 
     for name, content in files(folder).items():
@@ -91,7 +91,7 @@ def test_what_is_built_is_what_is_in_the_project(build: tuple[str, Path]) -> Non
             assert content == (PROJECT / "shims" / cloud / name).read_bytes()
 
 
-def test_a_build_has_the_text_of_every_statement_and_not_what_makes_it() -> None:
+def test_build_has_statement_texts_without_their_compiler() -> None:
     source = sources.compiled(Path("chalicelib/orders/statements.py"))
     built: dict[str, object] = {}
     exec(source, built)
@@ -121,7 +121,7 @@ def test_a_name_without_text_fails_the_build(monkeypatch: pytest.MonkeyPatch) ->
         sources.compiled(Path("chalicelib/orders/statements.py"))
 
 
-def test_bytecode_is_used_without_a_look_at_its_source(build: tuple[str, Path]) -> None:
+def test_build_has_unchecked_hash_based_bytecode(build: tuple[str, Path]) -> None:
     """PEP 552: flags 1 say hash-based and unchecked."""
     found = files(build[1])
 
@@ -131,13 +131,13 @@ def test_bytecode_is_used_without_a_look_at_its_source(build: tuple[str, Path]) 
             assert content[:16] == MAGIC_NUMBER + b"\x01\0\0\0" + source_hash(source), name
 
 
-def test_no_path_of_this_machine_is_in_a_build(build: tuple[str, Path]) -> None:
+def test_build_holds_no_path_of_this_machine(build: tuple[str, Path]) -> None:
     for name, content in files(build[1]).items():
         for path in (build[1], PROJECT, Path.home()):
             assert str(path).encode() not in content, name
 
 
-def test_builds_in_two_places_are_the_same_bytes(build: tuple[str, Path], tmp_path: Path) -> None:
+def test_builds_in_two_folders_are_byte_identical(build: tuple[str, Path], tmp_path: Path) -> None:
     cloud, folder = build
 
     hosts.build(cloud, tmp_path / "elsewhere")
@@ -145,7 +145,7 @@ def test_builds_in_two_places_are_the_same_bytes(build: tuple[str, Path], tmp_pa
     assert files(tmp_path / "elsewhere") == files(folder)
 
 
-def test_a_build_over_an_older_one_leaves_nothing_of_it(build: tuple[str, Path], tmp_path: Path) -> None:
+def test_rebuild_leaves_no_old_files(build: tuple[str, Path], tmp_path: Path) -> None:
     cloud, folder = build
     older = tmp_path / "older"
     shutil.copytree(folder, older)
@@ -160,7 +160,7 @@ def test_a_build_over_an_older_one_leaves_nothing_of_it(build: tuple[str, Path],
 
 @pytest.mark.parametrize("into", [".", "chalicelib", "shims/{cloud}", "{home}"])
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_a_folder_that_is_no_build_is_left_alone(tmp_path: Path, cloud: str, into: str) -> None:
+def test_build_refuses_a_folder_without_a_build(tmp_path: Path, cloud: str, into: str) -> None:
     """In a copy of the project: the folder is emptied before it is built."""
     project, home = tmp_path / "project", tmp_path / "home"
     for name in ("chalicelib", "deploy", "shims"):
@@ -178,7 +178,7 @@ def test_a_folder_that_is_no_build_is_left_alone(tmp_path: Path, cloud: str, int
     assert {name for name in before if "__pycache__" not in name} <= files(tmp_path).keys()
 
 
-def test_the_builds_never_hold_what_belongs_to_this_machine(tmp_path: Path) -> None:
+def test_builds_exclude_local_settings_and_stale_bytecode(tmp_path: Path) -> None:
     """Whatever lies in a working copy: settings, bytecode of other Pythons, editors' files."""
     project = tmp_path / "project"
     for name in ("chalicelib", "deploy", "shims"):
@@ -199,7 +199,7 @@ def test_the_builds_never_hold_what_belongs_to_this_machine(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_every_user_may_read_a_build_whatever_the_umask_was(tmp_path: Path, cloud: str) -> None:
+def test_build_is_world_readable_under_any_umask(tmp_path: Path, cloud: str) -> None:
     """The image of Cloud Run runs as another user than the one that owns its files."""
     before = os.umask(0o077)
     try:
@@ -216,7 +216,7 @@ def test_every_user_may_read_a_build_whatever_the_umask_was(tmp_path: Path, clou
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_an_app_of_somebody_else_is_no_build_of_ours(tmp_path: Path, cloud: str) -> None:
+def test_folder_with_another_app_is_not_overwritten(tmp_path: Path, cloud: str) -> None:
     for name in ("app.py", hosts.OWN[cloud][0], "thesis.txt"):
         (tmp_path / name).touch()
 
@@ -228,7 +228,7 @@ def test_an_app_of_somebody_else_is_no_build_of_ours(tmp_path: Path, cloud: str)
 # The files of each cloud
 
 
-def test_the_shims_have_the_same_functions_in_the_same_order_and_decide_nothing() -> None:
+def test_shims_have_equal_functions_and_no_branches() -> None:
     trees = {
         cloud: ast.parse((PROJECT / "shims" / cloud / hosts.OWN[cloud][0]).read_text()) for cloud in CLOUDS
     }
@@ -240,7 +240,7 @@ def test_the_shims_have_the_same_functions_in_the_same_order_and_decide_nothing(
         assert not [node for node in ast.walk(tree) if isinstance(node, decisions)], cloud
 
 
-def test_no_cloud_knows_the_database_another_cloud_or_the_tools() -> None:
+def test_shims_do_not_import_database_clouds_or_tools() -> None:
     foreign = {"azure": "azure", "gcp": "functions_framework", "oci": "fdk"}
     for cloud in CLOUDS:
         source = (PROJECT / "shims" / cloud / hosts.OWN[cloud][0]).read_text()
@@ -272,7 +272,7 @@ def modules_of(tree: ast.AST) -> set[str]:
     return {*plain, *chosen} | {name.partition(".")[0] for name in plain + chosen}
 
 
-def test_azures_host_adds_no_prefix_and_keeps_no_secret() -> None:
+def test_azure_config_has_no_route_prefix_or_secret() -> None:
     host = json.loads((PROJECT / "shims/azure/host.json").read_text())
     example = json.loads((PROJECT / "shims/azure/local.settings.example.json").read_text())["Values"]
     ignored = (PROJECT / "shims/azure/.funcignore").read_text().split()
@@ -284,7 +284,7 @@ def test_azures_host_adds_no_prefix_and_keeps_no_secret() -> None:
     assert example["FUNCTIONS_WORKER_RUNTIME"] == "python"
 
 
-def test_azures_host_keeps_every_line_of_the_log() -> None:
+def test_azure_host_does_not_sample_request_logs() -> None:
     """A line is a trace there; of types that are not excluded a part is thrown away under load."""
     host = json.loads((PROJECT / "shims/azure/host.json").read_text())
     sampling = host["logging"]["applicationInsights"]["samplingSettings"]
@@ -292,7 +292,7 @@ def test_azures_host_keeps_every_line_of_the_log() -> None:
     assert {"Request", "Trace"} <= set(sampling["excludedTypes"].split(";"))
 
 
-def test_oracles_function_file_names_what_the_build_holds() -> None:
+def test_oracle_func_yaml_matches_the_build() -> None:
     lines = (PROJECT / "shims/oci/func.yaml").read_text().splitlines()
     members = dict(line.split(": ", 1) for line in lines)
 
@@ -302,7 +302,7 @@ def test_oracles_function_file_names_what_the_build_holds() -> None:
     assert members["build_image"] == f"{members['run_image']}-dev"
 
 
-def test_the_image_runs_a_production_server_as_nobody_special_on_any_machine() -> None:
+def test_dockerfile_runs_production_server_unprivileged_on_any_architecture() -> None:
     lines = (PROJECT / "shims/gcp/Dockerfile").read_text().splitlines()
     steps = [line.split(" ", 1) for line in lines if line and not line.startswith((" ", "#"))]
     (user,) = [value for name, value in steps if name == "USER"]
@@ -315,7 +315,7 @@ def test_the_image_runs_a_production_server_as_nobody_special_on_any_machine() -
     assert not re.search("--platform|amd64|arm64|x86_64|aarch64", "\n".join(value for _, value in steps))
 
 
-def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+def test_hadolint_passes_on_the_dockerfile() -> None:
     hadolint = environment("audit").with_name("hadolint")
 
     done = subprocess.run(
@@ -332,7 +332,7 @@ def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
     "group",
     ["aws", "runtime", *CLOUDS, "lambda", "template", "audit", "dev", *("peer-fastapi", "peer-chalice")],
 )
-def test_the_pins_are_those_of_the_dependency_groups(group: str, tmp_path: Path) -> None:
+def test_make_lock_leaves_the_pins_unchanged(group: str, tmp_path: Path) -> None:
     """`make lock` changes nothing: versions and hashes are the index's, all of them and no others."""
     recipe = (PROJECT / "Makefile").read_text()
     (command,) = re.findall(rf"\$\(LOCK\) (--group {group} .*)-o (\S+)\n", recipe)
@@ -351,14 +351,14 @@ def test_the_pins_are_those_of_the_dependency_groups(group: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_the_clouds_agree_on_every_package_that_lambda_has_too(cloud: str) -> None:
+def test_clouds_pin_the_same_versions_as_lambda(cloud: str) -> None:
     lambdas = {*map(str, pins.read(PROJECT / "deploy" / "requirements.txt"))}
 
     assert lambdas <= {*map(str, pins.read(PROJECT / "shims" / cloud / "requirements.txt"))}
     assert lambdas < {*map(str, pins.read(PROJECT / "requirements.txt"))}
 
 
-def test_no_cloud_gets_what_is_for_development() -> None:
+def test_clouds_install_no_development_packages() -> None:
     groups = tomllib.loads((PROJECT / "pyproject.toml").read_text())["dependency-groups"]
     direct = {re.split("[=\\[]", each)[0] for each in groups["dev"] if isinstance(each, str)}
     meant = {"azure-functions", "functions-framework", "packaging", "pytest"}  # pytest: fdk requires it
@@ -371,7 +371,7 @@ def test_no_cloud_gets_what_is_for_development() -> None:
 # It runs
 
 
-def test_every_module_of_a_build_imports_with_its_own_requirements_alone(build: tuple[str, Path]) -> None:
+def test_built_modules_import_with_the_builds_requirements_alone(build: tuple[str, Path]) -> None:
     cloud, folder = build
     names = [
         ".".join(Path(name).with_suffix("").parts) for name in SHARED if not name.endswith("__init__.py")
@@ -382,7 +382,7 @@ def test_every_module_of_a_build_imports_with_its_own_requirements_alone(build: 
     assert loaded >= {*names}
 
 
-def test_the_start_loads_no_secret_store_and_no_tools(build: tuple[str, Path]) -> None:
+def test_startup_loads_no_secret_store_and_no_tools(build: tuple[str, Path]) -> None:
     cloud, folder = build
 
     loaded = imported(cloud, folder, [])

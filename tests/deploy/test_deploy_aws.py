@@ -58,9 +58,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> AwsBuild:
     return build
 
 
-def test_chalice_deploy_makes_the_role_and_a_function_of_the_built_zip(
-    ready: AwsBuild, aws: dict[str, str]
-) -> None:
+def test_chalice_deploy_creates_role_and_function_from_zip(ready: AwsBuild, aws: dict[str, str]) -> None:
     done = python_m_deploy("deploy", "aws", "--from", ready.folder, variables=aws)
 
     assert "Creating lambda function: order-api-dev\n" in done.stdout, done.stdout + done.stderr
@@ -105,7 +103,7 @@ def rest_api(aws: dict[str, str]) -> str:
     return api
 
 
-def test_gateway_responses_are_those_of_the_template_and_deployed(
+def test_gateway_responses_match_the_template_and_are_deployed(
     ready: AwsBuild, aws: dict[str, str], rest_api: str
 ) -> None:
     gateway = client(aws, "apigateway")
@@ -140,7 +138,7 @@ def as_in_the_template(gateway: Any, api: str) -> dict[str, Any]:
     }
 
 
-def test_gateway_responses_set_twice_are_the_same(
+def test_setting_gateway_responses_twice_is_idempotent(
     ready: AwsBuild, aws: dict[str, str], rest_api: str
 ) -> None:
     gateway = client(aws, "apigateway")
@@ -182,7 +180,7 @@ def preflight_headers(gateway: Any, api: str) -> dict[str, str]:
     return {name.removeprefix("method.response.header.").lower(): value for name, value in mapped.items()}
 
 
-def test_the_api_is_the_one_that_chalice_remembers(
+def test_gateway_responses_use_the_api_chalice_deployed(
     ready: AwsBuild, aws: dict[str, str], rest_api: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "build"
@@ -212,7 +210,7 @@ ALONE = {**NO_PROFILE, "AWS_EC2_METADATA_DISABLED": "true"}
     ],
 )
 @pytest.mark.parametrize("command", [["deploy", "aws"], ["gateway-responses"]], ids=" ".join)
-def test_what_is_missing_is_said_before_anything_is_done(
+def test_missing_prerequisite_is_reported_before_deploying(
     ready: AwsBuild, command: list[str], arguments: list[str], variables: dict[str, str], said: str
 ) -> None:
     done = python_m_deploy(*command, "--from", ready.folder, *arguments, variables={**ALONE, **variables})
@@ -222,7 +220,7 @@ def test_what_is_missing_is_said_before_anything_is_done(
 
 
 @pytest.mark.parametrize("missing", SETTINGS)
-def test_a_setting_without_which_no_request_is_served_is_asked_for(
+def test_missing_required_setting_stops_the_deploy(
     ready: AwsBuild, aws: dict[str, str], tmp_path: Path, missing: str
 ) -> None:
     """A secret may name host, database and user; a password does not."""
@@ -259,7 +257,7 @@ def built_with(variables: dict[str, str], ready: AwsBuild, folder: Path) -> Path
     ],
     ids=str,
 )
-def test_a_setting_with_which_the_function_would_not_start_is_said(
+def test_setting_that_prevents_startup_is_reported(
     ready: AwsBuild, aws: dict[str, str], tmp_path: Path, changes: dict[str, str], said: str
 ) -> None:
     folder = built_with({**SETTINGS, **changes}, ready, tmp_path / "build")
@@ -273,7 +271,9 @@ def test_a_setting_with_which_the_function_would_not_start_is_said(
     assert not (tmp_path / "arguments").exists()
 
 
-def test_sam_is_missed_before_anything_is_done(ready: AwsBuild, aws: dict[str, str], tmp_path: Path) -> None:
+def test_missing_sam_is_reported_before_deploying(
+    ready: AwsBuild, aws: dict[str, str], tmp_path: Path
+) -> None:
     variables = {**aws, "PATH": str(tmp_path)}
 
     done = python_m_deploy("deploy", "aws", "--via", "sam", "--from", ready.folder, variables=variables)
@@ -307,7 +307,7 @@ def test_sam_gets_the_template_and_its_parameters(
     assert (tmp_path / "region").read_text().strip() == REGION
 
 
-def test_sam_does_not_get_a_plain_password(ready: AwsBuild, aws: dict[str, str], tmp_path: Path) -> None:
+def test_sam_deploy_refuses_a_plain_password(ready: AwsBuild, aws: dict[str, str], tmp_path: Path) -> None:
     folder = built_with({**SETTINGS, "DB_PASSWORD": "hunter2"}, ready, tmp_path / "build")
 
     done = python_m_deploy(

@@ -117,9 +117,7 @@ def only_file(call: Json) -> tuple[str, Any]:
 # What is called
 
 
-def test_azure_gets_its_settings_from_a_private_file_and_then_the_folder(
-    deploy: Deploy, builds: Path
-) -> None:
+def test_azure_receives_settings_file_and_then_the_folder(deploy: Deploy, builds: Path) -> None:
     done = deploy("azure")
 
     settings, publish = done.calls
@@ -138,9 +136,7 @@ def test_azure_gets_its_settings_from_a_private_file_and_then_the_folder(
     assert done.process.returncode == 0
 
 
-def test_cloud_functions_gets_the_folder_and_its_settings_from_a_private_file(
-    deploy: Deploy, builds: Path
-) -> None:
+def test_cloud_functions_receives_folder_and_settings_file(deploy: Deploy, builds: Path) -> None:
     done = deploy("gcp")
 
     path, content = only_file(done.calls[0])
@@ -158,7 +154,7 @@ def test_cloud_functions_gets_the_folder_and_its_settings_from_a_private_file(
     assert content == {**SETTINGS, "THREADS": "4", "FORWARDED_ALLOW_IPS": ""}
 
 
-def test_cloud_run_builds_the_same_folder_with_its_dockerfile(deploy: Deploy, builds: Path) -> None:
+def test_cloud_run_deploys_the_gcp_build_from_source(deploy: Deploy, builds: Path) -> None:
     done = deploy("run", GCP_VPC_CONNECTOR="shop-vpc", GCP_SERVICE_ACCOUNT="orders@shop.example")
 
     path, content = only_file(done.calls[0])
@@ -185,7 +181,7 @@ def test_oracle_gets_the_folder_and_then_each_setting(deploy: Deploy, builds: Pa
     assert dict(argv[5:] for argv in others) == {**SETTINGS, "DB_PASSWORD": SECRET}
 
 
-def test_each_deployment_to_oracle_has_a_version_of_its_own(deploy: Deploy, builds: Path) -> None:
+def test_each_oracle_deployment_has_a_new_version(deploy: Deploy, builds: Path) -> None:
     """Oracle Functions keeps the first image that it saw under a tag."""
     description = builds / "oci/func.yaml"
     built = description.read_text()
@@ -200,7 +196,7 @@ def test_each_deployment_to_oracle_has_a_version_of_its_own(deploy: Deploy, buil
 
 
 @pytest.mark.parametrize("target", hosts.TARGETS)
-def test_every_variable_that_the_api_reads_is_handed_on_and_no_other(deploy: Deploy, target: str) -> None:
+def test_deploy_passes_exactly_the_apis_variables(deploy: Deploy, target: str) -> None:
     read = {
         "DB_PORT": "6432",
         "DB_SSLMODE": "verify-full",
@@ -247,7 +243,7 @@ def test_every_variable_that_the_api_reads_is_handed_on_and_no_other(deploy: Dep
 
 
 @pytest.mark.parametrize("target", hosts.TARGETS)
-def test_the_path_of_the_databases_authority_stays_here(deploy: Deploy, tmp_path: Path, target: str) -> None:
+def test_deploy_does_not_send_the_authority_path(deploy: Deploy, tmp_path: Path, target: str) -> None:
     """The build has the file itself."""
     authority = tmp_path / "authority.pem"
     authority.write_text("-----BEGIN CERTIFICATE-----")
@@ -263,7 +259,7 @@ def test_the_path_of_the_databases_authority_stays_here(deploy: Deploy, tmp_path
 
 @pytest.mark.parametrize("target", hosts.TARGETS)
 @pytest.mark.parametrize("url", [f"postgresql://orders_app:{PASSWORD}@db.example/orders", ""])
-def test_no_password_stands_on_a_command_line_or_is_printed(deploy: Deploy, target: str, url: str) -> None:
+def test_no_password_is_on_command_lines_or_printed(deploy: Deploy, target: str, url: str) -> None:
     done = deploy(target, DATABASE_URL=url, DB_PASSWORD=PASSWORD)
 
     assert PASSWORD not in json.dumps(done.argv)
@@ -271,14 +267,14 @@ def test_no_password_stands_on_a_command_line_or_is_printed(deploy: Deploy, targ
 
 
 @pytest.mark.parametrize("name", OTLP_HEADERS)
-def test_headers_that_fn_would_show_are_refused_before_anything_is_called(deploy: Deploy, name: str) -> None:
+def test_otlp_headers_are_refused_for_oracle_before_deploying(deploy: Deploy, name: str) -> None:
     done = deploy("oci", **{name: "authorization=secret"})
 
     assert f"{name} would stand on fn's command line" in done.process.stderr
     assert done.calls == []
 
 
-def test_a_password_that_fn_would_show_is_refused_before_anything_is_called(deploy: Deploy) -> None:
+def test_plain_password_is_refused_for_oracle_before_deploying(deploy: Deploy) -> None:
     plain = deploy("oci", DB_PASSWORD=PASSWORD)
     url = deploy("oci", DB_PASSWORD="", DATABASE_URL=f"postgresql://a:{PASSWORD}@db.example/orders")
 
@@ -294,7 +290,7 @@ def test_a_password_that_fn_would_show_is_refused_before_anything_is_called(depl
 @pytest.mark.parametrize(
     ("target", "tool"), [(target, tool) for target, tools in PROGRAMS.items() for tool in tools]
 )
-def test_a_missing_program_comes_with_the_way_to_get_it(
+def test_missing_program_is_reported_with_install_instructions(
     deploy: Deploy, tools: Path, target: str, tool: str
 ) -> None:
     (tools / tool).unlink()
@@ -317,7 +313,7 @@ def test_a_missing_program_comes_with_the_way_to_get_it(
         ("oci", "OCI_APP"),
     ],
 )
-def test_a_missing_variable_comes_with_its_meaning(deploy: Deploy, target: str, name: str) -> None:
+def test_missing_variable_is_reported_with_its_meaning(deploy: Deploy, target: str, name: str) -> None:
     done = deploy(target, **{name: ""})
 
     assert done.process.stderr.startswith(f"{name} is not set: ")
@@ -338,7 +334,7 @@ def test_a_missing_variable_comes_with_its_meaning(deploy: Deploy, target: str, 
         ({"BASE_PATH": "shop"}, "BASE_PATH is 'shop'"),
     ],
 )
-def test_a_setting_with_which_the_function_would_not_start_is_said(
+def test_setting_that_prevents_startup_is_reported(
     deploy: Deploy, changes: dict[str, str], says: str
 ) -> None:
     done = deploy("azure", **changes)
@@ -357,9 +353,7 @@ def test_the_settings_of_make_run_are_not_deployed(deploy: Deploy, target: str) 
 
 
 @pytest.mark.parametrize("target", hosts.TARGETS)
-def test_a_folder_that_holds_no_build_is_said_with_the_command_that_makes_it(
-    deploy: Deploy, tmp_path: Path, target: str
-) -> None:
+def test_missing_build_is_reported_with_its_make_command(deploy: Deploy, tmp_path: Path, target: str) -> None:
     absent = deploy(target, folder=tmp_path / "absent")
     empty = deploy(target, folder=tmp_path)
 
@@ -382,9 +376,7 @@ def test_another_clouds_build_is_not_deployed(deploy: Deploy, builds: Path) -> N
 @pytest.mark.parametrize(
     ("target", "tool"), [("azure", "az"), ("gcp", "gcloud"), ("run", "gcloud"), ("oci", "fn")]
 )
-def test_after_a_program_that_fails_nothing_is_called(
-    deploy: Deploy, tools: Path, target: str, tool: str
-) -> None:
+def test_failing_program_stops_the_deploy(deploy: Deploy, tools: Path, target: str, tool: str) -> None:
     (tools / f"{tool} fails").touch()
 
     done = deploy(target)

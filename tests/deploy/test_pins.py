@@ -41,7 +41,7 @@ def test_every_dependency_group_is_locked() -> None:
 
 
 @pytest.mark.parametrize("file", LOCKED)
-def test_every_pin_is_a_version_and_its_hashes_and_nothing_of_one_machine(file: str) -> None:
+def test_every_pin_is_a_version_with_hashes_only(file: str) -> None:
     """No path, no index, no option: whoever installs it elsewhere gets the same bytes from the same place."""
     text = (PROJECT / file).read_text().replace(" \\\n   ", "")
 
@@ -60,7 +60,7 @@ def test_every_pin_is_a_version_and_its_hashes_and_nothing_of_one_machine(file: 
         ("aarch64-apple-darwin", "3.13"),
     ],
 )
-def test_no_packages_own_code_has_to_run_to_install_it(system: str, version: str, tmp_path: Path) -> None:
+def test_every_package_installs_from_a_wheel(system: str, version: str, tmp_path: Path) -> None:
     """Each has a wheel; that the file lists the hashes of all of them is what `make lock` is tested for."""
     every = {str(pin): pin.line for file in TRAVELS for pin in pins.read(PROJECT / file)}
     union = tmp_path / "requirements.txt"
@@ -76,7 +76,7 @@ def test_no_packages_own_code_has_to_run_to_install_it(system: str, version: str
 
 
 @pytest.mark.slow
-def test_make_installs_nothing_that_is_not_hashed(tmp_path: Path) -> None:
+def test_make_refuses_to_install_unhashed_packages(tmp_path: Path) -> None:
     shutil.copy(PROJECT / "Makefile", tmp_path)
     (tmp_path / "requirements-dev.txt").write_text(UNHASHED)
 
@@ -96,7 +96,7 @@ def test_make_installs_nothing_that_is_not_hashed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pin", [FORGED, UNHASHED], ids=["forged", "without a hash"])
-def test_no_environment_holds_what_is_not_hashed(
+def test_environments_refuse_forged_and_unhashed_packages(
     pin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(environments, "PROJECT", tmp_path)
@@ -111,7 +111,7 @@ def test_no_environment_holds_what_is_not_hashed(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pin", [FORGED, UNHASHED], ids=["forged", "without a hash"])
-def test_no_zip_holds_what_is_not_hashed(pin: str, tmp_path: Path) -> None:
+def test_aws_build_refuses_forged_and_unhashed_packages(pin: str, tmp_path: Path) -> None:
     project = copy_of_project(tmp_path)
     (project / "deploy/requirements.txt").write_text(pin)
 
@@ -122,7 +122,7 @@ def test_no_zip_holds_what_is_not_hashed(pin: str, tmp_path: Path) -> None:
     assert not (project / "build/aws/package").exists()
 
 
-def test_a_requirement_that_pins_no_version_is_refused(tmp_path: Path) -> None:
+def test_requirement_without_a_pinned_version_is_rejected(tmp_path: Path) -> None:
     for line in ("six>=1.17", "six", "six @ https://shop.example/six.whl"):
         (tmp_path / "requirements.txt").write_text(line)
         with pytest.raises(ValueError, match="pins no version"):

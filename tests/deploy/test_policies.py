@@ -48,7 +48,7 @@ def stage(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def test_a_role_by_chalice_is_allowed_on_everything_what_has_no_resources_alone(stage: str) -> None:
+def test_chalice_role_has_wildcard_resources_only_where_unavoidable(stage: str) -> None:
     everything = of_stage(stage, subnet_ids=["subnet-1"], environment_variables={"DB_PASSWORD": SECRET})
 
     assert wide(allowed(everything)) == {*policy.WITHOUT_RESOURCE}
@@ -56,7 +56,7 @@ def test_a_role_by_chalice_is_allowed_on_everything_what_has_no_resources_alone(
     assert wide(allowed(of_stage(stage))) == tracing
 
 
-def test_a_role_by_chalice_reaches_its_own_log_and_its_own_secret(stage: str) -> None:
+def test_chalice_role_accesses_only_its_log_and_secret(stage: str) -> None:
     found = dict(allowed(of_stage(stage, environment_variables={"DB_PASSWORD": SECRET})))
 
     assert found["secretsmanager:GetSecretValue"] == SECRET
@@ -78,7 +78,7 @@ def statements_of(value: Any) -> Iterator[Json]:
 
 
 @pytest.mark.slow
-def test_no_role_of_the_template_is_wider(aws_build: AwsBuild) -> None:
+def test_template_roles_are_not_wider_than_chalices(aws_build: AwsBuild) -> None:
     resources = json.loads(aws_build.template.read_text())["Resources"]
     found = [*statements_of(resources)]
 
@@ -96,7 +96,7 @@ def test_no_role_of_the_template_is_wider(aws_build: AwsBuild) -> None:
     assert "SourceArn" in permission
 
 
-def test_the_functions_own_code_may_do_nothing_to_the_network(stage: str) -> None:
+def test_function_code_is_denied_network_interface_actions(stage: str) -> None:
     """Lambda uses these permissions in the role's name; code that was taken over must not."""
     found = of_stage(stage, subnet_ids=["subnet-1"])
     denied = next(each for each in found if each["Effect"] == "Deny")
@@ -106,7 +106,7 @@ def test_the_functions_own_code_may_do_nothing_to_the_network(stage: str) -> Non
     assert list(denied["Condition"]["ArnLike"]) == ["lambda:SourceFunctionArn"]
 
 
-def test_whatever_is_allowed_on_everything_has_a_reason() -> None:
+def test_every_wildcard_permission_has_a_documented_reason() -> None:
     assert all(reason.strip() for reason in policy.WITHOUT_RESOURCE.values())
     page = Path(PROJECT / "docs/aws.md").read_text()
     assert all(action.partition(":")[2] in page for action in policy.WITHOUT_RESOURCE)

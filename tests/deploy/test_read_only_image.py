@@ -117,7 +117,7 @@ def container(image: Path, environment: dict[str, str]) -> Iterator[Container]:
         raise
 
 
-def test_nothing_but_memory_can_be_written_there(image: Path) -> None:
+def test_read_only_image_allows_writes_only_to_memory(image: Path) -> None:
     packages = environment_of("gcp").parent.parent
     places = [".", "chalicelib", "chalicelib/__pycache__", "/tmp", "/var/tmp", "/dev/shm", str(packages)]
     tried = " ".join(map(shlex.quote, places))
@@ -130,7 +130,7 @@ def test_nothing_but_memory_can_be_written_there(image: Path) -> None:
     assert by_root.communicate(timeout=30)[0].split() == ["/dev/shm"]
 
 
-def test_its_user_could_write_nothing_of_the_build_even_on_a_writable_disk(image: Path) -> None:
+def test_image_user_cannot_write_the_build(image: Path) -> None:
     found = subprocess.run(
         [*_as_its_user(), "find", image, "-writable"], capture_output=True, text=True, check=True
     )
@@ -138,7 +138,7 @@ def test_its_user_could_write_nothing_of_the_build_even_on_a_writable_disk(image
     assert found.stdout == ""
 
 
-def test_the_readmes_order_is_placed_there(container: Container, client: NewClient) -> None:
+def test_read_only_image_places_the_readme_order(container: Container, client: NewClient) -> None:
     alice: Client = client(transport=over_http("127.0.0.1", container.port))
 
     placed = alice.place(raw=SEED_BYTES)
@@ -149,7 +149,7 @@ def test_the_readmes_order_is_placed_there(container: Container, client: NewClie
     assert re.search(r"^Uid:\t10001\t10001\t10001\t10001$", status, re.MULTILINE)
 
 
-def test_the_health_check_tells_a_server_from_none(container: Container) -> None:
+def test_docker_health_check_detects_a_missing_server(container: Container) -> None:
     (check,) = _said("HEALTHCHECK")
     words = json.loads(check.partition(" CMD ")[2])
     words[0] = sys.executable
@@ -163,7 +163,7 @@ def test_the_health_check_tells_a_server_from_none(container: Container) -> None
     assert not healthy(free_port())
 
 
-def test_the_base_image_is_one_release() -> None:
+def test_base_image_is_pinned_to_a_release() -> None:
     (base,) = _said("FROM")
 
     assert re.fullmatch(r"python:3\.13\.\d+-slim-[a-z]+(@sha256:[0-9a-f]{64})?", base)

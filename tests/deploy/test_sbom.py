@@ -44,11 +44,11 @@ def faults(folder: Path) -> object:
     return JsonStrictValidator(SchemaVersion.V1_6).validate_str((folder / sbom.NAME).read_text())
 
 
-def test_the_list_of_each_host_is_sound(host: tuple[str, Path]) -> None:
+def test_sbom_of_each_host_is_valid(host: tuple[str, Path]) -> None:
     assert faults(host[1]) is None
 
 
-def test_each_host_lists_what_its_requirements_file_installs_on_linux(host: tuple[str, Path]) -> None:
+def test_sbom_lists_what_the_host_installs_on_linux(host: tuple[str, Path]) -> None:
     cloud, folder = host
     found = versions(listed(folder))
 
@@ -61,7 +61,7 @@ def test_each_host_lists_what_its_requirements_file_installs_on_linux(host: tupl
     assert listed(folder)["metadata"]["component"]["name"] == f"order-api-{cloud}"
 
 
-def test_every_component_has_the_hashes_of_its_pin(host: tuple[str, Path]) -> None:
+def test_sbom_components_have_the_hashes_of_their_pins(host: tuple[str, Path]) -> None:
     folder = host[1]
     pinned = {str(pin): {*pin.hashes} for pin in pins.read(folder / "requirements.txt")}
 
@@ -71,7 +71,7 @@ def test_every_component_has_the_hashes_of_its_pin(host: tuple[str, Path]) -> No
         assert hashes == pinned[f"{each['name']}=={each['version']}"]
 
 
-def test_what_is_only_for_some_pythons_says_for_which(host: tuple[str, Path]) -> None:
+def test_sbom_component_names_its_python_version_marker(host: tuple[str, Path]) -> None:
     markers = {
         (each["name"], each["version"]): [told["value"] for told in each.get("properties", [])]
         for each in listed(host[1])["components"]
@@ -81,16 +81,14 @@ def test_what_is_only_for_some_pythons_says_for_which(host: tuple[str, Path]) ->
     assert markers["pydantic", "2.14.3"] == []
 
 
-def test_licences_are_told_where_a_package_is_at_hand(host: tuple[str, Path]) -> None:
+def test_sbom_names_licences_of_installed_packages(host: tuple[str, Path]) -> None:
     licences = {each["name"]: each.get("licenses") for each in listed(host[1])["components"]}
 
     assert licences["pydantic"] == [{"license": {"id": "MIT"}}]
     assert licences["requests"] is not None
 
 
-def test_the_time_is_the_one_that_the_build_was_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sbom_timestamp_comes_from_source_date_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pinned = pins.read(PROJECT / "deploy/requirements.txt")
 
     def written() -> bytes:
@@ -107,7 +105,7 @@ def test_the_time_is_the_one_that_the_build_was_given(
     assert faults(tmp_path) is None
 
 
-def test_other_packages_make_another_list(tmp_path: Path) -> None:
+def test_different_packages_give_a_different_sbom(tmp_path: Path) -> None:
     pinned = pins.read(PROJECT / "deploy/requirements.txt")
     sbom.write(tmp_path, "aws", pinned, sbom.PYTHONS)
     whole = listed(tmp_path)
@@ -118,11 +116,11 @@ def test_other_packages_make_another_list(tmp_path: Path) -> None:
     assert versions(listed(tmp_path)) < versions(whole)
 
 
-def test_azure_is_not_sent_the_list() -> None:
+def test_sbom_is_not_uploaded_to_azure() -> None:
     assert sbom.NAME in (PROJECT / "shims/azure/.funcignore").read_text().splitlines()
 
 
-def test_lambda_lists_exactly_what_is_in_the_zip(aws_build: AwsBuild) -> None:
+def test_lambda_sbom_lists_exactly_the_zips_packages(aws_build: AwsBuild) -> None:
     folder = aws_build.zip.parent
     document = listed(folder)
 

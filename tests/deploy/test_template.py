@@ -109,20 +109,18 @@ def build(request: pytest.FixtureRequest, aws_build: AwsBuild) -> AwsBuild:
     return found
 
 
-def test_cfn_lint_finds_nothing_in_the_template(build: AwsBuild) -> None:
+def test_cfn_lint_passes_on_the_template(build: AwsBuild) -> None:
     checked(Path(sys.executable).with_name("cfn-lint"), build.template)
 
 
-def test_cfn_lint_finds_nothing_in_what_sam_makes_of_it(build: AwsBuild, tmp_path: Path) -> None:
+def test_cfn_lint_passes_on_the_translated_template(build: AwsBuild, tmp_path: Path) -> None:
     template = tmp_path / "template.json"
     template.write_text(json.dumps(translated_by_sam(build)))
 
     checked(Path(sys.executable).with_name("cfn-lint"), template)
 
 
-def test_checkov_finds_what_is_skipped_with_a_reason_and_nothing_else(
-    build: AwsBuild, tmp_path: Path
-) -> None:
+def test_checkov_fails_only_checks_skipped_with_a_reason(build: AwsBuild, tmp_path: Path) -> None:
     lines = (PROJECT / ".checkov.yaml").read_text().splitlines()
     skipped = {line.split()[1] for line in lines if line.startswith("  - ")}
     checkov = environment("template").with_name("checkov")
@@ -140,7 +138,7 @@ def test_checkov_finds_what_is_skipped_with_a_reason_and_nothing_else(
         assert not line.startswith("  - ") or before.startswith("  # ")
 
 
-def test_redocly_finds_nothing_in_the_openapi_document(alice: Client, tmp_path: Path) -> None:
+def test_redocly_passes_on_the_openapi_document(alice: Client, tmp_path: Path) -> None:
     npx = shutil.which("npx")
     if npx is None:
         assert not os.environ.get("CI"), "npx is missing: make system-packages"
@@ -153,7 +151,7 @@ def test_redocly_finds_nothing_in_the_openapi_document(alice: Client, tmp_path: 
     assert "Warning was generated" not in said
 
 
-def test_the_template_takes_the_database_the_pool_and_the_network(template: Json) -> None:
+def test_template_has_database_and_user_pool_parameters(template: Json) -> None:
     parameters = template["Parameters"]
 
     assert {"DBHost", "DBName", "DBUser", "DBPassword", "DBPasswordSecretArn", "CognitoUserPoolArn"} <= set(
@@ -164,11 +162,11 @@ def test_the_template_takes_the_database_the_pool_and_the_network(template: Json
     assert "OrderApiUrl" in template["Outputs"]
 
 
-def test_no_made_up_user_pool_reaches_the_template(aws_build: AwsBuild) -> None:
+def test_placeholder_user_pool_is_not_in_the_template(aws_build: AwsBuild) -> None:
     assert "userpool/us-east-1_none" not in aws_build.template.read_text()
 
 
-def test_the_function_is_what_config_json_says(translated: Json) -> None:
+def test_function_matches_config_json(translated: Json) -> None:
     function = resource(translated, "AWS::Lambda::Function")
 
     assert function["Timeout"] < 29, "API Gateway waits 29 seconds"
@@ -178,7 +176,7 @@ def test_the_function_is_what_config_json_says(translated: Json) -> None:
     assert function["LoggingConfig"] == {"LogGroup": {"Ref": "ApiHandlerLogGroup"}}
 
 
-def test_the_function_gets_its_settings_from_the_parameters(translated: Json) -> None:
+def test_function_settings_come_from_the_parameters(translated: Json) -> None:
     function = resource(translated, "AWS::Lambda::Function")
 
     variables = function["Environment"]["Variables"]
@@ -214,7 +212,7 @@ PASSWORD, SECRET = {"DBPassword": "hunter2"}, {"DBPasswordSecretArn": "arn:aws:s
         ({**NAMED, **PASSWORD, "DBName": ""}, ["DatabaseIsNamed"]),
     ],
 )
-def test_the_template_wants_one_password_and_a_database(
+def test_template_requires_one_password_and_a_database(
     template: Json, given: dict[str, str], broken: list[str]
 ) -> None:
     values = {**UNNAMED, "DBPassword": "", "DBPasswordSecretArn": "", **given}
@@ -230,9 +228,7 @@ def test_the_template_wants_one_password_and_a_database(
 
 
 @pytest.mark.parametrize(("subnets", "in_vpc"), [([], False), (["subnet-1", "subnet-2"], True)])
-def test_the_function_is_in_a_vpc_when_subnets_are_given(
-    template: Json, subnets: list[str], in_vpc: bool
-) -> None:
+def test_function_is_in_a_vpc_with_subnets_only(template: Json, subnets: list[str], in_vpc: bool) -> None:
     assert holds(template["Conditions"]["InVpc"], {"SubnetIds": subnets}) is in_vpc
 
 
@@ -254,9 +250,7 @@ def holds(condition: Any, values: Mapping[str, Any]) -> Any:
     }[function]
 
 
-def test_with_snapstart_a_version_is_published_and_only_that_one_is_called(
-    with_snapstart: AwsBuild, app: Any
-) -> None:
+def test_snapstart_publishes_a_version_and_routes_to_it(with_snapstart: AwsBuild, app: Any) -> None:
     template = translated_by_sam(with_snapstart)
     (version, published), (alias, live) = (
         next((name, each) for name, each in template["Resources"].items() if each["Type"] == kind)
@@ -276,7 +270,7 @@ def test_with_snapstart_a_version_is_published_and_only_that_one_is_called(
             assert re.findall(r"\$\{(\w+)\}", text) == list(called)
 
 
-def test_with_snapstart_another_setting_publishes_another_version(
+def test_snapstart_publishes_a_new_version_for_changed_settings(
     with_snapstart: AwsBuild, tmp_path: Path
 ) -> None:
     """A password itself is not in a template, and so nobody can try one against a version's name."""
@@ -295,20 +289,20 @@ def test_with_snapstart_another_setting_publishes_another_version(
     assert version(DB_HOST="one.example", DB_PASSWORD="hunter2", DB_POOL_RECYCLE="60") != one
 
 
-def test_without_snapstart_nothing_is_published(translated: Json) -> None:
+def test_no_version_is_published_without_snapstart(translated: Json) -> None:
     kinds = {each["Type"] for each in translated["Resources"].values()}
 
     assert not kinds & {"AWS::Lambda::Version", "AWS::Lambda::Alias"}
     assert "SnapStart" not in resource(translated, "AWS::Lambda::Function")
 
 
-def test_the_endpoint_is_regional(translated: Json) -> None:
+def test_api_endpoint_is_regional(translated: Json) -> None:
     assert resource(translated, "AWS::ApiGateway::RestApi")["EndpointConfiguration"] == {
         "Types": ["REGIONAL"]
     }
 
 
-def test_the_function_may_do_nothing_but_log_trace_and_what_its_settings_need(translated: Json) -> None:
+def test_function_role_has_only_the_needed_permissions(translated: Json) -> None:
     (policy,) = resource(translated, "AWS::IAM::Role")["Policies"]
     nothing = {"Ref": "AWS::NoValue"}
 
@@ -325,9 +319,7 @@ def test_the_function_may_do_nothing_but_log_trace_and_what_its_settings_need(tr
     assert (not_by_code["Fn::If"][0], not_by_code["Fn::If"][1]["Effect"]) == ("InVpc", "Deny")
 
 
-def test_the_authorizer_is_the_pool_of_the_parameter_on_every_route_that_needs_a_token(
-    api: Json, app: Any
-) -> None:
+def test_cognito_authorizer_protects_exactly_the_token_routes(api: Json, app: Any) -> None:
     (authorizer,) = api["securityDefinitions"].values()
 
     assert authorizer["x-amazon-apigateway-authorizer"]["providerARNs"] == [{"Ref": "CognitoUserPoolArn"}]
@@ -358,7 +350,7 @@ def as_answered(response: Json) -> tuple[str, dict[str, str], str]:
         ("DEFAULT_4XX", "GET", "/nowhere", b""),
     ],
 )
-def test_api_gateways_own_errors_are_the_apps_to_the_byte(
+def test_api_gateway_error_bytes_equal_the_apps(
     gateway_responses: Json, nobody: Client, kind: str, method: str, target: str, body: bytes
 ) -> None:
     ours = nobody.send(method, target, body)
@@ -369,9 +361,7 @@ def test_api_gateways_own_errors_are_the_apps_to_the_byte(
     assert headers == {name: value for name, value in ours.headers.items() if name not in UNMEANT}
 
 
-def test_a_body_too_large_for_api_gateway_is_answered_as_one_too_large_for_us(
-    gateway_responses: Json, alice: Client
-) -> None:
+def test_api_gateway_413_equals_the_apps_413(gateway_responses: Json, alice: Client) -> None:
     ours = alice.place(raw=b" " * (1024 * 1024 + 1))
 
     status, headers, template = as_answered(gateway_responses["REQUEST_TOO_LARGE"])
@@ -410,7 +400,7 @@ def masked(body: str) -> str:
         ("DEFAULT_5XX", 500, "internal"),
     ],
 )
-def test_each_of_api_gateways_own_errors_is_a_problem_of_the_contract(
+def test_every_api_gateway_error_is_a_contract_problem(
     gateway_responses: Json, kind: str, status: int, slug: str
 ) -> None:
     response = gateway_responses.get(kind) or gateway_responses[f"DEFAULT_{status // 100}XX"]
@@ -425,7 +415,7 @@ def test_each_of_api_gateways_own_errors_is_a_problem_of_the_contract(
     assert headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
 
 
-def test_a_preflight_has_the_headers_of_every_other_answer(api: Json, nobody: Client, app: Any) -> None:
+def test_api_gateway_preflight_has_the_common_headers(api: Json, nobody: Client, app: Any) -> None:
     ordinary = nobody.get("/health").headers
     common = set(ordinary) - set(UNMEANT)
 

@@ -64,7 +64,7 @@ def test_every_page_is_linked_from_the_readme(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_test_that_is_named_exists(page: str) -> None:
+def test_every_named_test_exists(page: str) -> None:
     tests = "\n".join(path.read_text() for path in (PROJECT / "tests").rglob("test_*.py"))
 
     for name in inline_code(page):
@@ -92,7 +92,7 @@ def test_every_make_target_exists(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_environment_variable_is_read_somewhere(page: str) -> None:
+def test_every_documented_environment_variable_is_read(page: str) -> None:
     folders = ("chalicelib", "deploy", "local", "shims", "tools")
     sources = [path for folder in folders for path in (PROJECT / folder).rglob("*") if path.is_file()]
     sources = [path for path in sources if path.suffix in (".py", ".json", "") and "pycache" not in str(path)]
@@ -112,7 +112,7 @@ def test_the_clouds_pages_have_the_same_sections(cloud: str) -> None:
 
 
 @pytest.mark.parametrize("cloud", ["aws", *CLOUDS])
-def test_the_symptoms_that_people_search_for_are_explained(cloud: str) -> None:
+def test_troubleshooting_covers_the_common_symptoms(cloud: str) -> None:
     symptoms = "\n".join(
         re.findall(r"^\| (.*?) \|", PAGES[f"{cloud}.md"].split("## Troubleshooting")[1], re.M)
     )
@@ -122,7 +122,7 @@ def test_the_symptoms_that_people_search_for_are_explained(cloud: str) -> None:
     assert "401" in symptoms
 
 
-def test_the_log_says_what_the_pages_quote(nobody: Client, caplog: pytest.LogCaptureFixture) -> None:
+def test_quoted_log_message_matches_the_real_one(nobody: Client, caplog: pytest.LogCaptureFixture) -> None:
     with api_on("postgresql://orders_app@127.0.0.1:1/orders"):
         assert nobody.get("/health/ready").slug == "unavailable"
 
@@ -134,7 +134,7 @@ def test_the_log_says_what_the_pages_quote(nobody: Client, caplog: pytest.LogCap
 
 
 @pytest.mark.parametrize("block", every_block("json"), ids=lambda block: block.page)
-def test_json_is_json(block: Block) -> None:
+def test_json_blocks_are_valid(block: Block) -> None:
     json.loads(block.text)
 
 

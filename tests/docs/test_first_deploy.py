@@ -23,7 +23,7 @@ BUILDS = [block for block in every_block("sh") if block.text.startswith("make bu
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", BUILDS, ids=lambda block: block.page)
-def test_builds_run_as_they_stand(block: Block, clone: Path) -> None:
+def test_build_blocks_run_unchanged(block: Block, clone: Path) -> None:
     output = shell(block.text, clone)
 
     (cloud,) = re.findall(r"make build-(\w+)", block.text)
@@ -92,7 +92,7 @@ def only(calls: list[Call], *words: str) -> Call:
 
 
 @pytest.mark.slow
-def test_the_first_deploy_to_azure_reaches_its_end(first_deploy: Callable[[str], list[Call]]) -> None:
+def test_first_deploy_to_azure_completes(first_deploy: Callable[[str], list[Call]]) -> None:
     calls = first_deploy("azure")
 
     _, _, (written,) = only(calls, "az", "functionapp", "config", "appsettings", "set")
@@ -111,7 +111,7 @@ def test_the_first_deploy_to_azure_reaches_its_end(first_deploy: Callable[[str],
 
 
 @pytest.mark.slow
-def test_the_first_deploy_to_google_cloud_reaches_its_end(first_deploy: Callable[[str], list[Call]]) -> None:
+def test_first_deploy_to_google_cloud_completes(first_deploy: Callable[[str], list[Call]]) -> None:
     calls = first_deploy("gcp")
 
     _, arguments, (written,) = only(calls, "gcloud", "run", "deploy")
@@ -126,9 +126,7 @@ def test_the_first_deploy_to_google_cloud_reaches_its_end(first_deploy: Callable
 
 
 @pytest.mark.slow
-def test_the_first_deploy_to_oracle_reaches_its_end(
-    first_deploy: Callable[[str], list[Call]], clone: Path
-) -> None:
+def test_first_deploy_to_oracle_completes(first_deploy: Callable[[str], list[Call]], clone: Path) -> None:
     calls = first_deploy("oci")
 
     assert "orders" in only(calls, "fn", "deploy")[1]
@@ -148,7 +146,7 @@ def test_the_first_deploy_to_oracle_reaches_its_end(
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_the_schema_is_applied_as_documented(cloud: str) -> None:
+def test_schema_can_be_applied_as_documented(cloud: str) -> None:
     (commands,) = [
         block.text for block in blocks(f"{cloud}.md", "sh", "First deploy") if "-f schema.sql" in block.text
     ]

@@ -53,7 +53,7 @@ def move(tmp_path: Path) -> Iterator[Move]:
 TABLES = ("orders", "order_items", "idempotency_keys")
 
 
-def test_a_move_takes_every_order_and_every_key_along(move: Move, alice: Client, stranger: Client) -> None:
+def test_migration_carries_every_order_and_key(move: Move, alice: Client, stranger: Client) -> None:
     with api_on(move.old.urls.app):
         first = alice.place(key="before-the-move")
         assert [first.status, stranger.place().status] == [201, 201]
@@ -80,7 +80,7 @@ def test_a_move_takes_every_order_and_every_key_along(move: Move, alice: Client,
         assert len(stranger.get("/orders").json["orders"]) == 1
 
 
-def test_a_move_puts_row_level_security_back(move: Move, alice: Client) -> None:
+def test_migration_restores_row_level_security(move: Move, alice: Client) -> None:
     with api_on(move.old.urls.app):
         alice.place()
 

@@ -85,7 +85,7 @@ def stack(clone: Path) -> Iterator[Stack]:
 
 
 @pytest.mark.slow
-def test_the_first_screens_curl_answers_as_printed(stack: Stack) -> None:
+def test_readme_curl_answers_as_printed(stack: Stack) -> None:
     command = block(README, "sh", "test_order.json").replace(":8000", f":{stack.port}")
     printed = block(README, "json", "Order created successfully")
 
@@ -95,7 +95,7 @@ def test_the_first_screens_curl_answers_as_printed(stack: Stack) -> None:
 
 
 @pytest.mark.slow
-def test_the_four_printed_curls_do_what_they_say(stack: Stack) -> None:
+def test_printed_curls_answer_as_described(stack: Stack) -> None:
     curls = [line for line in stack.output().splitlines() if line.startswith("curl ")]
 
     placed, again, listed, foreign = (shell(curl, Path("/")) for curl in curls)
@@ -113,7 +113,7 @@ def test_the_four_printed_curls_do_what_they_say(stack: Stack) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cloud", ["gcp", "oci", "azure", "lambda"])
-def test_each_clouds_own_runtime_answers_the_same_curl(clone: Path, cloud: str) -> None:
+def test_every_cloud_runtime_answers_the_readme_curl(clone: Path, cloud: str) -> None:
     if cloud == "lambda":
         command = block(README, "sh", "local-lambda")
     else:
@@ -127,7 +127,7 @@ def test_each_clouds_own_runtime_answers_the_same_curl(clone: Path, cloud: str) 
 
 
 @pytest.mark.slow
-def test_a_token_is_one_line(stack: Stack) -> None:
+def test_make_token_prints_one_line(stack: Stack) -> None:
     token = shell("make -s token TENANT=acme USER=alice", stack.folder)
 
     assert re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+\n", token)
@@ -137,7 +137,7 @@ def test_a_token_is_one_line(stack: Stack) -> None:
 
 
 @pytest.mark.slow
-def test_chalice_local_serves_as_documented(stack: Stack) -> None:
+def test_documented_chalice_local_command_works(stack: Stack) -> None:
     port = free_port()
     command = block(LOCAL_DOCS, "sh", "chalice local").replace("8001", f"{port} --no-autoreload")
     server = subprocess.Popen(["bash", "-c", f"{command}"], cwd=stack.folder, start_new_session=True)
@@ -154,7 +154,7 @@ def test_chalice_local_serves_as_documented(stack: Stack) -> None:
 
 
 @pytest.mark.slow
-def test_a_taken_port_is_said(stack: Stack) -> None:
+def test_port_in_use_is_reported(stack: Stack) -> None:
     second = Stack(stack.folder, stack.port)
 
     assert second.process.wait(timeout=60) != 0
@@ -162,7 +162,7 @@ def test_a_taken_port_is_said(stack: Stack) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_everything_and_loses_nothing() -> None:
+def test_ctrl_c_stops_all_processes_and_keeps_orders() -> None:
     with cloned() as clone:
         port = free_port()
         curl = block(README, "sh", "test_order.json").replace(":8000", f":{port}")
@@ -177,7 +177,7 @@ def test_ctrl_c_stops_everything_and_loses_nothing() -> None:
 
 
 @pytest.mark.slow
-def test_an_own_server_is_used_with_database_url(clone: Path, database: Urls, admin_url: str) -> None:
+def test_database_url_selects_ones_own_server(clone: Path, database: Urls, admin_url: str) -> None:
     urls = {"DATABASE_URL": database.app, "OWNER_DATABASE_URL": database.owner}
 
     with running_stack(clone, free_port(), **urls) as own:
@@ -206,7 +206,7 @@ def test_every_named_target_exists() -> None:
     assert named <= targets
 
 
-def test_the_table_of_errors_is_complete() -> None:
+def test_error_table_lists_every_problem() -> None:
     problems = {problem.slug: problem.status for problem in subclasses(errors.Problem)}
     table = API[API.index("| slug |") : API.index("They are checked")]
 

@@ -88,7 +88,7 @@ def test_every_statement_of_the_runbook_runs(server: Server) -> None:
     assert len(statements()) == 8
 
 
-def test_the_runbook_names_who_holds_a_lock_and_how_to_end_it(server: Server) -> None:
+def test_runbook_finds_and_ends_a_blocking_session(server: Server) -> None:
     (find_holder,) = [text for text in statements() if "pg_blocking_pids" in text]
     (end,) = [text for text in statements() if "pg_terminate_backend" in text]
     with (
@@ -122,7 +122,7 @@ def test_the_runbook_names_who_holds_a_lock_and_how_to_end_it(server: Server) ->
     assert remaining == {"count": 2}  # the holder's delete was rolled back
 
 
-def test_connections_that_are_used_up_have_a_row_before_the_general_one(
+def test_runbook_covers_exhausted_connections_before_general_failures(
     small_server: Server, alice: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     lines = []
@@ -146,9 +146,7 @@ def test_connections_that_are_used_up_have_a_row_before_the_general_one(
     assert "used up" in meaning(lines[0])
 
 
-def test_a_database_that_cannot_be_reached_has_the_general_row(
-    alice: Client, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_runbook_covers_an_unreachable_database(alice: Client, caplog: pytest.LogCaptureFixture) -> None:
     for address in ("127.0.0.1:1", "nowhere.invalid"):
         with api_on(f"postgresql://orders_app@{address}/orders"):
             assert alice.get("/orders").status == 503
@@ -156,7 +154,7 @@ def test_a_database_that_cannot_be_reached_has_the_general_row(
         assert "no route to the database" in meaning(line)
 
 
-def test_what_is_silent_locked_or_read_only_has_its_row(
+def test_runbook_covers_silent_locked_and_read_only_databases(
     server: Server, alice: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     with connected(server.url("postgres")) as superuser:
@@ -183,7 +181,7 @@ def test_what_is_silent_locked_or_read_only_has_its_row(
         ("alter table orders no force row level security", ""),
     ],
 )
-def test_a_role_that_is_refused_has_a_row_and_what_it_says_helps(
+def test_runbook_fix_for_a_refused_role_works(
     server: Server, alice: Client, caplog: pytest.LogCaptureFixture, harm: str, helps: str
 ) -> None:
     with connected(server.url("postgres")) as superuser:
@@ -198,7 +196,7 @@ def test_a_role_that_is_refused_has_a_row_and_what_it_says_helps(
         assert alice.get("/orders").status == 200
 
 
-def test_a_schema_that_is_older_than_the_release_has_a_row(server: Server) -> None:
+def test_runbook_covers_an_outdated_schema(server: Server) -> None:
     """A statement that needs the new function fails; see docs/database.md, Applying it."""
     with connected(server.urls.owner) as owner:
         owner.cursor().execute("drop function set_tenant(text, integer)")
@@ -211,7 +209,7 @@ def test_a_schema_that_is_older_than_the_release_has_a_row(server: Server) -> No
     assert "older than the release" in meaning(f"Refused: {refused.value}")
 
 
-def test_a_language_that_was_revoked_has_a_row_and_its_statement_helps(
+def test_runbook_fix_for_revoked_plpgsql_works(
     server: Server, alice: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     with connected(server.url("postgres")) as superuser:

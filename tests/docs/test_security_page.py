@@ -45,7 +45,7 @@ def is_there(path: str) -> bool:
     return any(folder.glob(path.rstrip("/")) for folder in (PROJECT, PROJECT / "chalicelib"))
 
 
-def test_every_test_that_the_page_names_exists() -> None:
+def test_every_test_named_on_security_page_exists() -> None:
     named = NODE.findall(PAGE)
 
     assert len(named) > 50
@@ -53,7 +53,7 @@ def test_every_test_that_the_page_names_exists() -> None:
     assert len(re.findall(r"`[^`]*test_[^`]*::[^`]*`", PAGE)) == len(named), "a test is misspelt"
 
 
-def test_every_promise_names_a_test_and_where_it_is_kept() -> None:
+def test_every_promise_names_its_tests_and_files() -> None:
     promises = table(PROMISES)
 
     assert [int(number) for number, *_ in promises] == list(range(1, len(promises) + 1))
@@ -65,19 +65,19 @@ def test_every_promise_names_a_test_and_where_it_is_kept() -> None:
         assert [path for path in files if not is_there(path)] == [], promise
 
 
-def test_every_file_that_the_page_names_exists() -> None:
+def test_every_file_named_on_security_page_exists() -> None:
     files = re.findall(r"`((?:tests|chalicelib|deploy|shims|local|audit)/[\w/.]+|\w+\.(?:py|sql))[`:]", PAGE)
 
     assert [path for path in files if not is_there(path)] == []
 
 
-def test_all_ten_risks_are_there() -> None:
+def test_all_ten_owasp_risks_are_listed() -> None:
     risks = [risk.split(" ")[0] for risk, *_ in table(RISKS)]
 
     assert risks == [f"API{number}:2023" for number in range(1, 11)]
 
 
-def test_every_number_leads_to_a_promise_and_every_promise_is_led_to() -> None:
+def test_every_promise_is_referenced_by_valid_numbers() -> None:
     promises = set(range(1, len(table(PROMISES)) + 1))
     mapped = [cells[-1] for title in (ACTORS, RISKS, SECTIONS) for cells in table(title)]
 
@@ -87,7 +87,7 @@ def test_every_number_leads_to_a_promise_and_every_promise_is_led_to() -> None:
     assert {number for cell in mapped for number in numbers(cell)} == promises
 
 
-def test_a_section_of_asvs_is_named_once_and_in_order() -> None:
+def test_asvs_sections_are_unique_and_in_order() -> None:
     sections = [re.fullmatch(r"V(\d+)\.(\d+) [A-Z].+", section) for section, *_ in table(SECTIONS)]
     order = [(int(section[1]), int(section[2])) for section in sections if section]
 

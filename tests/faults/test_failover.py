@@ -91,7 +91,7 @@ def assert_kept(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("pair", [in_a_url, in_variables], indirect=True)
-def test_the_standby_has_every_order_that_a_killed_primary_acknowledged(pair: Pair) -> None:
+def test_standby_has_every_order_acknowledged_before_failover(pair: Pair) -> None:
     ledger = pair.factory.ledger
     with Load(pair.factory.customers()):
         until(lambda: ledger.acknowledged() > 50)
@@ -107,7 +107,7 @@ def test_the_standby_has_every_order_that_a_killed_primary_acknowledged(pair: Pa
 
 
 @pytest.mark.parametrize("pair", [in_variables], indirect=True)
-def test_writes_move_on_from_a_primary_that_has_become_a_reader(pair: Pair) -> None:
+def test_writes_move_to_new_primary_after_a_switchover(pair: Pair) -> None:
     """As after a switchover: the old one still answers, on connections that are at rest too."""
     ledger = pair.factory.ledger
     with Load(pair.factory.customers()):
@@ -125,7 +125,7 @@ def test_writes_move_on_from_a_primary_that_has_become_a_reader(pair: Pair) -> N
 
 
 @pytest.mark.parametrize("pair", [in_variables], indirect=True)
-def test_without_its_standby_a_primary_acknowledges_nothing(pair: Pair) -> None:
+def test_primary_acknowledges_nothing_without_its_synchronous_standby(pair: Pair) -> None:
     customer = Client(over_http("127.0.0.1", pair.product.port), pair.factory.token("acme", "alice"))
     assert customer.place(key="before").status == 201
     pair.standby.stop()

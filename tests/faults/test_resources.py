@@ -150,7 +150,7 @@ def in_bounded_time() -> Iterator[None]:
     assert time.monotonic() - started < LONGEST_WAIT
 
 
-def test_more_requests_than_connections_wait_only_briefly(site: Site) -> None:
+def test_requests_beyond_the_pool_wait_only_briefly(site: Site) -> None:
     customer = site.client()
     with site.locked(), in_bounded_time():
         holding = site.at_once(lambda: customer.get("/orders"), CONNECTIONS)
@@ -181,7 +181,9 @@ def all_connections_taken(site: Site) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("taken", [a_limit_of_the_role, all_connections_taken])
-def test_too_many_connections(site: Site, taken: Callable[[Site], AbstractContextManager[None]]) -> None:
+def test_exhausted_server_connections_are_503_until_freed(
+    site: Site, taken: Callable[[Site], AbstractContextManager[None]]
+) -> None:
     customer = site.client()
     site.disconnect()
     with taken(site), in_bounded_time():
@@ -192,7 +194,7 @@ def test_too_many_connections(site: Site, taken: Callable[[Site], AbstractContex
     assert customer.get("/health/ready").status == 200
 
 
-def test_a_locked_table_is_waited_for_briefly(site: Site) -> None:
+def test_locked_table_is_503_in_bounded_time(site: Site) -> None:
     customer = site.client()
     with site.locked(), in_bounded_time():
         asked = [*site.at_once(customer.place, 2), *site.at_once(lambda: customer.get("/orders"), 2)]
@@ -200,7 +202,7 @@ def test_a_locked_table_is_waited_for_briefly(site: Site) -> None:
             assert_unavailable(each.result())
 
 
-def test_a_key_that_is_held_holds_up_nobody_else(site: Site) -> None:
+def test_key_in_flight_does_not_block_other_tenants(site: Site) -> None:
     """Its first request is still on its way, in another process that hangs."""
     acme, borealis = site.client("acme"), site.client("borealis")
     assert acme.place(key="held").status == 201
@@ -220,7 +222,7 @@ def test_a_key_that_is_held_holds_up_nobody_else(site: Site) -> None:
     assert others > 1
 
 
-def test_one_tenants_slow_queries_are_stopped_and_slow_nobody_else_down(site: Site) -> None:
+def test_slow_queries_time_out_without_slowing_other_tenants(site: Site) -> None:
     acme, borealis = site.client("acme"), site.client("borealis")
     assert [each.place().status for each in (acme, borealis)] == [201, 201]
     site.rows(
@@ -243,7 +245,7 @@ def test_one_tenants_slow_queries_are_stopped_and_slow_nobody_else_down(site: Si
     assert acme.get("/orders?limit=1").status == 200
 
 
-def test_a_database_that_takes_no_writes_still_answers_reads(site: Site) -> None:
+def test_read_only_database_answers_reads_and_recovers(site: Site) -> None:
     customer = site.client()
     order_id = customer.place().json["order"]["order_id"]
 
@@ -263,7 +265,7 @@ def test_a_database_that_takes_no_writes_still_answers_reads(site: Site) -> None
 
 
 @pytest.mark.parametrize("asked", ["read", "written"])
-def test_a_database_that_falls_silent_is_given_up(site: Site, asked: str) -> None:
+def test_silent_database_is_503_in_bounded_time(site: Site, asked: str) -> None:
     customer = site.client()
     assert customer.place().status == 201
     site.proxy.faults.arm(AnswerFault.SWALLOW, 1)
@@ -275,7 +277,7 @@ def test_a_database_that_falls_silent_is_given_up(site: Site, asked: str) -> Non
     assert ("it is not known whether" in answer.json["detail"]) == (asked == "written")
 
 
-def test_a_network_that_swallows_everything(site: Site) -> None:
+def test_network_blackhole_is_503_in_bounded_time(site: Site) -> None:
     customer = site.client()
     site.disconnect()
     with site.proxy.stalled(), in_bounded_time():
@@ -307,7 +309,7 @@ def mount(*arguments: str | Path) -> "subprocess.CompletedProcess[bytes]":
     return subprocess.run([program, *arguments], capture_output=True, check=False)
 
 
-def test_a_full_disk_refuses_orders_and_answers_reads(site: Site, small_disk: Path) -> None:
+def test_full_disk_rejects_orders_but_answers_reads(site: Site, small_disk: Path) -> None:
     customer = site.client("full")
     site.rows(f"create tablespace small location '{small_disk}'")
     try:

@@ -41,7 +41,7 @@ def product(server: Server, tokens: TokenIssuer, tmp_path: Path) -> Iterator[Doo
         yield product
 
 
-def test_requests_in_flight_are_finished_and_no_others_begun(
+def test_sigterm_finishes_requests_in_flight_and_accepts_none(
     server: Server, product: Door, tokens: TokenIssuer
 ) -> None:
     customer = Client(over_http("127.0.0.1", product.port), tokens.token("acme", "alice"))

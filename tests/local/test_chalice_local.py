@@ -68,7 +68,7 @@ def assert_unauthorized(answer: Answer) -> None:
     assert answer.headers["access-control-allow-origin"] == "*"
 
 
-def test_chalice_local_serves_the_holder_of_a_good_token(
+def test_chalice_local_accepts_a_valid_token(
     chalice_local: Transport, user_pool: UserPool, tenant: str
 ) -> None:
     alice = Client(chalice_local, user_pool.token(tenant))
@@ -82,7 +82,7 @@ def test_chalice_local_serves_the_holder_of_a_good_token(
     assert Client(chalice_local, user_pool.token(f"{tenant}-2")).get("/orders").json["orders"] == []
 
 
-def test_chalice_local_takes_the_bare_token_too(
+def test_chalice_local_accepts_a_token_without_bearer(
     chalice_local: Transport, user_pool: UserPool, tenant: str
 ) -> None:
     answer = chalice_local("GET", "/orders", {"authorization": user_pool.token(tenant)}, b"")
@@ -90,7 +90,7 @@ def test_chalice_local_takes_the_bare_token_too(
     assert answer.status == 200
 
 
-def test_chalice_local_refuses_a_request_without_a_token(chalice_local: Transport) -> None:
+def test_chalice_local_rejects_a_missing_token(chalice_local: Transport) -> None:
     nobody = Client(chalice_local, None)
 
     assert_unauthorized(nobody.get("/orders"))
@@ -126,7 +126,7 @@ def test_chalice_local_forbids_a_token_without_a_tenant(
 
 
 @pytest.mark.parametrize("authorization", ["garbage", "Bearer garbage", "Bearer", "Basic YTpi", "a.b.c"])
-def test_chalice_local_never_serves_what_its_gateway_cannot_read(
+def test_chalice_local_drops_connections_with_unreadable_tokens(
     chalice_local: Transport, authorization: str
 ) -> None:
     """Chalice 1.34 drops the connection: its gateway fails on the token before the app is asked."""
@@ -137,9 +137,7 @@ def test_chalice_local_never_serves_what_its_gateway_cannot_read(
     assert chalice_local("GET", "/health", {}, b"").status == 200
 
 
-def test_the_local_server_does_not_start_under_lambdas_variable(
-    app: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_local_server_refuses_aws_lambda_function_name(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from local import docs
     from local.server import serve
 

@@ -51,7 +51,7 @@ def browser(tmp_path: Path) -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_an_order_is_placed_from_the_docs_page(
+def test_docs_page_can_place_an_order(
     browser: Any, server: tuple[str, int], user_pool: UserPool, tenant: str, rows: Rows
 ) -> None:
     host, port = server
@@ -78,7 +78,7 @@ def test_an_order_is_placed_from_the_docs_page(
     assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
 
 
-def test_nothing_else_is_served_beside_the_page(http: Transport) -> None:
+def test_docs_serves_only_the_pages_files(http: Transport) -> None:
     page = http("GET", "/docs", {}, b"")
 
     assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8")

@@ -37,7 +37,7 @@ def modules(python: Path, *names: str) -> list[bool]:
 
 
 @pytest.mark.slow
-def test_callers_at_once_get_one_environment_with_nothing_else_in_it(project: Path) -> None:
+def test_concurrent_callers_get_one_isolated_environment(project: Path) -> None:
     def call(_: int) -> tuple[Path, list[bool]]:
         python = environments.environment("lambda")
         return python, modules(python, "awslambdaric", "chalice", "pytest")
@@ -50,7 +50,7 @@ def test_callers_at_once_get_one_environment_with_nothing_else_in_it(project: Pa
 
 
 @pytest.mark.slow
-def test_an_environment_that_was_interrupted_is_made_anew(project: Path) -> None:
+def test_interrupted_environment_is_rebuilt(project: Path) -> None:
     requirements = project / "shims/gcp/requirements.txt"
     requirements.write_text(hashed("six"))
     python = environments.environment("gcp")
@@ -66,7 +66,7 @@ def test_an_environment_that_was_interrupted_is_made_anew(project: Path) -> None
 
 
 @pytest.mark.slow
-def test_what_cannot_be_installed_is_said(project: Path) -> None:
+def test_failed_install_is_explained(project: Path) -> None:
     (project / "shims/gcp/requirements.txt").write_text(f"six==0.0.0.1 --hash=sha256:{'0' * 64}\n")
 
     with pytest.raises(SystemExit, match=r"(?s)Is the package index reachable\?.*six"):

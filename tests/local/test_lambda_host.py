@@ -146,13 +146,11 @@ def ask(transport: Transport, what: str = "", body: bytes = b"", **headers: str)
 # The zip
 
 
-def test_orders_are_placed_and_read_through_the_zip(
-    orders: Transport, user_pool: UserPool, tenant: str
-) -> None:
+def test_zip_places_and_reads_orders(orders: Transport, user_pool: UserPool, tenant: str) -> None:
     places_and_reads(orders, user_pool, tenant)
 
 
-def test_no_module_is_compiled_when_the_function_starts(
+def test_function_start_compiles_no_module(
     serve: Callable[..., Transport], aws_build: AwsBuild, tmp_path: Path, user_pool: UserPool, tenant: str
 ) -> None:
     """Whatever is not loaded from its bytecode fails: its source does."""
@@ -163,7 +161,7 @@ def test_no_module_is_compiled_when_the_function_starts(
     places_and_reads(serve(rezipped(tmp_path, aws_build, ruined)), user_pool, tenant)
 
 
-def test_what_verifies_tokens_is_not_in_the_zip_or_not_needed(
+def test_zip_works_without_token_verification_modules(
     serve: Callable[..., Transport], aws_build: AwsBuild, tmp_path: Path, user_pool: UserPool, tenant: str
 ) -> None:
     with ZipFile(aws_build.zip) as zipped:
@@ -182,7 +180,7 @@ def test_what_verifies_tokens_is_not_in_the_zip_or_not_needed(
 # The function on Lambda
 
 
-def test_the_function_sees_lambdas_variables_and_none_of_the_tokens(odd: Transport) -> None:
+def test_function_environment_has_lambdas_but_no_token_variables(odd: Transport) -> None:
     seen = ask(odd).json
 
     variables = seen["environment"]
@@ -200,14 +198,14 @@ def test_the_function_cannot_write_its_own_folder(odd: Transport) -> None:
     assert ask(odd, "write").json == {"error": "PermissionError"}
 
 
-def test_one_process_serves_one_request_after_the_other(odd: Transport) -> None:
+def test_sequential_requests_reuse_one_process(odd: Transport) -> None:
     seen = [ask(odd).json for _ in range(3)]
 
     assert len({each["pid"] for each in seen}) == 1
     assert len({each["id"] for each in seen}) == 3
 
 
-def test_requests_at_the_same_time_have_processes_of_their_own(odd: Transport) -> None:
+def test_concurrent_requests_get_separate_processes(odd: Transport) -> None:
     ask(odd)
     with ThreadPoolExecutor(2 * MAX_INSTANCES) as threads:
         seen = [each.json for each in threads.map(lambda _: ask(odd, "nap"), range(2 * MAX_INSTANCES))]
@@ -218,9 +216,7 @@ def test_requests_at_the_same_time_have_processes_of_their_own(odd: Transport) -
 
 
 @pytest.mark.parametrize("what", ["die", "fail", "hang", "swell"])
-def test_a_failing_function_is_the_contracts_500_and_the_next_request_is_served(
-    odd: Transport, what: str
-) -> None:
+def test_failing_function_is_a_500_and_recovers(odd: Transport, what: str) -> None:
     before = time.monotonic()
     answer = ask(odd, what)
 
@@ -230,7 +226,7 @@ def test_a_failing_function_is_the_contracts_500_and_the_next_request_is_served(
     assert ask(odd).status == 200
 
 
-def test_a_function_slower_than_the_gateways_patience_is_the_contracts_503(
+def test_gateway_timeout_is_a_contract_503(
     aws_build: AwsBuild,
     app: Any,  # noqa: ARG001
 ) -> None:
@@ -260,19 +256,19 @@ def test_a_function_slower_than_the_gateways_patience_is_the_contracts_503(
         {"statusCode": 200, "errorMessage": "x"},
     ],
 )
-def test_a_result_of_another_shape_is_the_contracts_500(odd: Transport, result: Any) -> None:
+def test_malformed_function_result_is_a_contract_500(odd: Transport, result: Any) -> None:
     answer = ask(odd, "result", json.dumps(result).encode())
 
     assert (answer.status, answer.slug) == (500, "internal")
 
 
-def test_a_result_may_leave_out_all_but_the_status(odd: Transport) -> None:
+def test_function_result_needs_only_a_status(odd: Transport) -> None:
     answer = ask(odd, "result", b'{"statusCode": 204}')
 
     assert (answer.status, answer.body) == (204, b"")
 
 
-def test_headers_may_repeat_in_a_result(odd: Transport) -> None:
+def test_function_result_may_repeat_headers(odd: Transport) -> None:
     result = {"statusCode": 200, "headers": {"A": "1", "B": 2}, "multiValueHeaders": {"B": ["3", "4"]}}
 
     answer = ask(odd, "result", json.dumps(result).encode())
@@ -283,7 +279,7 @@ def test_headers_may_repeat_in_a_result(odd: Transport) -> None:
 # The gateway
 
 
-def test_the_gateway_refuses_in_the_contracts_words(orders: Transport) -> None:
+def test_gateway_errors_follow_the_contract(orders: Transport) -> None:
     expected = {
         ("GET", "/nowhere"): (404, "not-found"),
         ("GET", "/"): (404, "not-found"),
@@ -306,14 +302,14 @@ def test_the_gateway_refuses_in_the_contracts_words(orders: Transport) -> None:
 @pytest.mark.parametrize(
     ("sent", "body"), [(10 * 1024 * 1024 + 1, b"x"), (6 * 1024 * 1024, b"x" * 6 * 1024 * 1024)]
 )
-def test_what_lambda_cannot_take_is_the_contracts_413(gateway: ApiGateway, sent: int, body: bytes) -> None:
+def test_payload_over_lambdas_limit_is_a_contract_413(gateway: ApiGateway, sent: int, body: bytes) -> None:
     """Only its beginning, when API Gateway itself refuses it; as an event, when Lambda would."""
     status, _, answer = gateway.exchange("POST", "/health", [("Content-Length", str(sent))], body)
 
     assert (status, json.loads(answer)["type"]) == (413, "urn:order-api:problem:payload-too-large")
 
 
-def test_head_has_no_body_and_a_preflight_no_function(orders: Transport, gateway: ApiGateway) -> None:
+def test_head_has_no_body_and_preflight_skips_function(orders: Transport, gateway: ApiGateway) -> None:
     head = orders("HEAD", "/health", {}, b"")
     status, headers, body = gateway.exchange("OPTIONS", "/orders", [], b"")
 
@@ -325,7 +321,7 @@ def test_head_has_no_body_and_a_preflight_no_function(orders: Transport, gateway
     assert len(found["X-Request-Id"]) == 36
 
 
-def test_claims_in_a_header_or_query_change_nothing(
+def test_claims_in_headers_or_query_are_ignored(
     orders: Transport, user_pool: UserPool, rows: Rows, tenant: str
 ) -> None:
     victim = f"victim-{tenant}"
@@ -362,7 +358,7 @@ def test_claims_reach_the_function_as_text(gateway: ApiGateway, user_pool: UserP
     time.strptime(claims["exp"], "%a %b %d %H:%M:%S UTC %Y")
 
 
-def test_the_last_of_repeated_authorization_headers_counts(gateway: ApiGateway, user_pool: UserPool) -> None:
+def test_last_of_repeated_authorization_headers_is_used(gateway: ApiGateway, user_pool: UserPool) -> None:
     good, bad = ("Authorization", user_pool.token("t")), ("authorization", "Bearer a.b.c")
 
     assert gateway.event(Request("GET", "/orders", [bad, good]))["requestContext"]["authorizer"]
@@ -373,7 +369,7 @@ def test_the_last_of_repeated_authorization_headers_counts(gateway: ApiGateway, 
 # The event
 
 
-def test_an_empty_request_makes_an_event_of_none(gateway: ApiGateway) -> None:
+def test_empty_request_makes_an_event_of_nulls(gateway: ApiGateway) -> None:
     event = gateway.event(Request("GET", "/health", [], id="an-id"))
 
     assert event == {
@@ -399,7 +395,7 @@ def test_an_empty_request_makes_an_event_of_none(gateway: ApiGateway) -> None:
     }
 
 
-def test_repeats_are_all_in_the_multi_value_members_and_the_last_in_the_others(gateway: ApiGateway) -> None:
+def test_repeated_values_fill_the_multi_value_members(gateway: ApiGateway) -> None:
     headers = [("X-One", "1"), ("x-one", "2"), ("Y", "3")]
 
     event = gateway.event(Request("GET", "/health?a=1&a=%C3%A9+b&empty=&bare&n%26=%26", headers))
@@ -425,7 +421,7 @@ def test_a_path_and_its_parameters_stay_percent_encoded(gateway: ApiGateway, sen
     assert event["requestContext"]["path"] == f"/api/orders/{sent}"
 
 
-def test_a_literal_path_goes_before_a_parameter(aws_build: AwsBuild, app: Any) -> None:  # noqa: ARG001
+def test_literal_path_takes_precedence_over_a_parameter(aws_build: AwsBuild, app: Any) -> None:  # noqa: ARG001
     template = json.loads(aws_build.template.read_text())
     paths = of_type(template, "AWS::Serverless::Api")["DefinitionBody"]["paths"]
     paths["/orders/zebra"] = paths["/health"]
@@ -435,7 +431,7 @@ def test_a_literal_path_goes_before_a_parameter(aws_build: AwsBuild, app: Any) -
     assert gateway.event(Request("PUT", "/orders/zebr", []))["resource"] == "/orders/{order_id}"
 
 
-def test_a_slash_behind_the_path_leads_to_the_same_resource_and_stays_in_the_path(
+def test_trailing_slash_matches_the_resource_and_is_kept(
     gateway: ApiGateway,
 ) -> None:
     event = gateway.event(Request("GET", "/health/", []))
@@ -480,7 +476,7 @@ def test_a_body_is_text_or_base64(
         ({}, {"AUTH_AUDIENCE": ""}, "AUTH_AUDIENCE is not set"),
     ],
 )
-def test_what_cannot_run_here_is_refused_with_its_reason(
+def test_unsupported_build_is_refused_with_a_reason(
     aws_build: AwsBuild,
     environment: dict[str, str],
     tmp_path: Path,
@@ -500,7 +496,7 @@ def test_what_cannot_run_here_is_refused_with_its_reason(
     assert words in capfd.readouterr().err
 
 
-def test_nothing_runs_on_and_no_file_stays_after_the_host_has_stopped(
+def test_stopped_host_leaves_no_process_or_file(
     aws_build: AwsBuild, environment: dict[str, str], tmp_path: Path
 ) -> None:
     built, port = written(tmp_path, aws_build, ODD), free_port()

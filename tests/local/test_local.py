@@ -73,7 +73,7 @@ def test_a_malformed_setting_is_explained_before_serving(database: database.Urls
     ],
 )
 @pytest.mark.parametrize("name", ["DATABASE_URL", "OWNER_DATABASE_URL"])
-def test_a_malformed_url_is_explained_without_its_password(
+def test_make_run_explains_a_malformed_url_without_password(
     database: database.Urls, name: str, url: str
 ) -> None:
     ended = run(**{"DATABASE_URL": database.app, name: url})
@@ -84,7 +84,7 @@ def test_a_malformed_url_is_explained_without_its_password(
 
 
 @pytest.mark.parametrize("name", ["OWNER_DATABASE_URL", "DB_HOST"])
-def test_half_an_own_server_is_not_ignored(name: str) -> None:
+def test_incomplete_database_settings_are_rejected(name: str) -> None:
     ended = run(**{"DATABASE_URL": "", name: "postgresql://owner@db/orders"})
 
     assert ended.returncode == 1
@@ -100,9 +100,7 @@ def test_a_database_without_the_schema_is_refused(database: database.Urls) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [["run"], ["serve", "aws"]], ids=" ".join)
-def test_a_role_that_is_not_bound_is_refused_but_for_an_experiment(
-    admin_url: str, command: list[str]
-) -> None:
+def test_unsafe_role_is_refused_unless_allowed(admin_url: str, command: list[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = {"PORT": str(taken.getsockname()[1])}
 
@@ -133,7 +131,7 @@ def test_a_password_is_kept_private(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's server runs as another user")
-def test_root_is_told_which_folders_would_be_opened(tmp_path: Path) -> None:
+def test_root_gets_the_folders_to_be_opened(tmp_path: Path) -> None:
     closed, inner = tmp_path / "closed", tmp_path / "closed/inner"
     inner.mkdir(parents=True)
     closed.chmod(0o700)
@@ -151,7 +149,7 @@ def test_root_is_told_which_folders_would_be_opened(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "mein Ordner ü", "it's", "comma,comma", "long" * 30])
-def test_the_server_starts_and_starts_again_wherever_the_project_is(databases: Path, name: str) -> None:
+def test_server_restarts_in_folders_with_unusual_names(databases: Path, name: str) -> None:
     for round_no in range(2):
         with embedded(databases / name) as urls, connected(urls.app) as connection:
             cursor = connection.cursor()
@@ -161,7 +159,7 @@ def test_the_server_starts_and_starts_again_wherever_the_project_is(databases: P
     assert sockets.parent == databases / name or not sockets.exists()
 
 
-def test_a_cluster_that_was_interrupted_is_made_anew(databases: Path) -> None:
+def test_interrupted_cluster_is_rebuilt(databases: Path) -> None:
     folder = databases / "interrupted"
     (folder / "postgres.new/base").mkdir(parents=True)
     (folder / "postgres.new/PG_VERSION").write_text("18\n")
@@ -171,7 +169,7 @@ def test_a_cluster_that_was_interrupted_is_made_anew(databases: Path) -> None:
 
 
 @pytest.mark.slow
-def test_another_process_with_the_old_servers_id_is_no_server(databases: Path) -> None:
+def test_stale_pid_of_another_process_is_ignored(databases: Path) -> None:
     folder = databases / "stale"
     with embedded(folder):
         pid_file = (folder / "postgres/postmaster.pid").read_text()
@@ -184,7 +182,7 @@ def test_another_process_with_the_old_servers_id_is_no_server(databases: Path) -
 
 
 @pytest.mark.slow
-def test_a_server_found_shutting_down_is_waited_for(databases: Path) -> None:
+def test_shutting_down_server_is_waited_for(databases: Path) -> None:
     folder = databases / "shutting-down"
     with embedded(folder) as urls, connected(urls.app):
         os.kill(int((folder / "postgres/postmaster.pid").read_text().split()[0]), signal.SIGTERM)
@@ -203,7 +201,7 @@ def _entered(folder: Path) -> Iterator[tuple[int]]:
         yield cursor.fetchone()
 
 
-def test_the_environments_locale_does_not_matter(databases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_ignores_the_environments_locale(databases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LC_ALL", "xx_XX.ISO-8859-1")
 
     with embedded(databases / "locale") as urls, connected(urls.app) as connection:
@@ -212,7 +210,7 @@ def test_the_environments_locale_does_not_matter(databases: Path, monkeypatch: p
         assert cursor.fetchone() == ("UTF8",)
 
 
-def test_what_is_no_cluster_is_left_alone(databases: Path) -> None:
+def test_folder_without_a_cluster_is_left_alone(databases: Path) -> None:
     data = databases / "other/postgres"
     (data / "base").mkdir(parents=True)
     if os.geteuid() == 0:
@@ -224,7 +222,7 @@ def test_what_is_no_cluster_is_left_alone(databases: Path) -> None:
     assert (data / "base").exists()
 
 
-def test_a_socket_folder_planted_by_somebody_else_is_refused(databases: Path) -> None:
+def test_socket_folder_symlink_is_refused(databases: Path) -> None:
     folder = databases / ("long" * 30 + "planted")
     victim = databases / "victim"
     victim.mkdir()
@@ -239,7 +237,7 @@ def test_a_socket_folder_planted_by_somebody_else_is_refused(databases: Path) ->
     sockets.unlink()
 
 
-def test_two_users_share_one_server_and_the_last_one_stops_it(databases: Path) -> None:
+def test_last_of_two_users_stops_the_shared_server(databases: Path) -> None:
     folder = databases / "shared"
     with embedded(folder):
         with embedded(folder) as urls:
@@ -251,7 +249,7 @@ def test_two_users_share_one_server_and_the_last_one_stops_it(databases: Path) -
 
 
 @pytest.mark.slow
-def test_a_server_that_ended_by_itself_is_no_trouble_at_the_end(databases: Path) -> None:
+def test_server_that_stopped_early_causes_no_error(databases: Path) -> None:
     folder = databases / "ended"
     with embedded(folder):
         pid = int((folder / "postgres/postmaster.pid").read_text().split()[0])
@@ -271,7 +269,7 @@ def test_data_of_another_user_is_left_alone(databases: Path) -> None:
     assert (folder / "postgres").stat().st_uid == 12345
 
 
-def test_the_first_signing_key_stays(tmp_path: Path) -> None:
+def test_existing_signing_key_is_kept(tmp_path: Path) -> None:
     first = Issuer(tmp_path)
     key = (tmp_path / "signing-key.pem").read_bytes()
 
@@ -283,6 +281,6 @@ def test_the_first_signing_key_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tenant", ["x" * 256, "\t", " "])
-def test_a_token_for_nobody_is_not_made(tenant: str) -> None:
+def test_token_with_an_invalid_tenant_is_refused(tenant: str) -> None:
     with pytest.raises(SystemExit, match="1 to 255 printable characters"):
         local._token(tenant, "alice")

@@ -145,7 +145,7 @@ def stop_by_sigterm(host: Host) -> None:
 
 @pytest.mark.parametrize("stop", [stop_by_ctrl_c, stop_by_sigterm])
 @pytest.mark.parametrize("cloud", hosts.RUNTIMES)
-def test_a_host_serves_orders_and_stops_with_all_its_processes(
+def test_host_serves_orders_and_stops_with_its_processes(
     serve: Serve, made: Callable[[str], None], cloud: str, stop: Callable[[Host], None]
 ) -> None:
     made(cloud)
@@ -171,9 +171,7 @@ def test_a_host_serves_orders_and_stops_with_all_its_processes(
 
 
 @pytest.mark.parametrize("cloud", hosts.RUNTIMES)
-def test_ctrl_c_before_a_host_listens_stops_it_too(
-    serve: Serve, made: Callable[[str], None], cloud: str
-) -> None:
+def test_ctrl_c_before_a_host_listens_stops_it(serve: Serve, made: Callable[[str], None], cloud: str) -> None:
     made(cloud)
     host = serve(cloud)
     deadline = time.monotonic() + 60
@@ -191,7 +189,7 @@ def test_ctrl_c_before_a_host_listens_stops_it_too(
 
 
 @pytest.mark.parametrize("number", hosts.ENDING)
-def test_a_signal_while_the_child_is_being_made_leaves_no_child(
+def test_signal_during_fork_leaves_no_child(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The moment between a child's fork and its parent's knowing of it, which the test above seldom meets."""
@@ -221,7 +219,7 @@ def test_a_signal_while_the_child_is_being_made_leaves_no_child(
 
 
 @pytest.mark.parametrize("cloud", BUILT)
-def test_a_taken_port_is_said_with_a_way_out(serve: Serve, made: Callable[[str], None], cloud: str) -> None:
+def test_port_in_use_is_reported_with_a_hint(serve: Serve, made: Callable[[str], None], cloud: str) -> None:
     made(cloud)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -235,14 +233,16 @@ def test_a_taken_port_is_said_with_a_way_out(serve: Serve, made: Callable[[str],
 
 
 @pytest.mark.parametrize(("cloud", "target"), [*((cloud, cloud) for cloud in BUILT), ("lambda", "aws")])
-def test_a_folder_that_was_not_built_is_said(serve: Serve, project: Path, cloud: str, target: str) -> None:
+def test_missing_build_folder_is_reported(serve: Serve, project: Path, cloud: str, target: str) -> None:
     said = ended(serve(cloud))
 
     assert said == f"{project / 'build' / target} is not there: run make build-{target} first\n"
 
 
 @pytest.mark.parametrize("cloud", [*BUILT, "aws"])
-def test_lambdas_variable_opens_no_door(serve: Serve, made: Callable[[str], None], cloud: str) -> None:
+def test_aws_lambda_function_name_does_not_disable_verification(
+    serve: Serve, made: Callable[[str], None], cloud: str
+) -> None:
     made(cloud)
     host = serve(cloud, AWS_LAMBDA_FUNCTION_NAME="order-api-dev")
     host.wait_until_started()
@@ -258,7 +258,7 @@ def test_lambdas_variable_opens_no_door(serve: Serve, made: Callable[[str], None
 
 
 @pytest.mark.parametrize("cloud", ["azure", "gcp"])
-def test_a_host_that_dies_at_its_start_says_why(
+def test_host_that_fails_to_start_explains_why(
     serve: Serve, project: Path, made: Callable[[str], None], cloud: str
 ) -> None:
     made(cloud)
@@ -291,7 +291,7 @@ def test_a_host_that_dies_later_ends_the_command(
 
 
 @pytest.mark.parametrize("cloud", BUILT)
-def test_a_malformed_setting_is_explained(serve: Serve, made: Callable[[str], None], cloud: str) -> None:
+def test_malformed_database_url_stops_the_host(serve: Serve, made: Callable[[str], None], cloud: str) -> None:
     made(cloud)
 
     host = serve(cloud, DATABASE_URL="mysql://a:s3cret@h/x")
@@ -302,7 +302,7 @@ def test_a_malformed_setting_is_explained(serve: Serve, made: Callable[[str], No
 
 
 @pytest.mark.parametrize("cloud", hosts.RUNTIMES)
-def test_a_host_is_told_what_a_deployed_function_reads(
+def test_host_receives_the_settings_of_a_deployed_function(
     serve: Serve, made: Callable[[str], None], cloud: str
 ) -> None:
     made(cloud)
@@ -318,7 +318,7 @@ def test_a_host_is_told_what_a_deployed_function_reads(
     assert placed.json["order"]["currency"] == "JPY"
 
 
-def test_every_variable_is_handed_on_but_for_those_that_this_machine_decides(
+def test_host_receives_all_variables_except_locally_set_ones(
     serve: Serve, made: Callable[[str], None]
 ) -> None:
     own = {"DB_ALLOW_UNSAFE_ROLE": "0", "DB_PREPARE": "off", "DB_SSLMODE": "prefer", "RATE_LIMIT": "5/s"}
@@ -338,7 +338,7 @@ def test_every_variable_is_handed_on_but_for_those_that_this_machine_decides(
 
 
 @pytest.mark.parametrize(("cloud", "told"), [("aws", True), ("gcp", False)])
-def test_the_databases_authority_is_the_builds_where_there_is_a_build(
+def test_db_sslrootcert_is_passed_only_without_a_build(
     serve: Serve, made: Callable[[str], None], tmp_path: Path, cloud: str, told: bool
 ) -> None:
     made(cloud)
@@ -353,7 +353,7 @@ def test_the_databases_authority_is_the_builds_where_there_is_a_build(
 
 
 @pytest.mark.parametrize("cloud", ["aws", "gcp"])
-def test_a_malformed_setting_is_named_before_a_host_serves(
+def test_malformed_setting_is_reported_before_a_host_serves(
     serve: Serve, made: Callable[[str], None], cloud: str
 ) -> None:
     made(cloud)
@@ -362,7 +362,7 @@ def test_a_malformed_setting_is_named_before_a_host_serves(
     assert ended(serve(cloud, CORS_ORIGIN="shop")).startswith("CORS_ORIGIN is 'shop': use * or one origin")
 
 
-def test_orders_of_one_host_are_there_on_the_next(serve: Serve, made: Callable[[str], None]) -> None:
+def test_hosts_share_the_stored_orders(serve: Serve, made: Callable[[str], None]) -> None:
     placed: list[str] = []
     for cloud in BUILT:
         made(cloud)

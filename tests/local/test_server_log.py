@@ -51,7 +51,7 @@ def deadlock(url: str) -> None:
         waiting.join()
 
 
-def test_replays_leave_no_value_in_the_servers_log(
+def test_replays_log_no_values_on_the_server(
     alice: Client, rows: Callable[..., list[tuple[Any, ...]]]
 ) -> None:
     (((folder,),),) = (rows("show data_directory"),)
@@ -71,7 +71,7 @@ def test_replays_leave_no_value_in_the_servers_log(
         assert quotes_a_value not in added
 
 
-def test_by_default_the_log_has_the_order_and_as_documented_it_has_not(alice: Client) -> None:
+def test_documented_settings_keep_order_values_unlogged(alice: Client) -> None:
     with private_server(tells_values=True) as server:
         apply_schema(server.urls.owner)
         log, found = server.folder / "log", {}

@@ -69,7 +69,7 @@ def unguarded(environment: dict[str, str]) -> ParallelChalice:  # noqa: ARG001 (
 # Tokens
 
 
-def test_a_route_with_an_authorizer_is_closed_even_if_it_forgets_to_ask(
+def test_route_with_an_authorizer_always_requires_a_token(
     unguarded: ParallelChalice, user_pool: UserPool
 ) -> None:
     assert through(unguarded, "/closed").status == 401
@@ -78,7 +78,7 @@ def test_a_route_with_an_authorizer_is_closed_even_if_it_forgets_to_ask(
     assert through(unguarded, "/open").body == b"open"
 
 
-def test_the_app_believes_the_gateway_and_verifies_once(
+def test_token_is_verified_once_per_gateway_request(
     ask: Ask, user_pool: UserPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from chalicelib.identity import tokens
@@ -101,7 +101,7 @@ def test_the_app_believes_the_gateway_and_verifies_once(
     [{"claims": {"custom:tenant_id": "victim", "sub": "x"}}, None, object(), Invocation(deadline=None)],
     ids=lambda context: type(context).__name__,
 )
-def test_nothing_else_passes_for_verified_claims(app: Any, context: Any) -> None:
+def test_only_the_gateway_can_pass_verified_claims(app: Any, context: Any) -> None:
     event = {
         "requestContext": {"resourcePath": "/orders", "httpMethod": "GET"},
         "headers": {"claims": '{"custom:tenant_id": "victim"}'},
@@ -114,9 +114,7 @@ def test_nothing_else_passes_for_verified_claims(app: Any, context: Any) -> None
     assert app(event, context)["statusCode"] == 401
 
 
-def test_a_gateway_does_not_start_where_claims_in_events_count(
-    app: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gateway_refuses_to_start_on_lambda(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "orders")
 
     with pytest.raises(SettingsError, match="AWS_LAMBDA_FUNCTION_NAME"):
@@ -124,7 +122,7 @@ def test_a_gateway_does_not_start_where_claims_in_events_count(
 
 
 @pytest.mark.parametrize("name", ["DATABASE_URL", "AUTH_AUDIENCE", "COGNITO_USER_POOL_ARN"])
-def test_a_gateway_does_not_start_without_its_settings(
+def test_gateway_refuses_to_start_without_its_settings(
     app: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.delenv(name)
@@ -136,7 +134,7 @@ def test_a_gateway_does_not_start_without_its_settings(
 # The base path
 
 
-def test_what_a_gateway_in_front_puts_before_every_path_is_cut_off(
+def test_base_path_is_stripped_and_required(
     app: Any, user_pool: UserPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BASE_PATH", "/shop/v1/")
@@ -152,7 +150,7 @@ def test_what_a_gateway_in_front_puts_before_every_path_is_cut_off(
 
 
 @pytest.mark.parametrize("path", ["shop", "/shop?x", "/a//b", "/a b", "/ü", "/{x}", "https://x"])
-def test_a_base_path_that_is_none_is_refused(app: Any, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+def test_malformed_base_path_is_rejected(app: Any, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.setenv("BASE_PATH", path)
 
     with pytest.raises(SettingsError, match="BASE_PATH"):
@@ -162,14 +160,14 @@ def test_a_base_path_that_is_none_is_refused(app: Any, monkeypatch: pytest.Monke
 # The host's request
 
 
-def test_the_hosts_own_request_id_is_the_answers(ask: Ask) -> None:
+def test_host_request_id_is_the_responses_id(ask: Ask) -> None:
     assert ask(id="0f1e-host").headers["X-Request-Id"] == "0f1e-host"
 
 
 @pytest.mark.parametrize(
     "host_id", ["", None, "a\r\nX-Injected: yes", "a b", "x" * 129, "ü", 5.5, ["a"]], ids=repr
 )
-def test_an_id_that_is_none_is_replaced(ask: Ask, host_id: Any) -> None:
+def test_malformed_host_request_id_is_replaced(ask: Ask, host_id: Any) -> None:
     request_id = ask(id=host_id).headers["X-Request-Id"]
 
     assert len(request_id) == 36
@@ -187,7 +185,7 @@ def test_an_id_that_is_none_is_replaced(ask: Ask, host_id: Any) -> None:
     ],
     ids=str,
 )
-def test_a_request_that_no_host_should_hand_over_is_still_answered(app: Any, broken: dict[str, Any]) -> None:
+def test_malformed_host_request_gets_a_problem_response(app: Any, broken: dict[str, Any]) -> None:
     from shims.gateway import Gateway, Request
 
     request = {"method": "GET", "target": "/health", "headers": {}, "body": b"", **broken}
@@ -198,14 +196,14 @@ def test_a_request_that_no_host_should_hand_over_is_still_answered(app: Any, bro
     assert answer.headers["Content-Type"] == "application/problem+json"
 
 
-def test_a_line_break_never_gets_into_a_response_header(unguarded: ParallelChalice) -> None:
+def test_line_break_in_a_response_header_is_500(unguarded: ParallelChalice) -> None:
     answer = through(unguarded, "/split")
 
     assert (answer.status, answer.headers["Content-Type"]) == (500, "application/problem+json")
     assert "X-Injected" not in str(answer.headers)
 
 
-def test_header_names_are_of_any_case(ask: Ask, user_pool: UserPool) -> None:
+def test_request_header_names_are_case_insensitive(ask: Ask, user_pool: UserPool) -> None:
     answer = ask(
         "/orders", "POST", SEED_BYTES, AUTHORIZATION=user_pool.token("acme"), cOnTeNt_TyPe="text/plain"
     )
@@ -213,7 +211,7 @@ def test_header_names_are_of_any_case(ask: Ask, user_pool: UserPool) -> None:
     assert answer.status == 415
 
 
-def test_a_failed_request_leaves_the_routes_as_they_were(app: Any, ask: Ask) -> None:
+def test_unknown_path_does_not_add_a_route(app: Any, ask: Ask) -> None:
     """Chalice's routes are a defaultdict: a look-up of an unknown path would declare it."""
     before = sorted(app.routes)
 
@@ -226,7 +224,7 @@ def test_a_failed_request_leaves_the_routes_as_they_were(app: Any, ask: Ask) -> 
 # Preflight
 
 
-def test_a_preflight_names_the_methods_and_headers_of_the_path(ask: Ask) -> None:
+def test_preflight_lists_allowed_methods_and_headers(ask: Ask) -> None:
     answer = ask("/orders/5", "OPTIONS")
 
     assert (answer.status, answer.body) == (200, b"")
@@ -238,7 +236,7 @@ def test_a_preflight_names_the_methods_and_headers_of_the_path(ask: Ask) -> None
     assert answer.headers["Access-Control-Allow-Origin"] == "*"
 
 
-def test_placed_through_the_gateway_an_order_is_its_tenants(
+def test_order_placed_through_gateway_belongs_to_its_tenant(
     ask: Ask, user_pool: UserPool, tenant: str
 ) -> None:
     headers = {"authorization": user_pool.token(tenant), "content_type": "application/json"}

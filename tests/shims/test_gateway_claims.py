@@ -101,7 +101,7 @@ def assert_unauthorized(answer: Answer) -> None:
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
-def test_on_lambda_the_gateways_claims_say_who_asks(handle: Handle, tenant: str) -> None:
+def test_lambda_authorizer_claims_identify_the_caller(handle: Handle, tenant: str) -> None:
     placing = event({"claims": claims(tenant)})
 
     answers, _ = handle(placing, event({"claims": claims(tenant)}, "GET"), **ON_LAMBDA)
@@ -114,7 +114,7 @@ def test_on_lambda_the_gateways_claims_say_who_asks(handle: Handle, tenant: str)
     assert placed.headers["x-request-id"] == placing["requestContext"]["requestId"]
 
 
-def test_on_lambda_nothing_that_verifies_tokens_is_loaded(handle: Handle, tenant: str) -> None:
+def test_lambda_loads_no_token_verification_modules(handle: Handle, tenant: str) -> None:
     answers, modules = handle(event({"claims": claims(tenant)}), event(), **ON_LAMBDA)
 
     assert [answer.status for answer in answers] == [201, 401]
@@ -123,7 +123,7 @@ def test_on_lambda_nothing_that_verifies_tokens_is_loaded(handle: Handle, tenant
     assert not modules & {"chalice.local", "chalice.config", "boto3", "botocore"}
 
 
-def test_on_lambda_other_app_clients_of_the_pool_can_be_shut_out(handle: Handle, tenant: str) -> None:
+def test_auth_audience_restricts_app_clients_on_lambda(handle: Handle, tenant: str) -> None:
     clients = (claims(tenant, aud="shop"), claims(tenant, aud="another"), claims(tenant, aud="sho"))
     asked = [event({"claims": each}, "GET") for each in clients]
 
@@ -134,7 +134,7 @@ def test_on_lambda_other_app_clients_of_the_pool_can_be_shut_out(handle: Handle,
     assert [answer.status for answer in any_] == [200, 200, 200]
 
 
-def test_on_lambda_the_token_settings_are_not_needed(handle: Handle, tenant: str) -> None:
+def test_token_settings_are_optional_on_lambda(handle: Handle, tenant: str) -> None:
     answers, _ = handle(
         event({"claims": claims(tenant)}), AUTH_AUDIENCE="", AUTH_JWKS_URL="", AUTH_ISSUER="", **ON_LAMBDA
     )
@@ -154,7 +154,7 @@ def test_on_lambda_missing_claims_are_unauthorized(handle: Handle) -> None:
         assert answer.json["request_id"] == sent["requestContext"]["requestId"]
 
 
-def test_on_lambda_a_token_in_a_header_replaces_no_claims(
+def test_header_token_on_lambda_does_not_replace_claims(
     handle: Handle, user_pool: UserPool, tenant: str
 ) -> None:
     headers = {"Content-Type": "application/json", "Authorization": user_pool.token("another-tenant")}
@@ -167,7 +167,7 @@ def test_on_lambda_a_token_in_a_header_replaces_no_claims(
     assert answers[1].json["order"]["tenant_id"] == tenant
 
 
-def test_on_lambda_claims_need_a_tenant_and_a_user(handle: Handle, tenant: str) -> None:
+def test_claims_on_lambda_need_tenant_and_user(handle: Handle, tenant: str) -> None:
     tenants = (None, "", " ", "x" * 256, "a\nb")
     subjects = (None, "", "x" * 256)
 
@@ -189,7 +189,7 @@ def test_on_lambda_claims_need_a_tenant_and_a_user(handle: Handle, tenant: str) 
     [("", {}), ("import chalice.local", {}), ("import chalice.local", ON_LAMBDA)],
     ids=["no Lambda", "chalice local", "chalice local with Lambda's variable"],
 )
-def test_elsewhere_claims_in_an_event_are_not_believed(
+def test_event_claims_are_ignored_outside_lambda(
     handle: Handle, rows: Rows, user_pool: UserPool, tenant: str, first: str, variables: dict[str, str]
 ) -> None:
     victim = f"victim-{tenant}"

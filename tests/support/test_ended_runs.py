@@ -46,7 +46,7 @@ def servers(folder: Path) -> list[psutil.Process]:
     [(signal.SIGTERM, 1), (signal.SIGHUP, 1), (signal.SIGTERM, 2)],
     ids=["SIGTERM", "SIGHUP", "SIGTERM to two processes"],
 )
-def test_no_server_outlives_a_run_that_is_told_to_end(told: signal.Signals, processes: int) -> None:
+def test_terminated_test_run_leaves_no_database_server(told: signal.Signals, processes: int) -> None:
     with tempfile.TemporaryDirectory(prefix="order-api-run-") as name:
         folder = Path(name)
         folder.chmod(0o755)  # the servers' own user passes through it

@@ -85,7 +85,7 @@ def run(folder: Path, source: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_a_canary_is_seen_wherever_it_is_logged(tmp_path: Path) -> None:
+def test_leaked_value_is_found_in_every_log(tmp_path: Path) -> None:
     tests = [WRITE, *(f"def test_{number}(capfd): {leak}" for number, leak in enumerate(LEAKS.values()))]
 
     done = run(tmp_path, "\n".join(tests))
@@ -106,7 +106,7 @@ def test_a_canary_is_seen_wherever_it_is_logged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scope", ["function", "session"])
-def test_a_canary_of_a_fixture_is_seen(tmp_path: Path, scope: str) -> None:
+def test_leak_during_fixture_teardown_is_found(tmp_path: Path, scope: str) -> None:
     """A host that serves the whole session says its last words when the last test is over."""
     fixture = f"@pytest.fixture(scope={scope!r})\ndef host():\n    yield\n    print('John Doe')\n"
 
@@ -116,14 +116,14 @@ def test_a_canary_of_a_fixture_is_seen(tmp_path: Path, scope: str) -> None:
     assert done.returncode == 1
 
 
-def test_a_canary_in_the_log_of_a_database_server_is_seen(tmp_path: Path) -> None:
+def test_leak_in_the_database_server_log_is_found(tmp_path: Path) -> None:
     done = run(tmp_path, A_SERVER)
 
     assert done.stdout.count("the file log holds 'john@example.com'") == 2, done.stdout
     assert done.returncode == 1
 
 
-def test_what_holds_none_is_green(tmp_path: Path) -> None:
+def test_run_without_leaks_passes(tmp_path: Path) -> None:
     said = "POST /orders 201 tenant-1 alice eyJ https://shop.example @example"
 
     done = run(tmp_path, f"{WRITE}\ndef test_quiet():\n    print('{said}')\n    hear(write('log', '{said}'))")

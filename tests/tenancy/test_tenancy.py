@@ -38,7 +38,7 @@ def as_app(database: Urls, tenant: str | None, statement: str) -> list[tuple[Any
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_a_select_without_a_filter_sees_the_own_tenant_only(
+def test_unfiltered_select_sees_only_its_own_tenant(
     database: Urls, alice: Client, stranger: Client, tenant: str, table: str, rows: Rows
 ) -> None:
     alice.place(key="k1")
@@ -52,7 +52,7 @@ def test_a_select_without_a_filter_sees_the_own_tenant_only(
 
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("statement", ["update {} set tenant_id = 'acme'", "delete from {}", "truncate {}"])
-def test_the_api_can_change_and_delete_nothing(
+def test_api_role_cannot_update_delete_or_truncate(
     database: Urls, alice: Client, tenant: str, table: str, statement: str
 ) -> None:
     alice.place(key="k1")
@@ -63,7 +63,7 @@ def test_the_api_can_change_and_delete_nothing(
 
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("statement", ["update {} set tenant_id = tenant_id", "delete from {}"])
-def test_even_with_grants_no_foreign_row_is_changed(
+def test_granted_update_and_delete_skip_foreign_rows(
     admin_url: str, stranger: Client, alice: Client, tenant: str, table: str, statement: str, rows: Rows
 ) -> None:
     """Row-level security alone, with the privileges given for the length of one transaction."""
@@ -82,7 +82,7 @@ def test_even_with_grants_no_foreign_row_is_changed(
     assert rows(f"select * from {table} where tenant_id <> %s order by 1, 2, 3", tenant) == everything
 
 
-def test_no_row_can_be_written_for_another_tenant(
+def test_rows_cannot_be_inserted_for_another_tenant(
     database: Urls, alice: Client, stranger: Client, tenant: str
 ) -> None:
     own = alice.place().json["order"]
@@ -107,7 +107,7 @@ def test_no_row_can_be_written_for_another_tenant(
             as_app(database, tenant, f"insert into {table} {values}")
 
 
-def test_the_owner_of_the_tables_is_bound_too(database: Urls, alice: Client) -> None:
+def test_table_owner_is_bound_by_row_level_security(database: Urls, alice: Client) -> None:
     alice.place()
 
     with connected(database.owner) as connection, connection.cursor() as cursor:
@@ -117,7 +117,7 @@ def test_the_owner_of_the_tables_is_bound_too(database: Urls, alice: Client) -> 
             cursor.execute(f"insert into idempotency_keys values ('acme', 'u', 'k', '', '{uuid4()}', now())")
 
 
-def test_the_same_order_id_can_rest_in_two_tenants(rows: Rows, alice: Client, stranger: Client) -> None:
+def test_two_tenants_can_have_the_same_order_id(rows: Rows, alice: Client, stranger: Client) -> None:
     """A unique key over order_id alone would tell whether another tenant's order exists."""
     order_id = alice.place().json["order"]["order_id"]
     scope = scope_of(stranger.place().json["order"]["tenant_id"])
@@ -134,24 +134,24 @@ def test_the_same_order_id_can_rest_in_two_tenants(rows: Rows, alice: Client, st
 
 
 @pytest.mark.parametrize("tenant_id", ["", None, " ", "a\x00b", "a\nb", "x" * 256, 7, ["acme"]])
-def test_nobody_can_be_a_caller_without_a_tenant(tenant_id: Any) -> None:
+def test_caller_without_a_valid_tenant_is_rejected(tenant_id: Any) -> None:
     with pytest.raises(MissingTenant):
         Caller(tenant_id=tenant_id, user_id="alice")
     with pytest.raises(MissingTenant):
         Caller.from_claims({"custom:tenant_id": tenant_id, "sub": "alice"})
 
 
-def test_nobody_can_be_a_caller_without_a_user() -> None:
+def test_caller_without_a_user_is_rejected() -> None:
     with pytest.raises(Unauthorized):
         Caller.from_claims({"custom:tenant_id": "acme"})
 
 
-def test_a_scope_without_a_tenant_cannot_be_made() -> None:
+def test_scope_without_a_tenant_is_rejected() -> None:
     with pytest.raises(ValueError, match="needs a tenant"):
         scope_of("")
 
 
-def test_a_value_named_tenant_id_cannot_replace_the_scopes_own(tenant: str, stranger: Client) -> None:
+def test_tenant_id_parameter_cannot_override_the_scope(tenant: str, stranger: Client) -> None:
     foreign = stranger.place().json["order"]
 
     found = scope_of(tenant).read(ORDER_BY_ID, order_id=foreign["order_id"], tenant_id=foreign["tenant_id"])
@@ -159,7 +159,7 @@ def test_a_value_named_tenant_id_cannot_replace_the_scopes_own(tenant: str, stra
     assert found == []
 
 
-def test_a_row_that_names_another_tenant_is_the_scopes_own(tenant: str, rows: Rows) -> None:
+def test_inserted_row_gets_the_scopes_tenant(tenant: str, rows: Rows) -> None:
     key = Statement(
         "insert into idempotency_keys values (%(tenant_id)s, 'u', 'k', '', gen_random_uuid(), now())", None
     )
@@ -169,9 +169,7 @@ def test_a_row_that_names_another_tenant_is_the_scopes_own(tenant: str, rows: Ro
     assert rows("select count(*) from idempotency_keys where tenant_id = %s", tenant) == [(1,)]
 
 
-def test_the_tenant_of_a_token_is_the_only_one_that_counts(
-    alice: Client, stranger: Client, tenant: str
-) -> None:
+def test_tenant_comes_only_from_the_token(alice: Client, stranger: Client, tenant: str) -> None:
     foreign = stranger.place().json["order"]
     headers = {"x-tenant-id": foreign["tenant_id"], "custom:tenant_id": foreign["tenant_id"]}
 
@@ -186,7 +184,7 @@ def test_the_tenant_of_a_token_is_the_only_one_that_counts(
 THREADS, TENANTS, REQUESTS = 8, 4, 4000
 
 
-def test_no_thread_ever_answers_with_another_tenants_data(client: NewClient) -> None:
+def test_concurrent_threads_never_mix_tenants(client: NewClient) -> None:
     tenants = [f"parallel-{uuid4().hex[:12]}" for _ in range(TENANTS)]
     clients = {tenant: client(tenant=tenant) for tenant in tenants}
     placed: dict[str, list[str]] = {
@@ -214,7 +212,7 @@ def test_no_thread_ever_answers_with_another_tenants_data(client: NewClient) -> 
     assert in_parallel(ask, REQUESTS) == []
 
 
-def test_the_check_above_can_fail_with_a_plain_chalice() -> None:
+def test_plain_chalice_mixes_tenants_across_threads() -> None:
     """The same race on Chalice itself, whose current request is one attribute of the app object."""
     plain = Chalice("plain", configure_logs=False)
     plain.api.cors = CORSConfig()

@@ -26,18 +26,18 @@ def scene(app: Any, user_pool: UserPool, rows: Rows, in_process: Transport) -> S
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
-def test_naming_another_tenant_changes_nothing(way: Way, scene: Scene, in_process: Transport) -> None:
+def test_naming_another_tenant_has_no_effect(way: Way, scene: Scene, in_process: Transport) -> None:
     assert scene.cross_tenant_requests(way, in_process) == []
 
 
-def test_a_key_that_another_tenant_or_user_has_used_replays_the_own_order(
+def test_key_used_by_others_replays_ones_own_order(
     scene: Scene, in_process: Transport, http: Transport
 ) -> None:
     assert scene.replays(in_process) == []
     assert scene.replays(http) == []
 
 
-def test_a_request_that_names_another_tenant_takes_its_own_tenants_turn(
+def test_request_naming_another_tenant_uses_its_own_limit(
     scene: Scene, in_process: Transport, database: Urls, rows: Rows
 ) -> None:
     victim, other = create_tenant(in_process, scene.pool), create_tenant(in_process, scene.pool)
@@ -59,7 +59,7 @@ def test_a_request_that_names_another_tenant_takes_its_own_tenants_turn(
 @pytest.mark.parametrize("transport", ["in_process", "http"])
 @pytest.mark.parametrize("headers", [{}, {"if-none-match": '"1"'}, {"if-none-match": "*"}], ids=str)
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_a_foreign_an_absent_and_a_malformed_id_are_the_same_answer(
+def test_foreign_absent_and_malformed_ids_get_identical_responses(
     method: str, headers: dict[str, str], transport: str, scene: Scene, request: pytest.FixtureRequest
 ) -> None:
     send: Transport = request.getfixturevalue(transport)
@@ -88,7 +88,7 @@ def neighbour(order_id: str) -> str:
     return order_id[:-1] + ("1" if order_id[-1] == "0" else "0")
 
 
-def test_a_foreign_id_costs_the_database_what_an_absent_one_costs(
+def test_foreign_and_absent_ids_have_equal_query_cost(
     scene: Scene, in_process: Transport, database: Urls
 ) -> None:
     """So that no clock tells them apart: the same plan, the same pages, no row found and thrown away."""

@@ -64,7 +64,7 @@ def everything_wrong(scene: Scene, send: Transport, ways: Sequence[Way] = WAYS_A
 # Without the filter, row-level security holds
 
 
-def test_without_the_filter_nobody_gets_across(
+def test_row_level_security_isolates_without_the_filter(
     scene: Scene, in_process: Transport, forgetful: Callable[[], None]
 ) -> None:
     forgetful()
@@ -73,7 +73,7 @@ def test_without_the_filter_nobody_gets_across(
 
 
 @pytest.mark.slow
-def test_a_door_without_the_filter_lets_nobody_across(
+def test_host_isolates_tenants_without_the_filter(
     scene: Scene, mutant: Path, environment: dict[str, str]
 ) -> None:
     port = free_port()
@@ -84,7 +84,7 @@ def test_a_door_without_the_filter_lets_nobody_across(
 # Without row-level security, the filter holds
 
 
-def test_without_row_level_security_nobody_gets_across(
+def test_filter_isolates_without_row_level_security(
     scene: Scene, in_process: Transport, unsecured: Server
 ) -> None:
     scene = Scene(scene.app, scene.document, scene.pool, rows_of(unsecured), in_process)
@@ -96,7 +96,7 @@ def test_without_row_level_security_nobody_gets_across(
 # Without both they do get across: all of the above can fail
 
 
-def test_without_both_the_matrix_sees_it(
+def test_matrix_detects_leaks_without_both_guards(
     scene: Scene, in_process: Transport, unsecured: Server, forgetful: Callable[[], None]
 ) -> None:
     scene = Scene(scene.app, scene.document, scene.pool, rows_of(unsecured), in_process)
@@ -155,7 +155,7 @@ def test_an_insert_that_names_another_tenant_writes_nothing(
     assert written_for(rows, tenant) == {}
 
 
-def test_without_row_level_security_it_writes_for_the_other_tenant(
+def test_misdirected_insert_succeeds_without_row_level_security(
     alice: Client, tenant: str, unsecured: Server, misdirected: Callable[[str, str], None]
 ) -> None:
     for each in TABLES:

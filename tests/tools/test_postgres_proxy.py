@@ -47,7 +47,7 @@ def told(server: Server) -> int:
         return int(count)
 
 
-def test_everything_passes(server: Server, cursor: Any) -> None:
+def test_unarmed_proxy_forwards_everything(server: Server, cursor: Any) -> None:
     cursor.execute(INSERT)
     cursor.execute("select repeat('x', 1000000)")
 
@@ -55,7 +55,7 @@ def test_everything_passes(server: Server, cursor: Any) -> None:
     assert told(server) == 1
 
 
-def test_what_is_cut_after_the_commit_is_committed(server: Server, proxy: Proxy, cursor: Any) -> None:
+def test_write_cut_after_commit_is_committed(server: Server, proxy: Proxy, cursor: Any) -> None:
     proxy.faults.arm(AnswerFault.CUT_AFTER_COMMIT, 1)
     cursor.execute("select 1")  # it is no write: nothing happens to it
     with pytest.raises(psycopg2.OperationalError):
@@ -67,7 +67,9 @@ def test_what_is_cut_after_the_commit_is_committed(server: Server, proxy: Proxy,
 
 
 @pytest.mark.parametrize("fault", [AnswerFault.TRUNCATE, AnswerFault.RESET])
-def test_an_answer_breaks(proxy: Proxy, cursor: Any, fault: AnswerFault) -> None:
+def test_truncated_or_reset_response_breaks_the_connection(
+    proxy: Proxy, cursor: Any, fault: AnswerFault
+) -> None:
     proxy.faults.arm(fault, 1)
 
     with pytest.raises(psycopg2.OperationalError):
@@ -78,7 +80,7 @@ def test_an_answer_breaks(proxy: Proxy, cursor: Any, fault: AnswerFault) -> None
         pass
 
 
-def test_all_connections_are_reset_at_once(proxy: Proxy, cursor: Any) -> None:
+def test_reset_all_breaks_every_connection(proxy: Proxy, cursor: Any) -> None:
     with connected(url(proxy.port)):
         assert proxy.reset_all() == 2
 
@@ -86,7 +88,7 @@ def test_all_connections_are_reset_at_once(proxy: Proxy, cursor: Any) -> None:
         cursor.execute("select 1")
 
 
-def test_a_swallowed_answer_never_comes(server: Server, proxy: Proxy, cursor: Any) -> None:
+def test_swallowed_response_never_arrives(server: Server, proxy: Proxy, cursor: Any) -> None:
     with ThreadPoolExecutor(1) as pool:
         proxy.faults.arm(AnswerFault.SWALLOW, 1)
         asking = pool.submit(cursor.execute, INSERT)
@@ -98,7 +100,7 @@ def test_a_swallowed_answer_never_comes(server: Server, proxy: Proxy, cursor: An
             asking.result(10)
 
 
-def test_a_stalled_question_arrives_later(server: Server, proxy: Proxy, cursor: Any) -> None:
+def test_stalled_query_arrives_later(server: Server, proxy: Proxy, cursor: Any) -> None:
     with ThreadPoolExecutor(1) as pool:
         with proxy.stalled():
             asking = pool.submit(cursor.execute, INSERT)
@@ -109,7 +111,7 @@ def test_a_stalled_question_arrives_later(server: Server, proxy: Proxy, cursor: 
     assert told(server) == 1
 
 
-def test_answers_come_late(proxy: Proxy, cursor: Any) -> None:
+def test_delayed_response_arrives_late(proxy: Proxy, cursor: Any) -> None:
     proxy.delay = 0.3
     started = time.monotonic()
 
@@ -118,7 +120,7 @@ def test_answers_come_late(proxy: Proxy, cursor: Any) -> None:
     assert time.monotonic() - started > 0.3
 
 
-def test_where_no_server_is_nobody_answers(server: Server, proxy: Proxy, cursor: Any) -> None:
+def test_proxy_refuses_clients_without_a_server(server: Server, proxy: Proxy, cursor: Any) -> None:
     server.kill()
     with pytest.raises(psycopg2.OperationalError):
         cursor.execute("select 1")

@@ -90,15 +90,13 @@ def ready(nobody: Client) -> Callable[[str], int]:
     return ask
 
 
-def test_a_database_on_another_machine_is_reached_through_tls(distant: Database, alice: Client) -> None:
+def test_remote_database_connection_uses_tls(distant: Database, alice: Client) -> None:
     with api_on(distant.url()):
         assert alice.place().status == 201
         assert distant.encrypted() == [True]
 
 
-def test_nothing_is_said_to_a_server_that_speaks_no_tls(
-    distant: Database, ready: Callable[[str], int]
-) -> None:
+def test_server_without_tls_is_not_used_by_default(distant: Database, ready: Callable[[str], int]) -> None:
     distant.speaks_tls("off")
     try:
         assert ready(distant.url()) == 503
@@ -107,7 +105,7 @@ def test_nothing_is_said_to_a_server_that_speaks_no_tls(
         distant.speaks_tls("on")
 
 
-def test_verify_full_takes_the_right_certificate_and_no_other(
+def test_verify_full_accepts_only_the_matching_certificate(
     distant: Database, ready: Callable[[str], int]
 ) -> None:
     verified = f"&sslmode=verify-full&sslrootcert={distant.ca}"
@@ -118,7 +116,7 @@ def test_verify_full_takes_the_right_certificate_and_no_other(
     assert ready(distant.url("&sslmode=verify-full&sslrootcert=/nowhere")) == 503
 
 
-def test_libpqs_own_variable_names_the_root_certificate_too(
+def test_pgsslrootcert_sets_the_root_certificate(
     distant: Database, ready: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DB_SSLMODE", "verify-full")
@@ -128,7 +126,7 @@ def test_libpqs_own_variable_names_the_root_certificate_too(
     assert ready(distant.url(host="other.example")) == 503
 
 
-def test_public_authorities_are_those_of_the_file_that_openssls_variable_names(
+def test_ssl_cert_file_sets_the_system_certificate_authorities(
     distant: Database, ready: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """psycopg2's wheel brings an OpenSSL of its own, which finds no other machine's authorities by itself."""
@@ -139,12 +137,12 @@ def test_public_authorities_are_those_of_the_file_that_openssls_variable_names(
     assert ready(verified) == 200
 
 
-def test_require_alone_takes_any_certificate(distant: Database, ready: Callable[[str], int]) -> None:
+def test_sslmode_require_accepts_any_certificate(distant: Database, ready: Callable[[str], int]) -> None:
     """The default keeps listeners out, and nobody who can stand in the database's place."""
     assert ready(distant.url(host="other.example")) == 200
 
 
-def test_our_own_variable_names_the_authority_and_verifies_all_that_it_vouches_for(
+def test_db_sslrootcert_defaults_to_verify_full(
     distant: Database, ready: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing else is set: the mode is `verify-full` then."""
@@ -158,7 +156,7 @@ def test_our_own_variable_names_the_authority_and_verifies_all_that_it_vouches_f
 
 
 @pytest.mark.parametrize("mode", ["require", "verify-ca"])
-def test_with_an_authority_require_asks_for_its_certificate_for_whatever_host(
+def test_require_with_db_sslrootcert_verifies_only_the_authority(
     distant: Database, ready: Callable[[str], int], monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     """libpq takes `require` for `verify-ca` where it has an authority's file."""
@@ -170,7 +168,7 @@ def test_with_an_authority_require_asks_for_its_certificate_for_whatever_host(
     assert ready(distant.url(host="other.example")) == 503
 
 
-def test_each_of_several_hosts_is_verified(
+def test_every_host_of_a_list_is_verified(
     distant: Database, ready: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DB_SSLROOTCERT", str(distant.ca))
@@ -184,7 +182,7 @@ def test_each_of_several_hosts_is_verified(
 
 
 @pytest.mark.slow
-def test_a_build_verifies_with_the_authority_that_it_brought_along(
+def test_build_verifies_the_database_with_its_bundled_authority(
     distant: Database, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At Google's runtime, which is told neither a file nor a mode."""

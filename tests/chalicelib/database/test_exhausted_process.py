@@ -13,7 +13,7 @@ from tests.support.servers import api_on
 from tools.client import Client
 
 
-def test_without_a_thread_to_watch_over_it_nothing_is_sent(alice: Client, database: Urls) -> None:
+def test_no_query_runs_without_a_read_timeout_thread(alice: Client, database: Urls) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -28,7 +28,7 @@ def test_without_a_thread_to_watch_over_it_nothing_is_sent(alice: Client, databa
         assert alice.place().status == 201
 
 
-def test_without_a_descriptor_no_connection_is_opened(alice: Client, database: Urls) -> None:
+def test_file_descriptor_exhaustion_is_503_until_it_ends(alice: Client, database: Urls) -> None:
     def refuse(_: int) -> Any:
         raise OSError(24, "Too many open files")
 

@@ -33,7 +33,7 @@ def pooler(database: Urls) -> Iterator[Proxy]:
 
 
 @pytest.mark.parametrize("code", LOST)
-def test_an_order_without_a_key_is_not_said_to_have_failed(
+def test_lost_session_reports_unknown_outcome_without_a_key(
     alice: Client, pooler: Proxy, rows: Rows, tenant: str, code: str
 ) -> None:
     assert alice.get("/orders").status == 200
@@ -48,7 +48,7 @@ def test_an_order_without_a_key_is_not_said_to_have_failed(
 
 
 @pytest.mark.parametrize("code", LOST)
-def test_an_order_with_a_key_is_placed_once(
+def test_lost_session_with_a_key_places_one_order(
     alice: Client, pooler: Proxy, rows: Rows, tenant: str, code: str
 ) -> None:
     key = uuid4().hex
@@ -62,7 +62,7 @@ def test_an_order_with_a_key_is_placed_once(
 
 
 @pytest.mark.parametrize("code", ["40001", "53300", "57014", "58030"])
-def test_what_the_server_refused_is_known(alice: Client, pooler: Proxy, code: str) -> None:
+def test_rolled_back_error_is_not_reported_as_unknown(alice: Client, pooler: Proxy, code: str) -> None:
     """These end a transaction before its commit: the answer says so, and the order can be sent again."""
     assert alice.get("/orders").status == 200
     pooler.replacement = error_response(code)

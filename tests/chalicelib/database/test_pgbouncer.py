@@ -178,7 +178,7 @@ def paused(pooler: PgBouncer) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("filtered", [True, False], ids=["filtered", "by row-level security alone"])
-def test_500_clients_share_20_sessions_and_see_their_own_tenant_only(
+def test_500_clients_on_20_sessions_stay_tenant_isolated(
     server: Server, pooler: PgBouncer, buyer: Buy, forgetful: Callable[[], None], filtered: bool
 ) -> None:
     """Where the statements name no tenant, an answer shows which tenant its session was bound to."""
@@ -224,7 +224,7 @@ def test_500_clients_share_20_sessions_and_see_their_own_tenant_only(
     assert set(map(tuple, rests.values())) == {()}
 
 
-def test_the_pooler_has_nothing_to_set_on_its_sessions_for_us(server: Server, buyer: Buy) -> None:
+def test_pooler_sends_no_set_for_our_connections(server: Server, buyer: Buy) -> None:
     """What we say at the start is what its sessions begin with, to the letter."""
     with (
         TemporaryDirectory(prefix="order-api-wire-") as folder,
@@ -245,9 +245,7 @@ def test_the_pooler_has_nothing_to_set_on_its_sessions_for_us(server: Server, bu
     assert [each for each in traffic.statements if each.upper().startswith("SET ")] == []
 
 
-def test_what_waits_too_long_for_a_session_is_given_up_and_never_done(
-    server: Server, pooler: PgBouncer, buyer: Buy
-) -> None:
+def test_order_timing_out_in_pooler_queue_is_discarded(server: Server, pooler: PgBouncer, buyer: Buy) -> None:
     alice = buyer("waiting", "alice")
     with api_on(pooler.url, DB_PREPARE="off", DB_READ_TIMEOUT="1"):
         assert alice.get("/health/ready").status == 200
@@ -263,7 +261,7 @@ def test_what_waits_too_long_for_a_session_is_given_up_and_never_done(
 # The checks above can fail
 
 
-def test_a_tenant_that_stays_on_a_session_is_seen(
+def test_tenant_left_on_a_pooled_session_is_detected(
     server: Server, buyer: Buy, forgetful: Callable[[], None]
 ) -> None:
     """Where set_tenant() would name it for the rest of the session."""
@@ -298,7 +296,7 @@ def test_a_tenant_that_stays_on_a_session_is_seen(
         ("declare d cursor with hold for select 1", "cursor d"),
     ],
 )
-def test_whatever_stays_on_a_session_is_seen(server: Server, statement: str, seen: str) -> None:
+def test_any_state_left_on_a_session_is_detected(server: Server, statement: str, seen: str) -> None:
     with pgbouncer(server.urls.app, connections=1) as pooler:
         asked(pooler.url, statement)
 

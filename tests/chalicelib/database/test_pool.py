@@ -48,7 +48,9 @@ def at_rest(pool: Pool, most: int) -> int:
 @pytest.mark.parametrize(
     ("variables", "idle", "most"), [({}, 5, 25), ({"DB_POOL_SIZE": "2", "DB_POOL_MAX": "3"}, 2, 3)]
 )
-def test_it_keeps_its_limits(database: Urls, variables: dict[str, str], idle: int, most: int) -> None:
+def test_pool_enforces_idle_and_maximum_size(
+    database: Urls, variables: dict[str, str], idle: int, most: int
+) -> None:
     with api_on(database.app, DB_POOL_TIMEOUT="1", **variables):
         pool = connections().pool
         with ExitStack() as in_use:
@@ -60,7 +62,7 @@ def test_it_keeps_its_limits(database: Urls, variables: dict[str, str], idle: in
         assert at_rest(pool, most) == idle
 
 
-def test_the_one_used_last_is_used_next(database: Urls) -> None:
+def test_most_recently_used_connection_is_reused_first(database: Urls) -> None:
     pool = new_pool(database)
     first, second = pool.take(), pool.take()
 
@@ -71,7 +73,7 @@ def test_the_one_used_last_is_used_next(database: Urls) -> None:
     pool.close()
 
 
-def test_one_that_comes_free_ends_the_waiting(database: Urls) -> None:
+def test_returned_connection_wakes_a_waiting_thread(database: Urls) -> None:
     pool = new_pool(database, most=1, timeout=10)
     only = pool.take()
 
@@ -84,7 +86,7 @@ def test_one_that_comes_free_ends_the_waiting(database: Urls) -> None:
     pool.close()
 
 
-def test_nobody_waits_for_one_longer_than_the_host_does(database: Urls) -> None:
+def test_wait_for_a_connection_ends_at_the_deadline(database: Urls) -> None:
     pool = new_pool(database, most=1, timeout=30)
     with taken(pool):
         started = time.monotonic()
@@ -95,7 +97,7 @@ def test_nobody_waits_for_one_longer_than_the_host_does(database: Urls) -> None:
     pool.close()
 
 
-def test_an_old_connection_is_replaced(database: Urls) -> None:
+def test_pool_replaces_a_connection_past_its_lifetime(database: Urls) -> None:
     pool = new_pool(database, recycle=0.5)
     first = process_of(pool)
     assert process_of(pool) == first
@@ -106,7 +108,7 @@ def test_an_old_connection_is_replaced(database: Urls) -> None:
     pool.close()
 
 
-def test_one_that_the_server_closed_is_replaced(database: Urls, admin_url: str) -> None:
+def test_connection_closed_by_the_server_is_replaced(database: Urls, admin_url: str) -> None:
     pool = new_pool(database)
     first = process_of(pool)
 
@@ -117,7 +119,7 @@ def test_one_that_the_server_closed_is_replaced(database: Urls, admin_url: str) 
     pool.close()
 
 
-def test_one_that_was_closed_is_not_kept(database: Urls) -> None:
+def test_closed_connection_is_not_returned_to_the_pool(database: Urls) -> None:
     pool = new_pool(database)
     with taken(pool) as connection:
         connection.driver.close()
@@ -126,7 +128,7 @@ def test_one_that_was_closed_is_not_kept(database: Urls) -> None:
     pool.close()
 
 
-def test_one_in_use_while_the_pool_is_emptied_does_not_come_to_rest(database: Urls) -> None:
+def test_connection_used_during_empty_is_closed_on_return(database: Urls) -> None:
     """It leads to where those at rest led: to a server that is the primary no more, or is silent."""
     pool = new_pool(database)
     with taken(pool) as in_use:
@@ -139,7 +141,7 @@ def test_one_in_use_while_the_pool_is_emptied_does_not_come_to_rest(database: Ur
     pool.close()
 
 
-def test_a_clock_that_is_set_back_keeps_no_connection_from_resting(
+def test_setting_the_clock_back_still_pools_connections(
     database: Urls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = new_pool(database)
@@ -152,7 +154,7 @@ def test_a_clock_that_is_set_back_keeps_no_connection_from_resting(
     pool.close()
 
 
-def test_one_that_was_being_opened_while_the_pool_was_emptied_does_not_come_to_rest(database: Urls) -> None:
+def test_connection_opened_during_empty_is_closed_on_return(database: Urls) -> None:
     """Where it leads was decided before."""
     pool = new_pool(database)
     connect = pool._connect
@@ -170,7 +172,7 @@ def test_one_that_was_being_opened_while_the_pool_was_emptied_does_not_come_to_r
     pool.close()
 
 
-def test_an_interrupted_request_leaves_no_half_read_connection(database: Urls) -> None:
+def test_interrupted_request_closes_its_connection(database: Urls) -> None:
     def interrupted(connection: Connection, cursor: Any) -> tuple[bytes, bytes]:
         used.append(connection)
         cursor.execute("select 1")
@@ -185,7 +187,7 @@ def test_an_interrupted_request_leaves_no_half_read_connection(database: Urls) -
         connections().ping()
 
 
-def test_a_failed_connect_takes_no_turn() -> None:
+def test_failed_connect_frees_its_pool_slot() -> None:
     def refuse() -> Connection:
         raise psycopg2.OperationalError("nobody listens")
 
@@ -196,7 +198,7 @@ def test_a_failed_connect_takes_no_turn() -> None:
             pool.take()
 
 
-def test_a_closed_pool_closes_those_in_use_when_they_come_back(database: Urls) -> None:
+def test_closed_pool_closes_connections_as_they_return(database: Urls) -> None:
     pool = new_pool(database)
     resting, in_use = pool.take(), pool.take()
     pool.give_back(resting)
@@ -209,7 +211,7 @@ def test_a_closed_pool_closes_those_in_use_when_they_come_back(database: Urls) -
     assert in_use.driver.closed
 
 
-def test_no_two_threads_ever_hold_the_same_one(database: Urls) -> None:
+def test_threads_never_share_a_connection(database: Urls) -> None:
     pool = new_pool(database, idle=2, most=4, timeout=10)
     held: set[int] = set()
     lock, shared = threading.Lock(), []

@@ -84,9 +84,7 @@ def every_request(client: Client) -> list[int]:
 ALL_WELL = [201, 201, 201, 200, 200, 200, 200, 200]
 
 
-def test_a_statement_is_prepared_once_a_connection_in_the_string_that_needs_it(
-    alice: Client, proxy: Proxy
-) -> None:
+def test_statement_is_prepared_per_connection_on_first_use(alice: Client, proxy: Proxy) -> None:
     with proxy.watched() as first:
         alice.place()
     with proxy.watched() as second:
@@ -100,14 +98,14 @@ def test_a_statement_is_prepared_once_a_connection_in_the_string_that_needs_it(
     assert "insert" not in second.statements[0].lower()
 
 
-def test_a_far_offset_is_planned_each_time(alice: Client, proxy: Proxy) -> None:
+def test_offset_pages_are_not_prepared(alice: Client, proxy: Proxy) -> None:
     with proxy.watched() as traffic:
         alice.get("/orders?offset=1")
 
     assert "execute" not in traffic.statements[0]
 
 
-def test_switched_off_nothing_is_prepared(alice: Client, proxy: Proxy) -> None:
+def test_nothing_is_prepared_with_db_prepare_off(alice: Client, proxy: Proxy) -> None:
     url = f"postgresql://orders_app@/orders?host={proxy.folder}"
 
     with api_on(url, DB_PREPARE="off"), proxy.watched() as traffic:
@@ -117,7 +115,7 @@ def test_switched_off_nothing_is_prepared(alice: Client, proxy: Proxy) -> None:
     assert not re.search("prepare|execute", "\n".join(traffic.statements))
 
 
-def test_another_text_has_another_name() -> None:
+def test_different_statement_texts_get_different_names() -> None:
     """So that behind a pooler no release executes what another one has prepared."""
     one, other = (Statement("", f"select {n}, %(tenant_id)s") for n in (1, 2))
 
@@ -126,7 +124,7 @@ def test_another_text_has_another_name() -> None:
 
 
 @pytest.mark.parametrize("command", ["discard all", "deallocate all"])
-def test_a_session_that_was_reset_costs_nobody_an_error(
+def test_session_reset_prepares_again_without_errors(
     alice: Client, in_the_session: Execute, command: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert every_request(alice) == ALL_WELL
@@ -138,7 +136,7 @@ def test_a_session_that_was_reset_costs_nobody_an_error(
     assert "DB_PREPARE" not in caplog.text, "they are prepared anew, not given up"
 
 
-def test_an_order_is_placed_once_when_its_statement_was_lost(
+def test_lost_prepared_statement_places_the_order_once(
     alice: Client, in_the_session: Execute, tenant: str, rows: Callable[..., list[tuple[int]]]
 ) -> None:
     alice.place()
@@ -149,7 +147,7 @@ def test_an_order_is_placed_once_when_its_statement_was_lost(
     assert rows("select count(*) from orders where tenant_id = %s", tenant) == [(2,)]
 
 
-def test_a_name_that_is_taken_costs_nobody_an_error(
+def test_existing_statement_name_causes_no_errors(
     alice: Client, in_the_session: Execute, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As behind a pooler, whose server session another client has prepared it in."""
@@ -161,7 +159,7 @@ def test_a_name_that_is_taken_costs_nobody_an_error(
     assert "DB_PREPARE" not in caplog.text
 
 
-def test_a_reset_of_all_sessions_at_once_is_no_poolers_doing(
+def test_resetting_all_sessions_keeps_prepared_statements_enabled(
     alice: Client, database: Urls, caplog: pytest.LogCaptureFixture
 ) -> None:
     with api_on(database.app, DB_POOL_SIZE="3", DB_POOL_MAX="3"):
@@ -179,7 +177,7 @@ def test_a_reset_of_all_sessions_at_once_is_no_poolers_doing(
 
 
 @pytest.mark.slow
-def test_a_page_that_is_never_prepared_blames_no_pooler(
+def test_error_in_unprepared_statement_keeps_preparing_enabled(
     alice: Client, own_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     unsupported = Statement("do $$ begin raise feature_not_supported; end $$", None)
@@ -191,7 +189,9 @@ def test_a_page_that_is_never_prepared_blames_no_pooler(
     assert "DB_PREPARE" not in caplog.text
 
 
-def test_a_new_pool_prepares_again(alice: Client, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_pool_resumes_prepared_statements(
+    alice: Client, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(connections(), "_may_prepare", False)
     with proxy.watched() as given_up:
         alice.place()
@@ -203,7 +203,7 @@ def test_a_new_pool_prepares_again(alice: Client, proxy: Proxy, monkeypatch: pyt
     assert ["prepare" in traffic.statements[0] for traffic in (given_up, anew)] == [False, True]
 
 
-def test_once_they_are_given_up_no_connection_executes_any(
+def test_no_connection_executes_prepared_statements_once_disabled(
     alice: Client, in_the_session: Execute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also not one that another request held when that was decided, and gave back afterwards."""
@@ -230,7 +230,7 @@ def test_once_they_are_given_up_no_connection_executes_any(
         " using (tenant_id = current_setting('app.tenant_id', true))",
     ],
 )
-def test_a_schema_that_changes_costs_nobody_an_error(alice: Client, own_server: Server, change: str) -> None:
+def test_schema_change_causes_no_errors(alice: Client, own_server: Server, change: str) -> None:
     with api_on(own_server.urls.app):
         assert every_request(alice) == ALL_WELL
 
@@ -241,7 +241,7 @@ def test_a_schema_that_changes_costs_nobody_an_error(alice: Client, own_server: 
 
 
 @pytest.mark.slow
-def test_a_result_that_changes_its_shape_is_prepared_anew(alice: Client, own_server: Server) -> None:
+def test_changed_result_columns_prepare_the_statement_again(alice: Client, own_server: Server) -> None:
     text = "select * from schema_version where %(tenant_id)s <> ''"
     whole = Statement(text, text)
     with api_on(own_server.urls.app):
@@ -255,7 +255,7 @@ def test_a_result_that_changes_its_shape_is_prepared_anew(alice: Client, own_ser
         assert alice.place().status == 201
 
 
-def test_a_refusal_in_the_string_that_prepares_leaves_them_prepared(alice: Client, proxy: Proxy) -> None:
+def test_key_conflict_while_preparing_keeps_statements_prepared(alice: Client, proxy: Proxy) -> None:
     key = uuid4().hex
     alice.place(key=key)
     composition.close()
@@ -270,9 +270,7 @@ def test_a_refusal_in_the_string_that_prepares_leaves_them_prepared(alice: Clien
 
 
 @pytest.mark.slow
-def test_a_timeout_in_the_string_that_prepares_costs_the_next_request_nothing(
-    alice: Client, own_server: Server
-) -> None:
+def test_timeout_while_preparing_does_not_fail_later_requests(alice: Client, own_server: Server) -> None:
     with api_on(own_server.urls.app, DB_POOL_MAX="1", DB_POOL_SIZE="1"):
         with connected(own_server.url("postgres")) as connection, connection.cursor() as cursor:
             cursor.execute("begin; lock table orders in access exclusive mode")
@@ -309,7 +307,7 @@ def together(client: NewClient, threads: int = 8, requests: int = 160) -> list[s
         return [wrong for found in pool.map(ask, range(requests)) for wrong in found]
 
 
-def test_behind_a_pooler_they_are_given_up_and_nobody_gets_an_error(
+def test_pooler_disables_prepared_statements_without_errors(
     client: NewClient, pooler: PgBouncer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nobody set DB_PREPARE=off, and the address does not look like a pooler's."""
@@ -319,7 +317,7 @@ def test_behind_a_pooler_they_are_given_up_and_nobody_gets_an_error(
     assert "set DB_PREPARE=off" in caplog.text
 
 
-def test_behind_a_pooler_nothing_is_prepared_when_switched_off(
+def test_db_prepare_off_prepares_nothing_behind_a_pooler(
     client: NewClient, pooler: PgBouncer, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "order-api"), api_on(pooler.url, DB_PREPARE="off"):

@@ -87,7 +87,7 @@ def pins(traffic: Traffic) -> list[str]:
     return found
 
 
-def test_nothing_that_is_sent_pins_a_session(alice: Client, tenant: str, traffic: Proxy) -> None:
+def test_db_prepare_off_pins_no_session(alice: Client, tenant: str, traffic: Proxy) -> None:
     everything(alice, tenant, f"postgresql://orders_app@/orders?host={traffic.folder}")
 
     assert len(traffic.traffic.startups) >= 1
@@ -95,7 +95,7 @@ def test_nothing_that_is_sent_pins_a_session(alice: Client, tenant: str, traffic
     assert pins(traffic.traffic) == []
 
 
-def test_with_prepared_statements_sessions_are_pinned(alice: Client, tenant: str, traffic: Proxy) -> None:
+def test_prepared_statements_pin_sessions(alice: Client, tenant: str, traffic: Proxy) -> None:
     """And so the test above can fail."""
     url = f"postgresql://orders_app@/orders?host={traffic.folder}"
     with api_on(url, DB_PREPARE="on"), traffic.watched() as seen:
@@ -105,7 +105,7 @@ def test_with_prepared_statements_sessions_are_pinned(alice: Client, tenant: str
 
 
 @pytest.mark.parametrize(("items", "is_pinned"), [(100, False), (500, True)])
-def test_an_order_pins_its_session_only_when_it_is_very_large(
+def test_only_a_very_large_order_pins_its_session(
     alice: Client, traffic: Proxy, items: int, is_pinned: bool
 ) -> None:
     """Its statement is longer than the proxy reads: docs/database.md says so."""

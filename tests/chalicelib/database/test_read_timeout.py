@@ -60,7 +60,7 @@ def frozen(admin_url: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("request_", ["place", "place with a key", "list", "ready"])
-def test_a_server_that_falls_silent_is_given_up(
+def test_silent_server_times_out_with_503(
     alice: Client, database: Urls, admin_url: str, request_: str
 ) -> None:
     asks: dict[str, Callable[[], Answer]] = {
@@ -83,7 +83,7 @@ def test_a_server_that_falls_silent_is_given_up(
     assert ("it is not known whether" in answer.json["detail"]) == (request_ == "place")
 
 
-def test_an_order_whose_answer_never_came_is_found_by_its_key(
+def test_retry_with_key_replays_a_timed_out_order(
     alice: Client, database: Urls, tenant: str, rows: Any
 ) -> None:
     """The server commits and its answer is held back: who asks again gets that one order."""
@@ -104,7 +104,7 @@ def test_an_order_whose_answer_never_came_is_found_by_its_key(
     assert rows("select count(*) from orders where tenant_id = %s", tenant) == [(1,)]
 
 
-def test_many_that_wait_are_all_given_up_and_no_connection_is_kept(
+def test_many_concurrent_timeouts_leak_no_connection(
     client: NewClient, database: Urls, admin_url: str
 ) -> None:
     with api_on(database.app, **ONE_SECOND, DB_POOL_SIZE="8", DB_POOL_MAX="8"), ThreadPoolExecutor(8) as pool:
@@ -119,7 +119,7 @@ def test_many_that_wait_are_all_given_up_and_no_connection_is_kept(
         assert not connections().read_timeout._due
 
 
-def test_a_slow_answer_that_comes_in_time_is_no_silence(database: Urls) -> None:
+def test_slow_answer_within_the_read_timeout_succeeds(database: Urls) -> None:
     slow = Statement("select pg_sleep(0.8) is null", None)
     with api_on(database.app, DB_READ_TIMEOUT="3"):
         for _ in range(5):
@@ -132,7 +132,7 @@ BOUND = 4.5
 """Seconds in which one of three ends on a busy machine; by itself it would last five or eight."""
 
 
-def test_the_hosts_deadline_bounds_the_statement(database: Urls) -> None:
+def test_host_deadline_shortens_statement_timeout(database: Urls) -> None:
     """Far from it nothing is said; near it the server itself gives up first, and says so."""
     timeout = Statement("select current_setting('statement_timeout')", None)
     with api_on(database.app):
@@ -145,7 +145,7 @@ def test_the_hosts_deadline_bounds_the_statement(database: Urls) -> None:
     assert 1500 < int(text.removesuffix("ms")) <= 3100
 
 
-def test_a_statement_ends_before_the_host_does(database: Urls) -> None:
+def test_statement_times_out_before_the_host_deadline(database: Urls) -> None:
     with api_on(database.app):
         before = time.monotonic()
         with pytest.raises(Unavailable) as refused:
@@ -156,7 +156,7 @@ def test_a_statement_ends_before_the_host_does(database: Urls) -> None:
 
 
 @pytest.mark.parametrize("prepare", ["on", "off"])
-def test_a_new_connection_knows_of_the_hosts_deadline_from_its_first_word(
+def test_host_deadline_bounds_a_new_connections_first_query(
     database: Urls, admin_url: str, prepare: str
 ) -> None:
     """The check of its role and the planning of statements wait for a locked table too."""
@@ -171,7 +171,7 @@ def test_a_new_connection_knows_of_the_hosts_deadline_from_its_first_word(
     assert type(refused.value) is Unavailable, "the server said what happened: nothing"
 
 
-def test_the_log_says_that_it_was_the_answer_that_did_not_come(
+def test_read_timeout_is_logged_as_no_answer(
     database: Urls, admin_url: str, alice: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And not that the server has closed the connection, as libpq does."""
@@ -184,7 +184,7 @@ def test_the_log_says_that_it_was_the_answer_that_did_not_come(
 
 
 @pytest.mark.parametrize("asked", ["GET", "POST"])
-def test_another_datestyle_costs_no_trip_that_nobody_watches(
+def test_other_datestyle_adds_no_unbounded_round_trip(
     database: Urls, admin_url: str, alice: Client, asked: str
 ) -> None:
     """psycopg2 would set it on its own, inside connect()."""
@@ -208,7 +208,7 @@ def test_another_datestyle_costs_no_trip_that_nobody_watches(
     assert [kind for kind in traffic.messages if kind != "X"] == ["startup", "Q"]
 
 
-def test_a_silent_server_is_given_up_before_the_host_gives_us_up(
+def test_silent_server_times_out_before_the_host_deadline(
     database: Urls, admin_url: str, alice: Client
 ) -> None:
     with api_on(database.app):
@@ -221,7 +221,7 @@ def test_a_silent_server_is_given_up_before_the_host_gives_us_up(
     assert 2 < time.monotonic() - before < BOUND
 
 
-def test_a_deadline_that_was_near_says_nothing_of_other_connections(database: Urls, admin_url: str) -> None:
+def test_near_deadline_timeout_keeps_idle_connections(database: Urls, admin_url: str) -> None:
     """Not long enough to call the server silent: those at rest stay."""
     with api_on(database.app):
         pool = connections().pool
@@ -233,13 +233,13 @@ def test_a_deadline_that_was_near_says_nothing_of_other_connections(database: Ur
         assert len(pool._idle) == 2
 
 
-def test_nothing_is_sent_when_no_time_is_left(database: Urls) -> None:
+def test_no_query_is_sent_after_the_deadline(database: Urls) -> None:
     scope = scope_of("acme", time.monotonic() + 0.1)
     with api_on(database.app), pytest.raises(Unavailable):
         scope.read(Statement("select 1", None))
 
 
-def test_lambda_says_how_long_it_will_wait(
+def test_lambda_remaining_time_becomes_the_deadline(
     app: Any, alice: Client, database: Urls, admin_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Context:
@@ -276,7 +276,7 @@ def list_event() -> dict[str, Any]:
     }
 
 
-def test_a_hosts_deadline_is_handed_on_by_the_gateway(
+def test_gateway_passes_the_host_deadline_on(
     app: Any, database: Urls, admin_url: str, alice: Client, user_pool: UserPool
 ) -> None:
     from shims.gateway import Gateway, Request, deadline
@@ -293,7 +293,7 @@ def test_a_hosts_deadline_is_handed_on_by_the_gateway(
 
 
 @pytest.mark.parametrize("target", ["/orders", "/health/ready"])
-def test_the_hosts_deadline_counts_on_routes_with_a_token_and_without(
+def test_host_deadline_applies_to_protected_and_public_routes(
     app: Any, user_pool: UserPool, target: str
 ) -> None:
     from shims.gateway import Gateway, Request
@@ -316,7 +316,7 @@ def test_a_malformed_deadline_sets_no_limit(app: Any, timestamp: str) -> None:  
     assert deadline(timestamp) is None
 
 
-def test_whoever_waits_is_outwaited_by_the_next() -> None:
+def test_each_timeout_is_shorter_than_the_one_around_it() -> None:
     """A statement, an answer, the function, the gateway: the first to give up knows what happened."""
     statement = 5
     assert f"statement_timeout = '{statement}s'" in (PROJECT / "schema.sql").read_text()
@@ -336,7 +336,7 @@ def test_whoever_waits_is_outwaited_by_the_next() -> None:
 # The timeout itself
 
 
-def test_each_connection_has_its_own_time(database: Urls) -> None:
+def test_each_connection_has_its_own_read_timeout(database: Urls) -> None:
     timeout, soon, late, never = ReadTimeout(), *(a_connection(database) for _ in range(3))
     timeout.start(late, 2)
     timeout.start(soon, 0.2)
@@ -353,7 +353,7 @@ def test_each_connection_has_its_own_time(database: Urls) -> None:
     assert not timeout._due
 
 
-def test_it_looks_again_after_a_rest(database: Urls) -> None:
+def test_read_timeout_can_be_started_again(database: Urls) -> None:
     timeout, connection = ReadTimeout(), a_connection(database)
     timeout.start(connection, 0.2)
     timeout.stop(connection)
@@ -366,7 +366,7 @@ def test_it_looks_again_after_a_rest(database: Urls) -> None:
     connection.close()
 
 
-def test_it_never_cuts_what_libpq_has_closed_and_another_has_opened(database: Urls) -> None:
+def test_read_timeout_ignores_a_reused_file_descriptor(database: Urls) -> None:
     """libpq may close its descriptor while the timeout runs, and the number soon is somebody else's."""
     timeout, connection = ReadTimeout(), a_connection(database)
     number = connection.driver.fileno()

@@ -108,7 +108,7 @@ def void(_answer: Answer) -> None:
     pass
 
 
-def test_a_killed_database_costs_503s_and_no_restart(
+def test_database_crash_causes_503s_until_it_restarts(
     api: Client, client: NewClient, http: Transport, own_server: Server
 ) -> None:
     def heard(status: int) -> bool:
@@ -135,7 +135,7 @@ def test_a_killed_database_costs_503s_and_no_restart(
     assert all(api.get(f"/orders/{order_id}").status == 200 for order_id in them.placed)
 
 
-def test_a_key_placed_one_order_each_across_the_crash(
+def test_each_key_places_one_order_across_a_crash(
     api: Client, client: NewClient, http: Transport, own_server: Server, tenant: str
 ) -> None:
     with customers(client(transport=http)) as them:
@@ -162,7 +162,7 @@ def kill_while_requests_run(server: Server) -> None:
         server.kill()
 
 
-def test_connections_that_were_cut_while_idle_cost_nothing(
+def test_cut_idle_connections_cause_no_errors(
     api: Client, client: NewClient, http: Transport, own_server: Server
 ) -> None:
     with ThreadPoolExecutor(4) as pool:
@@ -193,7 +193,7 @@ def cut(server: Server) -> int:
 
 
 @pytest.mark.parametrize("target", ["/orders", "/health/ready"])
-def test_a_port_where_nobody_listens(alice: Client, target: str) -> None:
+def test_closed_port_is_503_at_once(alice: Client, target: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
 
@@ -202,7 +202,7 @@ def test_a_port_where_nobody_listens(alice: Client, target: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_a_host_that_never_answers(alice: Client, method: str) -> None:
+def test_unresponsive_database_host_times_out_with_503(alice: Client, method: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
 
@@ -220,14 +220,14 @@ def locked_orders(server: Server) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("request_", ["place", "list"])
-def test_a_locked_table_is_waited_for_briefly(api: Client, own_server: Server, request_: str) -> None:
+def test_wait_for_a_locked_table_is_bounded(api: Client, own_server: Server, request_: str) -> None:
     with locked_orders(own_server), within(LONGEST_WAIT):
         assert_unavailable(api.place() if request_ == "place" else api.get("/orders"))
 
     assert api.place().status == 201
 
 
-def test_a_statement_that_takes_too_long_is_stopped(api: Client, own_server: Server) -> None:
+def test_statement_timeout_cancels_a_slow_statement(api: Client, own_server: Server) -> None:
     with api_on(f"{own_server.urls.app}&options={IMPATIENT}"):
         with locked_orders(own_server), within(2):
             assert_unavailable(api.place())
@@ -235,7 +235,7 @@ def test_a_statement_that_takes_too_long_is_stopped(api: Client, own_server: Ser
         assert api.place().status == 201
 
 
-def test_requests_wait_for_a_connection_briefly(
+def test_wait_for_a_pool_connection_is_bounded(
     api: Client, client: NewClient, http: Transport, own_server: Server
 ) -> None:
     other = client(transport=http)
@@ -257,7 +257,7 @@ def waits_for_a_lock(server: Server) -> bool:
         return bool(cursor.fetchone() != (0,))
 
 
-def test_a_read_whose_connection_breaks_on_the_way_is_asked_again(api: Client, own_server: Server) -> None:
+def test_read_is_retried_when_its_connection_breaks(api: Client, own_server: Server) -> None:
     with ThreadPoolExecutor(1) as pool:
         with locked_orders(own_server):
             reading = pool.submit(api.get, "/orders")
@@ -268,7 +268,7 @@ def test_a_read_whose_connection_breaks_on_the_way_is_asked_again(api: Client, o
         assert reading.result().status == 200
 
 
-def test_an_order_without_a_key_is_not_sent_twice(api: Client, tenant: str, own_server: Server) -> None:
+def test_order_without_a_key_is_not_retried(api: Client, tenant: str, own_server: Server) -> None:
     with ThreadPoolExecutor(1) as pool, locked_orders(own_server):
         placing = pool.submit(api.place)
         until(lambda: waits_for_a_lock(own_server))
@@ -281,7 +281,7 @@ def test_an_order_without_a_key_is_not_sent_twice(api: Client, tenant: str, own_
         assert cursor.fetchone() == (0,)
 
 
-def test_a_read_only_database_still_answers_reads(api: Client, own_server: Server) -> None:
+def test_read_only_session_still_answers_reads(api: Client, own_server: Server) -> None:
     order_id = api.place().json["order"]["order_id"]
 
     with api_on(f"{own_server.urls.app}&options={READ_ONLY}"):
@@ -291,7 +291,7 @@ def test_a_read_only_database_still_answers_reads(api: Client, own_server: Serve
         assert_unavailable(api.place(key=uuid4().hex))
 
 
-def test_refused_writes_of_one_tenant_do_not_make_everybody_connect_anew(
+def test_rejected_writes_do_not_make_other_tenants_reconnect(
     api: Client, client: NewClient, own_server: Server
 ) -> None:
     """As on a full disk: what another connection would find as well is asked on this one."""
@@ -311,7 +311,7 @@ def test_refused_writes_of_one_tenant_do_not_make_everybody_connect_anew(
     assert traffic.messages.count("startup") <= 1 + lasted / NEW
 
 
-def test_a_server_that_turned_into_a_reader_is_left(api: Client, own_server: Server) -> None:
+def test_connections_to_a_demoted_primary_are_dropped(api: Client, own_server: Server) -> None:
     """Those at rest lead there too: the next request connects, where the settings lead to by now."""
     with api_on(f"{own_server.urls.app}&options={READ_ONLY}"):
         pool = connections().pool
@@ -330,7 +330,7 @@ def test_a_server_that_turned_into_a_reader_is_left(api: Client, own_server: Ser
         assert all(connection.driver.closed for connection in older)
 
 
-def test_an_order_cut_off_half_way_leaves_nothing(api: Client, own_server: Server, tenant: str) -> None:
+def test_interrupted_order_leaves_no_rows(api: Client, own_server: Server, tenant: str) -> None:
     with ThreadPoolExecutor(1) as pool, locked_orders(own_server):
         placing = pool.submit(api.place, None, "one-key")
         until(lambda: waits_for_a_lock(own_server))

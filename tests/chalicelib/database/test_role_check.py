@@ -194,7 +194,7 @@ def assert_refused(answers: list[Answer], role: str) -> None:
 
 
 @pytest.mark.parametrize("case", UNSAFE)
-def test_nothing_is_served_with(
+def test_unsafe_role_is_refused(
     case: str, server: Server, alice: Client, tenant: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     unsafe = UNSAFE[case]
@@ -222,7 +222,7 @@ def test_nothing_is_served_with(
     ],
     ids=["a restriction", "another role's", "the same twice"],
 )
-def test_a_policy_that_shows_the_api_no_more_is_no_harm(server: Server, alice: Client, policy: str) -> None:
+def test_harmless_extra_policies_are_accepted(server: Server, alice: Client, policy: str) -> None:
     harmless = Unsafe(
         "orders_app", "", f"create role auditors; {policy}", "drop policy more on orders; drop role auditors"
     )
@@ -252,7 +252,7 @@ BEHIND_ANOTHER_NAME = "&options=-c%20role%3Dorders_app"
         ),
     ],
 )
-def test_a_login_that_only_plays_the_apis_role_is_refused(
+def test_privileged_login_with_set_role_is_refused(
     login: str,
     says: str,
     do: str,
@@ -268,7 +268,7 @@ def test_a_login_that_only_plays_the_apis_role_is_refused(
     assert f"refuses to serve: the role orders_app {says}{WHAT_TO_DO}" in caplog.messages
 
 
-def test_who_makes_roles_is_refused_where_that_makes_it_any_role(
+def test_createrole_is_refused_before_postgresql_16(
     server: Server, alice: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     """PostgreSQL 16 took that from CREATEROLE; before, it may grant itself the owner."""
@@ -289,7 +289,7 @@ def test_who_makes_roles_is_refused_where_that_makes_it_any_role(
     assert f"refuses to serve: the role orders_app {says}{WHAT_TO_DO}" in caplog.messages
 
 
-def test_a_role_of_ones_own_that_is_bound_is_served(server: Server, alice: Client) -> None:
+def test_custom_role_under_row_level_security_is_served(server: Server, alice: Client) -> None:
     tidy = made("tidy", "", "", "orders_app")
 
     with changed(server, tidy), api_on(server.url("tidy")):
@@ -299,9 +299,7 @@ def test_a_role_of_ones_own_that_is_bound_is_served(server: Server, alice: Clien
 # What it costs
 
 
-def test_it_rides_in_the_first_string_of_each_connection_and_in_no_other(
-    server: Server, alice: Client
-) -> None:
+def test_role_check_joins_each_connections_first_query_only(server: Server, alice: Client) -> None:
     with proxied(server) as proxy, api_on(f"postgresql://orders_app@/orders?host={proxy.folder}"):
         with proxy.watched() as first:
             assert alice.place().status == 201
@@ -320,7 +318,7 @@ def test_it_rides_in_the_first_string_of_each_connection_and_in_no_other(
     assert "do $$" not in "".join(later.statements)
 
 
-def test_a_refusal_does_not_count_as_the_check(server: Server, alice: Client) -> None:
+def test_failed_first_query_leaves_the_role_unchecked(server: Server, alice: Client) -> None:
     """A first string that failed for another reason leaves the connection unchecked."""
     with proxied(server) as proxy, api_on(f"postgresql://orders_app@/orders?host={proxy.folder}"):
         assert alice.place(key="once").status == 201
@@ -334,7 +332,7 @@ def test_a_refusal_does_not_count_as_the_check(server: Server, alice: Client) ->
 # The way out
 
 
-def test_an_experiment_is_served_and_the_log_says_so(
+def test_db_allow_unsafe_role_serves_and_logs_a_warning(
     server: Server, alice: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     with proxied(server) as proxy, caplog.at_level(logging.WARNING, "order-api"):
@@ -349,7 +347,7 @@ def test_an_experiment_is_served_and_the_log_says_so(
 
 
 @pytest.mark.parametrize("value", ["", "0"])
-def test_anything_else_is_no_way_out(server: Server, alice: Client, value: str) -> None:
+def test_other_values_still_refuse_an_unsafe_role(server: Server, alice: Client, value: str) -> None:
     with api_on(server.url("postgres"), DB_ALLOW_UNSAFE_ROLE=value):
         assert_refused(protected(alice), "postgres")
 
@@ -357,9 +355,7 @@ def test_anything_else_is_no_way_out(server: Server, alice: Client, value: str) 
 # While it runs
 
 
-def test_a_role_that_is_changed_while_it_serves_is_refused_by_new_connections(
-    server: Server, alice: Client
-) -> None:
+def test_new_connections_refuse_a_role_changed_while_serving(server: Server, alice: Client) -> None:
     """Those that are open go on until DB_POOL_RECYCLE; nothing needs a restart, neither way."""
     with api_on(server.urls.app, DB_POOL_SIZE="1", DB_POOL_MAX="1", DB_POOL_RECYCLE="1"):
         assert alice.place().status == 201
@@ -369,7 +365,7 @@ def test_a_role_that_is_changed_while_it_serves_is_refused_by_new_connections(
         assert alice.place().status == 201
 
 
-def test_an_old_connection_is_replaced_and_then_checked(
+def test_recycled_connection_is_checked_again(
     server: Server, alice: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with api_on(server.urls.app, DB_POOL_SIZE="1", DB_POOL_MAX="1"):
@@ -383,7 +379,7 @@ def test_an_old_connection_is_replaced_and_then_checked(
 # Behind a pooler
 
 
-def test_behind_a_pooler_the_role_of_its_sessions_is_checked(
+def test_pooler_sessions_have_their_role_checked(
     server: Server, alice: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever role the API itself names to the pooler."""

@@ -103,7 +103,7 @@ def another_order_under_the_key(alice: Client) -> Callable[[], Answer]:
         pytest.param(lambda alice: lambda: alice.get("/health"), 200, 0, id="health"),
     ],
 )
-def test_a_request_on_a_warm_connection_costs(
+def test_round_trips_per_request_on_a_warm_connection(
     alice: Client,
     warm: Proxy,
     prepare: Callable[[Client], Callable[[], Answer]],
@@ -125,7 +125,7 @@ def asked(string: str) -> str:
     return re.sub(r"\A(prepare order_api_\w+ as .+?;\n)*", "", string, flags=re.DOTALL)
 
 
-def test_a_first_create_costs_the_connection_and_one_trip(
+def test_first_create_takes_connecting_plus_one_round_trip(
     proxy: Proxy, user_pool: UserPool, tenant: str
 ) -> None:
     """Connecting is startup and its answer, no probes; TLS and a password add trips of their own."""
@@ -146,7 +146,7 @@ def test_a_first_create_costs_the_connection_and_one_trip(
     assert [kind for kind in traffic.messages if kind != "X"] == ["startup", "Q"]
 
 
-def test_the_client_sends_no_transaction_commands(alice: Client, warm: Proxy) -> None:
+def test_requests_send_no_transaction_commands(alice: Client, warm: Proxy) -> None:
     with warm.watched() as traffic:
         order_id = alice.place(key=uuid4().hex).json["order"]["order_id"]
         alice.get(f"/orders/{order_id}")
@@ -157,7 +157,7 @@ def test_the_client_sends_no_transaction_commands(alice: Client, warm: Proxy) ->
     assert len(traffic.statements) == 3
 
 
-def test_every_statement_names_the_callers_tenant_only(
+def test_statements_name_only_the_callers_tenant(
     alice: Client, stranger: Client, warm: Proxy, tenant: str
 ) -> None:
     with warm.watched() as traffic:
@@ -169,7 +169,7 @@ def test_every_statement_names_the_callers_tenant_only(
     assert tenant not in theirs
 
 
-def test_nothing_but_prepared_statements_stays_on_the_connection(alice: Client, warm: Proxy) -> None:
+def test_connection_keeps_no_state_except_prepared_statements(alice: Client, warm: Proxy) -> None:
     key = uuid4().hex
     for answer in (alice.place(key=key), alice.place(key=key), alice.get("/orders")):
         assert answer.status in (200, 201)

@@ -154,7 +154,7 @@ def execute(url: str, *statements: str) -> None:
 # Applying it
 
 
-def test_applied_again_it_changes_nothing(database: Urls, admin_url: str) -> None:
+def test_applying_the_schema_twice_changes_nothing(database: Urls, admin_url: str) -> None:
     before = snapshot(EMBEDDED, admin_url)
 
     apply_schema(database.owner)
@@ -162,7 +162,7 @@ def test_applied_again_it_changes_nothing(database: Urls, admin_url: str) -> Non
     assert snapshot(EMBEDDED, admin_url) == before
 
 
-def test_several_deployments_can_apply_it_at_once(admin_url: str, empty_database: str) -> None:
+def test_schema_can_be_applied_concurrently(admin_url: str, empty_database: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(apply_schema, [owned(empty_database)] * 4))
 
@@ -174,7 +174,7 @@ def without_moments(snapshot: str) -> list[str]:
     return [line for line in snapshot.splitlines() if "datetime" not in line]
 
 
-def test_applied_again_it_does_not_stop_the_api(empty_database: str) -> None:
+def test_applying_the_schema_again_takes_no_blocking_locks(empty_database: str) -> None:
     apply_schema(owned(empty_database))
 
     with connected(empty_database) as connection, connection.cursor() as cursor:
@@ -183,7 +183,7 @@ def test_applied_again_it_does_not_stop_the_api(empty_database: str) -> None:
         cursor.execute("rollback")
 
 
-def test_version_1_is_brought_to_version_2(admin_url: str, empty_database: str) -> None:
+def test_schema_upgrades_version_1_to_version_2(admin_url: str, empty_database: str) -> None:
     apply_schema(owned(empty_database))
     execute(
         owned(empty_database),
@@ -198,7 +198,7 @@ def test_version_1_is_brought_to_version_2(admin_url: str, empty_database: str) 
     assert without_moments(upgraded) == without_moments(new)
 
 
-def test_an_older_file_refuses_a_newer_database(empty_database: str) -> None:
+def test_newer_database_refuses_an_older_schema_file(empty_database: str) -> None:
     apply_schema(owned(empty_database))
     execute(
         empty_database, "insert into schema_version (version) values (3)", "drop index orders_created_by_idx"
@@ -217,7 +217,7 @@ def test_an_older_file_refuses_a_newer_database(empty_database: str) -> None:
 
 @pytest.mark.usefixtures("kept_role_settings")
 @pytest.mark.parametrize("own", ["statement_timeout=9s", "plan_cache_mode=auto"])
-def test_an_operators_own_setting_is_kept(database: Urls, rows: Ask, admin_url: str, own: str) -> None:
+def test_operators_role_settings_are_kept(database: Urls, rows: Ask, admin_url: str, own: str) -> None:
     name, _, value = own.partition("=")
     execute(admin_url, f"alter role orders_app set {name} = '{value}'")
 
@@ -227,9 +227,7 @@ def test_an_operators_own_setting_is_kept(database: Urls, rows: Ask, admin_url: 
 
 
 @pytest.mark.usefixtures("kept_role_settings")
-def test_other_settings_of_an_operator_do_not_cost_the_timeouts(
-    database: Urls, rows: Ask, admin_url: str
-) -> None:
+def test_timeouts_are_set_beside_other_operator_settings(database: Urls, rows: Ask, admin_url: str) -> None:
     execute(admin_url, "alter role orders_app reset all", "alter role orders_app set work_mem = '8MB'")
 
     apply_schema(database.owner)
@@ -238,7 +236,7 @@ def test_other_settings_of_an_operator_do_not_cost_the_timeouts(
 
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
-def test_a_database_that_is_not_utf8_is_refused(database: Urls, admin_url: str, encoding: str) -> None:
+def test_non_utf8_database_is_refused(database: Urls, admin_url: str, encoding: str) -> None:
     name = f"as_{encoding.lower()}"
     execute(
         admin_url,
@@ -252,7 +250,7 @@ def test_a_database_that_is_not_utf8_is_refused(database: Urls, admin_url: str, 
 
 
 @pytest.mark.usefixtures("kept_role_settings")
-def test_settings_for_another_database_do_not_cost_the_timeouts(
+def test_timeouts_are_set_despite_settings_for_another_database(
     database: Urls, rows: Ask, admin_url: str
 ) -> None:
     elsewhere = "alter role orders_app in database template1 {} statement_timeout"
@@ -275,7 +273,7 @@ def role_settings(rows: Ask) -> list[str]:
 # Tenancy
 
 
-def test_every_key_leads_with_the_tenant(rows: Ask) -> None:
+def test_every_index_and_key_starts_with_the_tenant(rows: Ask) -> None:
     indexes = rows(
         "select indexrelid::regclass::text, attname from pg_index"
         " join pg_attribute on attrelid = indrelid and attnum = indkey[0]"
@@ -299,7 +297,7 @@ def test_every_key_leads_with_the_tenant(rows: Ask) -> None:
     assert foreign_keys == [("order_items_order_fkey", "tenant_id", "tenant_id")]
 
 
-def test_row_level_security_binds_every_table_of_tenants(rows: Ask) -> None:
+def test_row_level_security_is_forced_on_every_tenant_table(rows: Ask) -> None:
     tables = rows(
         "select relname::text, relrowsecurity, relforcerowsecurity from pg_class join pg_attribute"
         " on attrelid = pg_class.oid where relkind in ('r', 'p') and attname = 'tenant_id' order by 1"
@@ -316,7 +314,7 @@ def test_row_level_security_binds_every_table_of_tenants(rows: Ask) -> None:
 # The API's role
 
 
-def test_the_apis_role_has_no_powers(rows: Ask) -> None:
+def test_api_role_has_no_special_attributes(rows: Ask) -> None:
     role = rows(
         "select rolcanlogin, rolsuper, rolbypassrls, rolcreaterole, rolcreatedb, rolreplication, rolpassword"
         " from pg_authid where rolname = 'orders_app'"
@@ -328,7 +326,7 @@ def test_the_apis_role_has_no_powers(rows: Ask) -> None:
     assert (member_of, owns) == ([], [])
 
 
-def test_the_apis_role_has_its_settings(database: Urls) -> None:
+def test_api_role_has_its_settings(database: Urls) -> None:
     with connected(database.app) as connection, connection.cursor() as cursor:
         for setting in ROLE_SETTINGS:
             name, _, value = setting.partition("=")
@@ -336,7 +334,7 @@ def test_the_apis_role_has_its_settings(database: Urls) -> None:
             assert cursor.fetchone() == (value,)
 
 
-def test_the_apis_role_may_do_what_the_api_does_and_nothing_else(rows: Ask) -> None:
+def test_api_role_has_exactly_the_needed_privileges(rows: Ask) -> None:
     on_tables = rows(
         "select relname::text, privilege_type from pg_class, aclexplode(relacl)"
         " where relnamespace = 'public'::regnamespace and grantee in (0, 'orders_app'::regrole)"
@@ -384,7 +382,7 @@ def good_rows(admin_url: str) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("table", "change", "constraint"), REFUSED)
-def test_a_row_against_the_rules_is_refused(
+def test_row_violating_a_constraint_is_rejected(
     good_rows: Any, table: str, change: Mapping[str, Any], constraint: str
 ) -> None:
     with pytest.raises(psycopg2.IntegrityError) as refused:
@@ -413,7 +411,7 @@ def test_every_constraint_is_named_and_tested(rows: Ask) -> None:
         ("order_items", {"unit_price": "999999999999.999", "quantity": 1_000_000, "line_no": 2}),
     ],
 )
-def test_the_limits_themselves_are_accepted(good_rows: Any, table: str, change: Mapping[str, Any]) -> None:
+def test_table_limits_are_inclusive(good_rows: Any, table: str, change: Mapping[str, Any]) -> None:
     fresh = {"order_id": str(uuid4())} if table == "orders" else {}
 
     good_rows.execute(insert(table), {**ROWS[table], **fresh, **change})
@@ -483,7 +481,7 @@ def many_orders(admin_url: str) -> Iterator[str]:
         (statements.ORDERS_PAGES[True, "cursor"], "orders_created_by_idx", "order_id <"),
     ],
 )
-def test_statements_read_no_more_than_they_answer(
+def test_statements_use_indexes_and_read_no_extra_rows(
     many_orders: str, statement: Statement[Any], index: str, condition: str
 ) -> None:
     steps = plan(many_orders, statement)
@@ -497,7 +495,7 @@ def test_statements_read_no_more_than_they_answer(
     assert max(rows_read) <= 3
 
 
-def test_the_planner_takes_no_tenant_for_one_of_a_single_order(many_orders: str) -> None:
+def test_planner_statistics_expect_many_orders_per_tenant(many_orders: str) -> None:
     """Else a plan that is made for all tenants may read all orders of the one that has most of them."""
     with connected(make_dsn(many_orders, user="postgres")) as connection, connection.cursor() as cursor:
         cursor.execute("select n_distinct from pg_stats where tablename = 'orders' and attname = 'tenant_id'")
@@ -533,7 +531,7 @@ def plan(url: str, statement: Statement[Any]) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("binaries", INSTALLED or [Path("none/bin")], ids=lambda path: path.parent.name)
-def test_it_applies_and_serves_on_another_version(alice: Client, stranger: Client, binaries: Path) -> None:
+def test_schema_works_on_other_postgresql_versions(alice: Client, stranger: Client, binaries: Path) -> None:
     if not INSTALLED:
         reason = "there is no other PostgreSQL in /usr/lib/postgresql: apt-get install postgresql-15"
         if os.environ.get("CI"):

@@ -21,7 +21,7 @@ REQUESTS = [
     [("nowhere", Unavailable), ("no tables", Internal), ("no such database", Unavailable)],
 )
 @pytest.mark.parametrize(("method", "path", "body"), REQUESTS, ids=lambda each: str(each)[:12])
-def test_a_failure_says_the_same_words_whatever_happened(
+def test_failure_response_hides_its_cause(
     alice: Client,
     database: Urls,
     tmp_path: Path,

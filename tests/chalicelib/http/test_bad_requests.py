@@ -44,7 +44,7 @@ def breaking(client: NewClient, nobody: Client, *broken: str) -> Answer:
 
 
 @pytest.mark.parametrize(("first", "second"), list(combinations(CHECKS, 2)))
-def test_of_two_failing_checks_the_first_answers(
+def test_first_of_two_failing_checks_is_reported(
     client: NewClient, nobody: Client, refused: Refused, first: str, second: str
 ) -> None:
     answer = breaking(client, nobody, first, second)
@@ -53,7 +53,7 @@ def test_of_two_failing_checks_the_first_answers(
 
 
 @pytest.mark.parametrize("first", range(len(CHECKS)))
-def test_of_all_failing_checks_the_first_answers(
+def test_first_of_all_failing_checks_is_reported(
     client: NewClient, nobody: Client, refused: Refused, first: int
 ) -> None:
     broken = list(CHECKS)[first:]
@@ -63,13 +63,11 @@ def test_of_all_failing_checks_the_first_answers(
     refused(answer, CHECKS[broken[0]], *(["quantity"] if broken == ["fields"] else []))
 
 
-def test_nothing_broken_is_placed(client: NewClient, nobody: Client) -> None:
+def test_request_that_passes_every_check_is_placed(client: NewClient, nobody: Client) -> None:
     assert breaking(client, nobody).status == 201
 
 
-def test_a_wrong_order_is_read_to_its_end_before_its_fields_are_judged(
-    alice: Client, refused: Refused
-) -> None:
+def test_malformed_json_is_reported_before_field_errors(alice: Client, refused: Refused) -> None:
     for late in ('{"deep":' * 32 + "1" + "}" * 32, '{"a":1,"a":2}', "NaN"):
         answer = alice.place(raw=written(currency='"nothing"', unknown=late))
         refused(answer, "malformed-request", *(["a"] if '"a"' in late else []))
@@ -78,12 +76,12 @@ def test_a_wrong_order_is_read_to_its_end_before_its_fields_are_judged(
 # Size and content type
 
 
-def test_a_body_of_one_mebibyte_is_read(alice: Client) -> None:
+def test_body_of_one_mebibyte_is_accepted(alice: Client) -> None:
     assert alice.place(raw=SEED_BYTES.ljust(MIB)).status == 201
 
 
 @pytest.mark.parametrize("body", [b" " * (MIB + 1), b"x" * (3 * MIB), SEED_BYTES.ljust(MIB + 1)], ids=brief)
-def test_a_body_beyond_one_mebibyte_is_too_large(alice: Client, refused: Refused, body: bytes) -> None:
+def test_body_over_one_mebibyte_is_too_large(alice: Client, refused: Refused, body: bytes) -> None:
     refused(alice.place(raw=body), "payload-too-large")
 
 
@@ -120,7 +118,7 @@ def test_other_content_types_are_refused(alice: Client, refused: Refused, conten
     ],
     ids=str,
 )
-def test_json_is_accepted_however_it_is_declared(alice: Client, headers: dict[str, str]) -> None:
+def test_json_content_type_spellings_are_accepted(alice: Client, headers: dict[str, str]) -> None:
     assert alice.send("POST", "/orders", SEED_BYTES, headers).status == 201
 
 
@@ -164,7 +162,7 @@ def test_a_base64_body_is_decoded(post: Callable[..., Answer]) -> None:
     assert answer.json["order"]["customer_name"] == "Zoë 李"
 
 
-def test_base64_with_foreign_characters_is_refused(post: Callable[..., Answer]) -> None:
+def test_base64_body_with_invalid_characters_is_rejected(post: Callable[..., Answer]) -> None:
     encoded = base64.b64encode(SEED_BYTES).decode()
 
     for broken in (
@@ -176,7 +174,7 @@ def test_base64_with_foreign_characters_is_refused(post: Callable[..., Answer]) 
         assert post(broken, is_base64=True).slug == "malformed-request"
 
 
-def test_a_text_body_is_read_as_it_is(post: Callable[..., Answer]) -> None:
+def test_text_body_is_read_without_decoding(post: Callable[..., Answer]) -> None:
     answer = post(json.dumps(seed(customer_name="Zoë 李"), ensure_ascii=False))
 
     assert answer.json["order"]["customer_name"] == "Zoë 李"
@@ -192,13 +190,13 @@ def test_a_garbled_base64_body_is_malformed(post: Callable[..., Answer], refused
 
 
 @pytest.mark.parametrize("body", [None, "", "\ud800", '{"a":"\ud800"}'], ids=brief)
-def test_a_text_body_that_is_no_unicode_is_malformed(
+def test_non_unicode_text_body_is_malformed(
     post: Callable[..., Answer], refused: Refused, body: str | None
 ) -> None:
     refused(post(body), "malformed-request")
 
 
-def test_the_size_of_a_base64_body_is_that_of_its_bytes(post: Callable[..., Answer]) -> None:
+def test_base64_body_size_counts_decoded_bytes(post: Callable[..., Answer]) -> None:
     for length, status in ((MIB, 201), (MIB + 1, 413)):
         answer = post(base64.b64encode(SEED_BYTES.ljust(length)).decode(), is_base64=True)
         assert answer.status == status
@@ -236,7 +234,7 @@ def test_the_size_of_a_base64_body_is_that_of_its_bytes(post: Callable[..., Answ
     ],
     ids=brief,
 )
-def test_what_is_not_json_is_malformed(alice: Client, refused: Refused, body: bytes) -> None:
+def test_non_json_body_is_malformed(alice: Client, refused: Refused, body: bytes) -> None:
     refused(alice.place(raw=body), "malformed-request")
 
 
@@ -256,7 +254,7 @@ def test_what_is_not_json_is_malformed(alice: Client, refused: Refused, body: by
     ],
     ids=brief,
 )
-def test_what_is_not_utf_8_is_malformed(alice: Client, refused: Refused, body: bytes) -> None:
+def test_non_utf_8_body_is_malformed(alice: Client, refused: Refused, body: bytes) -> None:
     refused(alice.place(raw=body), "malformed-request")
 
 
@@ -281,9 +279,7 @@ def test_what_is_not_utf_8_is_malformed(alice: Client, refused: Refused, body: b
     ],
 )
 @pytest.mark.parametrize("member", ["total_amount", "unknown"])
-def test_what_is_no_json_number_is_malformed(
-    alice: Client, refused: Refused, number: str, member: str
-) -> None:
+def test_invalid_json_number_is_malformed(alice: Client, refused: Refused, number: str, member: str) -> None:
     refused(alice.place(raw=written(**{member: number})), "malformed-request")
 
 
@@ -302,11 +298,11 @@ def test_what_is_no_json_number_is_malformed(
     ],
     ids=brief,
 )
-def test_a_repeated_member_is_named(alice: Client, refused: Refused, body: bytes, name: str) -> None:
+def test_duplicate_json_member_is_named(alice: Client, refused: Refused, body: bytes, name: str) -> None:
     refused(alice.place(raw=body), "malformed-request", name)
 
 
-def test_one_repeated_member_among_very_many_is_found_at_once(alice: Client, refused: Refused) -> None:
+def test_duplicate_member_among_50_000_is_found_quickly(alice: Client, refused: Refused) -> None:
     members = ",".join(f'"{number}":0' for number in range(50_000))
     started = time.monotonic()
 
@@ -349,7 +345,7 @@ def test_nesting_beyond_32_levels_is_malformed(alice: Client, refused: Refused, 
     ],
     ids=brief,
 )
-def test_nesting_of_32_levels_is_read(alice: Client, refused: Refused, body: bytes, field: str) -> None:
+def test_nesting_of_32_levels_is_accepted(alice: Client, refused: Refused, body: bytes, field: str) -> None:
     refused(alice.place(raw=body), "validation", field)
 
 
@@ -378,12 +374,12 @@ def test_nesting_of_32_levels_is_read(alice: Client, refused: Refused, body: byt
     ],
     ids=brief,
 )
-def test_a_wrong_idempotency_key_is_named(alice: Client, refused: Refused, key: str) -> None:
+def test_invalid_idempotency_key_is_rejected(alice: Client, refused: Refused, key: str) -> None:
     answer = alice.send("POST", "/orders", written(), {"Idempotency-Key": key})
 
     refused(answer, "malformed-request", "Idempotency-Key", unsaid=key if len(key) > 3 else UNSAID)
 
 
 @pytest.mark.parametrize("key", ["k", "k" * 255, f'"{"k" * 255}"', "~!@#$%^&*()", '"k\\"\\\\"'], ids=brief)
-def test_the_longest_and_the_oddest_keys_are_accepted(alice: Client, key: str) -> None:
+def test_longest_and_unusual_idempotency_keys_are_accepted(alice: Client, key: str) -> None:
     assert alice.place(key=key).status == 201

@@ -106,7 +106,7 @@ def test_a_chunked_body_is_read(connection: http.client.HTTPConnection, bearer: 
 
 
 @pytest.mark.parametrize("coding", ["Chunked", "CHUNKED ", "chunked"])
-def test_chunk_extensions_and_trailers_are_passed_over(
+def test_chunk_extensions_and_trailers_are_ignored(
     wire: Callable[..., Answer], bearer: dict[str, str], coding: str
 ) -> None:
     body = b"%X;name=value\r\n%s\r\n0\r\nX-Trailer: x\r\n\r\n" % (len(SEED_BYTES), SEED_BYTES)
@@ -115,7 +115,7 @@ def test_chunk_extensions_and_trailers_are_passed_over(
 
 
 @pytest.mark.parametrize("size", [MIB + 1, 3 * MIB])
-def test_a_client_hears_that_its_body_is_too_large(
+def test_oversized_body_gets_413_and_keeps_the_connection(
     connection: http.client.HTTPConnection, bearer: dict[str, str], size: int
 ) -> None:
     pieces = (b"x" * 65_536 for _ in range(size // 65_536 + 1))
@@ -132,7 +132,7 @@ def test_a_client_hears_that_its_body_is_too_large(
     assert after.status == 201
 
 
-def test_a_body_of_one_mebibyte_is_read_however_it_is_framed(
+def test_one_mebibyte_body_is_accepted_in_both_framings(
     connection: http.client.HTTPConnection, bearer: dict[str, str]
 ) -> None:
     body = SEED_BYTES.ljust(MIB)
@@ -145,7 +145,7 @@ def test_a_body_of_one_mebibyte_is_read_however_it_is_framed(
     assert (plain.status, in_chunks.status) == (201, 201)
 
 
-def test_two_framings_at_once_are_refused(wire: Callable[..., Answer], bearer: dict[str, str]) -> None:
+def test_conflicting_body_framings_are_rejected(wire: Callable[..., Answer], bearer: dict[str, str]) -> None:
     for framing in (
         ["Content-Length: 5", "Transfer-Encoding: chunked"],
         ["Transfer-Encoding: chunked", "Content-Length: 5"],
@@ -178,7 +178,7 @@ def test_two_framings_at_once_are_refused(wire: Callable[..., Answer], bearer: d
     ],
     ids=lambda framing: framing[:40],
 )
-def test_an_unclear_length_is_refused(
+def test_invalid_content_length_is_rejected(
     wire: Callable[..., Answer], bearer: dict[str, str], framing: str
 ) -> None:
     answer = wire(head(bearer, framing))
@@ -198,7 +198,7 @@ def test_an_unclear_length_is_refused(
         "Transfer-Encoding:\n chunked",
     ],
 )
-def test_what_stands_behind_a_malformed_header_line_is_no_request(
+def test_malformed_header_line_cannot_smuggle_a_request(
     server: tuple[str, int], bearer: dict[str, str], line: str
 ) -> None:
     smuggled = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -211,13 +211,13 @@ def test_what_stands_behind_a_malformed_header_line_is_no_request(
     assert answers.count(b"HTTP/1.1 ") == 1
 
 
-def test_a_method_nobody_knows_is_refused_in_json(wire: Callable[..., Answer]) -> None:
+def test_unknown_method_is_rejected_with_json(wire: Callable[..., Answer]) -> None:
     answer = wire('G"\\T /orders HTTP/1.1\nHost: x')
 
     assert (answer.status, answer.json["status"]) == (400, 400)
 
 
-def test_very_small_chunks_are_read_in_time(
+def test_many_tiny_chunks_are_read_quickly(
     connection: http.client.HTTPConnection, bearer: dict[str, str]
 ) -> None:
     started = time.monotonic()
@@ -236,7 +236,7 @@ SIZE = f"{len(SEED_BYTES):x}"
     ["x", "", " ", f"-{SIZE}", f"+{SIZE}", f"0x{SIZE}", f"{SIZE[0]}_{SIZE[1:]}", f"{SIZE}h"],
     ids=lambda size: size[:9],
 )
-def test_an_unclear_chunk_size_is_refused(
+def test_invalid_chunk_size_is_rejected(
     wire: Callable[..., Answer], bearer: dict[str, str], size: str
 ) -> None:
     body = b"%s\r\n%s\r\n0\r\n\r\n" % (size.encode(), SEED_BYTES)
@@ -247,7 +247,9 @@ def test_an_unclear_chunk_size_is_refused(
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-def test_half_a_body_places_no_order(server: tuple[str, int], bearer: dict[str, str], alice: Client) -> None:
+def test_truncated_body_places_no_order(
+    server: tuple[str, int], bearer: dict[str, str], alice: Client
+) -> None:
     for framing, body in (
         (f"Content-Length: {len(SEED_BYTES) + 9}", SEED_BYTES),
         ("Transfer-Encoding: chunked", chunked(SEED_BYTES)[:-5]),
@@ -261,7 +263,7 @@ def test_half_a_body_places_no_order(server: tuple[str, int], bearer: dict[str, 
     assert alice.get("/orders").json["orders"] == []
 
 
-def test_a_client_that_asks_first_is_told_to_go_on(server: tuple[str, int], bearer: dict[str, str]) -> None:
+def test_expect_100_continue_is_answered(server: tuple[str, int], bearer: dict[str, str]) -> None:
     with socket.create_connection(server, timeout=30) as line:
         expecting = head(bearer, f"Content-Length: {len(SEED_BYTES)}", "Expect: 100-continue")
         line.sendall(expecting.replace("\n", "\r\n").encode() + b"\r\n\r\n")
@@ -301,7 +303,7 @@ def test_a_client_that_asks_first_is_told_to_go_on(server: tuple[str, int], bear
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
-def test_an_unknown_path_is_not_found_whoever_asks(
+def test_unknown_path_is_404_with_and_without_token(
     wire: Callable[..., Answer], bearer: dict[str, str], method: str, path: str
 ) -> None:
     for authorization in ("X: y", f"Authorization: {bearer['authorization']}"):
@@ -310,9 +312,7 @@ def test_an_unknown_path_is_not_found_whoever_asks(
 
 
 @pytest.mark.parametrize("path", ALLOWED)
-def test_a_wrong_method_is_told_the_right_ones_whoever_asks(
-    buyer: Client, passer_by: Client, path: str
-) -> None:
+def test_method_not_allowed_lists_the_allowed_methods(buyer: Client, passer_by: Client, path: str) -> None:
     for method in METHODS:
         if method in ALLOWED[path].split(", "):
             continue
@@ -323,13 +323,13 @@ def test_a_wrong_method_is_told_the_right_ones_whoever_asks(
 
 
 @pytest.mark.parametrize("path", ALLOWED)
-def test_allowed_methods_are_not_refused(buyer: Client, path: str) -> None:
+def test_allowed_methods_are_not_405(buyer: Client, path: str) -> None:
     for method in ALLOWED[path].split(", "):
         assert buyer.send(method, path).status != 405
 
 
 @pytest.mark.parametrize("path", ALLOWED)
-def test_a_preflight_is_answered(passer_by: Client, path: str) -> None:
+def test_preflight_gets_the_cors_headers(passer_by: Client, path: str) -> None:
     origin = {"origin": "https://shop.example", "access-control-request-method": "GET"}
 
     answer = passer_by.send("OPTIONS", path, headers=origin)
@@ -341,7 +341,7 @@ def test_a_preflight_is_answered(passer_by: Client, path: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["http", "in_process"])
-def test_a_head_is_a_get_without_its_body(
+def test_head_matches_get_without_the_body(
     client: NewClient, host: str, request: pytest.FixtureRequest
 ) -> None:
     transport = request.getfixturevalue(host)
@@ -377,7 +377,7 @@ def meaningful(answer: Answer) -> dict[str, str]:
 # Headers of every answer
 
 
-def test_every_answer_carries_the_same_headers(buyer: Client, passer_by: Client) -> None:
+def test_every_response_has_the_common_headers(buyer: Client, passer_by: Client) -> None:
     mine = {"x-request-id": "mine-4711", "X-Amzn-RequestId": "mine-4711"}
     placed = buyer.place().headers["location"]
     answers = {
@@ -408,7 +408,7 @@ def test_every_answer_carries_the_same_headers(buyer: Client, passer_by: Client)
     assert len({answer.headers["x-request-id"] for answer in answers.values()}) == len(answers)
 
 
-def test_health_answers_carry_them_too(passer_by: Client) -> None:
+def test_health_responses_have_the_common_headers(passer_by: Client) -> None:
     for path, status in (("/health", "ok"), ("/health/ready", "ready")):
         answer = passer_by.get(path)
         assert (answer.status, answer.json) == (200, {"status": status})
@@ -419,7 +419,7 @@ def test_health_answers_carry_them_too(passer_by: Client) -> None:
 
 
 @pytest.mark.parametrize("path", ["/docs", "/docs/start.js", "/docs/swagger-ui.css"])
-def test_the_docs_are_an_answer_like_any_other(passer_by: Client, path: str) -> None:
+def test_docs_responses_have_the_common_headers(passer_by: Client, path: str) -> None:
     page, headed, posted = (passer_by.send(method, path) for method in ("GET", "HEAD", "POST"))
 
     assert page.status == 200
@@ -460,7 +460,7 @@ def test_a_connection_serves_many_requests(
         assert connection.sock is line
 
 
-def test_a_304_leaves_the_connection_in_step(
+def test_connection_stays_usable_after_a_304(
     connection: http.client.HTTPConnection, bearer: dict[str, str], alice: Client
 ) -> None:
     placed = alice.place().headers["location"]
@@ -474,7 +474,7 @@ def test_a_304_leaves_the_connection_in_step(
         assert read(connection.getresponse()).status == status
 
 
-def test_fifty_connections_at_once_each_get_their_own_answer(client: NewClient, http: Transport) -> None:
+def test_fifty_concurrent_connections_get_their_own_responses(client: NewClient, http: Transport) -> None:
     together = Barrier(50, timeout=30)
     buyers = [client(tenant=f"parallel-{uuid4().hex[:12]}", transport=http) for _ in range(5)]
 
@@ -535,7 +535,9 @@ def answers(process: "subprocess.CompletedProcess[str]") -> list[Answer]:
     return [Answer(status, headers, body.encode()) for status, headers, body in lines]
 
 
-def test_the_servers_own_log_has_no_address(passer_by: Client, capsys: pytest.CaptureFixture[str]) -> None:
+def test_server_log_omits_request_paths_and_queries(
+    passer_by: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert passer_by.get("/orders?access_token=hunter2&?limit=1").status == 401
     assert passer_by.get("/orders/hunter2").status == 401
 
@@ -555,7 +557,9 @@ def test_health_needs_no_database(elsewhere: Callable[..., "subprocess.Completed
     assert "127.0.0.1" not in ready.body.decode()
 
 
-def test_one_origin_may_call(elsewhere: Callable[..., "subprocess.CompletedProcess[str]"]) -> None:
+def test_cors_allows_only_the_configured_origin(
+    elsewhere: Callable[..., "subprocess.CompletedProcess[str]"],
+) -> None:
     origin = "https://shop.example"
 
     for answer in answers(
@@ -569,7 +573,7 @@ def test_one_origin_may_call(elsewhere: Callable[..., "subprocess.CompletedProce
 @pytest.mark.parametrize(
     "origin", ["shop.example", "https://a.example,https://b.example", "https://shop.example/"]
 )
-def test_a_malformed_origin_stops_the_start(
+def test_malformed_cors_origin_prevents_startup(
     elsewhere: Callable[..., "subprocess.CompletedProcess[str]"], origin: str
 ) -> None:
     process = elsewhere("GET /health", CORS_ORIGIN=origin)

@@ -93,13 +93,13 @@ def test_keys_are_fetched_once_an_hour(get_status: GetStatus, keys: KeyServer, c
     assert keys.fetches == 1
 
 
-def test_the_first_requests_share_one_fetch(get_status: GetStatus, keys: KeyServer) -> None:
+def test_concurrent_first_requests_share_one_fetch(get_status: GetStatus, keys: KeyServer) -> None:
     assert statuses(get_status, [OLD] * 20) == [200] * 20
 
     assert keys.fetches == 1
 
 
-def test_a_rotated_key_is_found_at_once(get_status: GetStatus, keys: KeyServer, clock: Clock) -> None:
+def test_rotated_key_is_fetched_on_first_use(get_status: GetStatus, keys: KeyServer, clock: Clock) -> None:
     assert get_status(OLD) == 200
     clock.skip(61)
     keys.publish(OLD.jwk(), NEW.jwk())
@@ -108,7 +108,7 @@ def test_a_rotated_key_is_found_at_once(get_status: GetStatus, keys: KeyServer, 
     assert keys.fetches == 2
 
 
-def test_a_withdrawn_key_is_forgotten_with_the_next_fetch(
+def test_withdrawn_key_is_dropped_by_the_next_fetch(
     get_status: GetStatus, keys: KeyServer, clock: Clock
 ) -> None:
     assert get_status(OLD) == 200
@@ -118,7 +118,7 @@ def test_a_withdrawn_key_is_forgotten_with_the_next_fetch(
     assert (get_status(NEW), get_status(OLD)) == (200, 401)
 
 
-def test_a_token_that_is_known_falls_with_its_key(
+def test_withdrawn_key_invalidates_its_cached_tokens(
     http: Transport, provider: Provider, get_status: GetStatus, keys: KeyServer, clock: Clock
 ) -> None:
     alice = Client(http, OLD.token(provider.claims("acme")))
@@ -131,9 +131,7 @@ def test_a_token_that_is_known_falls_with_its_key(
 
 
 @pytest.mark.usefixtures("keys")
-def test_a_token_that_is_known_expires(
-    http: Transport, provider: Provider, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cached_token_expires(http: Transport, provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
     alice = Client(http, OLD.token(provider.claims("acme")))
     assert [alice.get("/orders").status for _ in range(2)] == [200, 200]
     later = time.time() + 24 * 3600
@@ -145,7 +143,7 @@ def test_a_token_that_is_known_expires(
 
 
 @pytest.mark.usefixtures("keys")
-def test_a_token_that_is_known_vouches_for_no_other(http: Transport, provider: Provider) -> None:
+def test_cached_token_does_not_admit_altered_tokens(http: Transport, provider: Provider) -> None:
     good = OLD.token(provider.claims("acme"))
     assert Client(http, good).get("/orders").status == 200
     header, payload, signature = good.split(".")
@@ -156,7 +154,7 @@ def test_a_token_that_is_known_vouches_for_no_other(http: Transport, provider: P
 
 
 @pytest.mark.usefixtures("keys")
-def test_a_token_that_comes_again_is_not_verified_again(http: Transport, provider: Provider) -> None:
+def test_repeated_token_is_verified_once(http: Transport, provider: Provider) -> None:
     from chalicelib.identity import tokens
 
     alice = Client(http, OLD.token(provider.claims("acme")))
@@ -194,14 +192,14 @@ def test_twenty_unknown_keys_at_once_cause_one_fetch(
     assert keys.fetches == 2
 
 
-def test_unknown_keys_alone_are_refused_from_the_start(get_status: GetStatus, keys: KeyServer) -> None:
+def test_unknown_keys_in_the_first_requests_are_rejected(get_status: GetStatus, keys: KeyServer) -> None:
     assert statuses(get_status, [unknown(number) for number in range(20)]) == [401] * 20
 
     assert keys.fetches == 1
     assert get_status(OLD) == 200
 
 
-def test_known_keys_serve_on_while_their_server_is_down(
+def test_known_keys_work_while_the_server_is_down(
     get_status: GetStatus, keys: KeyServer, clock: Clock
 ) -> None:
     assert get_status(OLD) == 200
@@ -217,7 +215,7 @@ def test_known_keys_serve_on_while_their_server_is_down(
 
 
 @pytest.mark.parametrize("status", [404, 429, 500, 503])
-def test_an_error_of_the_key_server_brings_no_keys(
+def test_key_server_error_response_adds_no_keys(
     get_status: GetStatus, keys: KeyServer, clock: Clock, status: int
 ) -> None:
     assert get_status(OLD) == 200
@@ -228,7 +226,7 @@ def test_an_error_of_the_key_server_brings_no_keys(
     assert (get_status(NEW), get_status(OLD)) == (401, 200)
 
 
-def test_a_failing_key_server_is_not_asked_by_every_request(get_status: GetStatus, keys: KeyServer) -> None:
+def test_concurrent_requests_fetch_a_failing_server_once(get_status: GetStatus, keys: KeyServer) -> None:
     keys.status = 503
 
     assert statuses(get_status, [OLD] * 20) == [401] * 20
@@ -236,9 +234,7 @@ def test_a_failing_key_server_is_not_asked_by_every_request(get_status: GetStatu
     assert keys.fetches == 1
 
 
-def test_after_a_failed_first_fetch_a_later_one_succeeds(
-    get_status: GetStatus, keys: KeyServer, clock: Clock
-) -> None:
+def test_failed_first_fetch_is_retried_later(get_status: GetStatus, keys: KeyServer, clock: Clock) -> None:
     keys.stop()
     assert get_status(OLD) == 401
     keys.start()
@@ -249,7 +245,7 @@ def test_after_a_failed_first_fetch_a_later_one_succeeds(
 
 
 @pytest.mark.usefixtures("short_wait")
-def test_a_hanging_key_server_holds_up_nobody_with_a_known_key(
+def test_hanging_key_server_does_not_delay_known_keys(
     get_status: GetStatus, keys: KeyServer, clock: Clock
 ) -> None:
     assert get_status(OLD) == 200
@@ -270,7 +266,7 @@ def test_a_hanging_key_server_holds_up_nobody_with_a_known_key(
 
 
 @pytest.mark.usefixtures("short_wait")
-def test_a_trickling_key_server_is_not_waited_for(get_status: GetStatus, keys: KeyServer) -> None:
+def test_trickling_key_server_times_out(get_status: GetStatus, keys: KeyServer) -> None:
     """Each byte arrives before the socket's timeout; the complete body does not."""
     keys.byte_delay = 0.25
 
@@ -304,7 +300,7 @@ def test_a_trickling_key_server_is_not_waited_for(get_status: GetStatus, keys: K
     ],
     ids=repr,
 )
-def test_a_garbled_key_list_replaces_nothing(
+def test_malformed_key_list_replaces_no_keys(
     get_status: GetStatus, keys: KeyServer, clock: Clock, body: bytes
 ) -> None:
     assert get_status(OLD) == 200
@@ -337,7 +333,7 @@ def test_a_garbled_key_list_replaces_nothing(
     ],
     ids=lambda other: json.dumps({**other, "n": ""} if isinstance(other, dict) else other),
 )
-def test_a_good_key_serves_beside_any_other(get_status: GetStatus, keys: KeyServer, other: Any) -> None:
+def test_valid_key_is_used_beside_unusable_ones(get_status: GetStatus, keys: KeyServer, other: Any) -> None:
     """RFC 7517, section 5: keys that are not understood are ignored, the others are not."""
     keys.publish(other, OLD.jwk())
 
@@ -360,9 +356,7 @@ def test_a_good_key_serves_beside_any_other(get_status: GetStatus, keys: KeyServ
     ],
     ids=lambda key: " ".join(f"{name}={key.get(name)}" for name in ("kty", "alg", "use", "kid")),
 )
-def test_a_key_for_anything_but_rs256_signatures_is_never_used(
-    get_status: GetStatus, keys: KeyServer, key: Json
-) -> None:
+def test_only_rs256_signing_keys_are_used(get_status: GetStatus, keys: KeyServer, key: Json) -> None:
     keys.publish(key, OLD.jwk())
 
     assert get_status(STRANGE) == 401
@@ -371,7 +365,7 @@ def test_a_key_for_anything_but_rs256_signatures_is_never_used(
 
 
 @pytest.mark.parametrize("members", [{"alg": None}, {"use": None}, {"alg": None, "use": None}], ids=str)
-def test_a_key_need_not_say_what_it_is_for(
+def test_key_without_alg_and_use_is_accepted(
     get_status: GetStatus, keys: KeyServer, members: dict[str, None]
 ) -> None:
     keys.publish(OLD.jwk(**members))
@@ -381,7 +375,7 @@ def test_a_key_need_not_say_what_it_is_for(
 
 @pytest.mark.parametrize("alg", ["HS256", "RS256", None])
 @pytest.mark.parametrize("named", ["HS256", "RS256"])
-def test_a_shared_secret_in_the_key_list_signs_nothing(
+def test_symmetric_key_in_the_key_list_is_rejected(
     http: Transport, provider: Provider, keys: KeyServer, alg: str | None, named: str
 ) -> None:
     keys.publish({**OCT, **({"alg": alg} if alg else {})})
@@ -392,9 +386,7 @@ def test_a_shared_secret_in_the_key_list_signs_nothing(
 
 
 @pytest.mark.parametrize("status", [301, 302, 307])
-def test_a_redirect_of_the_key_server_leads_nowhere(
-    get_status: GetStatus, keys: KeyServer, status: int
-) -> None:
+def test_key_server_redirect_is_not_followed(get_status: GetStatus, keys: KeyServer, status: int) -> None:
     elsewhere = KeyServer(STRANGE.jwk())
     keys.status, keys.headers, keys.body = status, {"Location": elsewhere.url}, b""
 

@@ -83,9 +83,7 @@ def wait_for_fetches(keys: KeyServer) -> None:
 
 
 @pytest.mark.parametrize("provider", PROVIDERS, indirect=True, ids=lambda provider: provider.name)
-def test_a_withdrawn_key_falls_within_the_hour_without_anybody_asking_for_another(
-    get: Get, keys: KeyServer, clock: Clock
-) -> None:
+def test_withdrawn_key_is_rejected_within_about_an_hour(get: Get, keys: KeyServer, clock: Clock) -> None:
     """Also for a token whose verification is cached."""
     assert [get(OLD), get(OLD)] == [200, 200]
     keys.publish(NEW.jwk())
@@ -100,7 +98,7 @@ def test_a_withdrawn_key_falls_within_the_hour_without_anybody_asking_for_anothe
     assert (get(NEW), keys.fetches) == (200, 2)
 
 
-def test_no_request_waits_for_keys_that_are_old(
+def test_expired_keys_refresh_without_delaying_requests(
     get: Get, keys: KeyServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from chalicelib.identity import key_set
@@ -117,7 +115,7 @@ def test_no_request_waits_for_keys_that_are_old(
     eventually(lambda: keys.fetches == 2)
 
 
-def test_an_hour_of_requests_fetches_once(get: Get, keys: KeyServer, clock: Clock) -> None:
+def test_concurrent_requests_refresh_expired_keys_once(get: Get, keys: KeyServer, clock: Clock) -> None:
     assert get(OLD) == 200
     clock.skip(HOUR)
 
@@ -128,7 +126,7 @@ def test_an_hour_of_requests_fetches_once(get: Get, keys: KeyServer, clock: Cloc
     assert keys.fetches == 2
 
 
-def test_the_same_keys_again_make_nothing_known_unknown(get: Get, keys: KeyServer, clock: Clock) -> None:
+def test_unchanged_keys_keep_verified_tokens_cached(get: Get, keys: KeyServer, clock: Clock) -> None:
     from chalicelib.identity import tokens
 
     assert [get(OLD), get(OLD)] == [200, 200]
@@ -143,7 +141,7 @@ def test_the_same_keys_again_make_nothing_known_unknown(get: Get, keys: KeyServe
     assert tokens._verified_claims.cache_info().misses == before
 
 
-def test_a_pause_of_the_whole_process_ages_the_keys_too(get: Get, keys: KeyServer, clock: Clock) -> None:
+def test_frozen_process_still_ages_its_keys(get: Get, keys: KeyServer, clock: Clock) -> None:
     """A frozen machine's monotonic clock may stand still."""
     assert get(OLD) == 200
     keys.publish(NEW.jwk())
@@ -154,9 +152,7 @@ def test_a_pause_of_the_whole_process_ages_the_keys_too(get: Get, keys: KeyServe
     eventually(lambda: get(OLD) == 401)
 
 
-def test_a_host_that_freezes_between_requests_waits_after_a_day(
-    get: Get, keys: KeyServer, clock: Clock
-) -> None:
+def test_request_waits_for_keys_older_than_a_day(get: Get, keys: KeyServer, clock: Clock) -> None:
     """A background thread may never finish there: only what a request waits for is certain to run."""
     assert get(OLD) == 200
     keys.publish(NEW.jwk())
@@ -205,7 +201,7 @@ FAULTS = [down, failing, garbled, cut_short, endless, compressed, emptied, short
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_old_keys_serve_on_while_none_can_be_had_and_fall_when_they_can(
+def test_old_keys_serve_until_the_key_server_recovers(
     get: Get, keys: KeyServer, clock: Clock, fault: Fault
 ) -> None:
     assert get(OLD) == 200
@@ -229,7 +225,7 @@ def test_old_keys_serve_on_while_none_can_be_had_and_fall_when_they_can(
     assert get(NEW) == 200
 
 
-def test_a_failing_key_server_is_asked_less_and_less(get: Get, keys: KeyServer, clock: Clock) -> None:
+def test_failing_key_server_is_retried_with_backoff(get: Get, keys: KeyServer, clock: Clock) -> None:
     assert get(OLD) == 200
     keys.status = 500
     clock.skip(61)
@@ -246,9 +242,7 @@ def test_a_failing_key_server_is_asked_less_and_less(get: Get, keys: KeyServer, 
     assert pauses == [5, 10, 20, 40, 60, 60, 60]
 
 
-def test_with_keys_one_request_at_most_waits_for_a_server_that_failed(
-    get: Get, keys: KeyServer, clock: Clock
-) -> None:
+def test_one_request_waits_for_a_failed_key_server(get: Get, keys: KeyServer, clock: Clock) -> None:
     assert get(OLD) == 200
     keys.status = 500
     clock.skip(61)
@@ -266,9 +260,7 @@ def test_with_keys_one_request_at_most_waits_for_a_server_that_failed(
     waiting.join(5)
 
 
-def test_an_answer_that_comes_late_does_not_replace_a_newer_one(
-    get: Get, keys: KeyServer, clock: Clock
-) -> None:
+def test_late_response_does_not_replace_newer_keys(get: Get, keys: KeyServer, clock: Clock) -> None:
     assert get(OLD) == 200
     late, at_once = threading.Event(), keys.released
     keys.released = late
@@ -286,9 +278,7 @@ def test_an_answer_that_comes_late_does_not_replace_a_newer_one(
     assert (get(NEW), get(OLD), keys.fetches) == (200, 401, 3)
 
 
-def test_an_answer_that_came_during_a_pause_of_the_process_counts(
-    get: Get, keys: KeyServer, clock: Clock
-) -> None:
+def test_response_that_arrived_during_a_freeze_is_used(get: Get, keys: KeyServer, clock: Clock) -> None:
     """Otherwise a host that freezes between requests never gets keys. Their age counts from the request."""
     assert get(OLD) == 200
     keys.publish(NEW.jwk())
@@ -307,7 +297,7 @@ def test_an_answer_that_came_during_a_pause_of_the_process_counts(
     eventually(lambda: keys.fetches == 3)
 
 
-def test_fetches_that_never_end_are_few(get: Get, keys: KeyServer, clock: Clock) -> None:
+def test_number_of_hanging_fetches_is_limited(get: Get, keys: KeyServer, clock: Clock) -> None:
     """A server that sends single bytes never triggers the socket's timeout."""
     assert get(OLD) == 200
     keys.released.clear()
@@ -320,7 +310,7 @@ def test_fetches_that_never_end_are_few(get: Get, keys: KeyServer, clock: Clock)
     assert sum(type(thread).__name__ == "_Fetch" for thread in threading.enumerate()) == 3
 
 
-def test_a_process_that_forks_while_it_fetches_can_fetch_in_both() -> None:
+def test_fork_during_a_fetch_blocks_neither_process() -> None:
     keys = KeyServer(OLD.jwk())
     program = """
 import os, sys, time
@@ -361,7 +351,7 @@ if child:
     keys.stop()
 
 
-def test_whoever_waits_for_one_fetch_gets_its_keys_however_the_threads_take_turns() -> None:
+def test_threads_waiting_for_one_fetch_all_get_keys() -> None:
     """Before Python 3.13 two threads that join a third can meet between two lines of threading.py."""
     from chalicelib.identity.key_set import KeySet
 
@@ -409,9 +399,7 @@ def test_whoever_waits_for_one_fetch_gets_its_keys_however_the_threads_take_turn
         "http://keys:s3cret@127.0.0.1/keys@2?sig=s3cret",
     ],
 )
-def test_a_key_server_that_cannot_be_asked_is_named_without_what_may_be_secret(
-    caplog: pytest.LogCaptureFixture, url: str
-) -> None:
+def test_failed_key_fetch_is_logged_without_url_secrets(caplog: pytest.LogCaptureFixture, url: str) -> None:
     from chalicelib.identity.key_set import KeySet, NoSuchKey
 
     with pytest.raises(NoSuchKey):
@@ -426,7 +414,7 @@ def log_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name.startswith("order-api")]
 
 
-def test_bad_tokens_push_out_no_good_one_and_leave_a_line_a_minute(
+def test_invalid_tokens_evict_nothing_and_are_logged_rarely(
     in_process: Transport,
     keys: KeyServer,  # noqa: ARG001 (they are fetched)
     provider: Provider,
@@ -478,7 +466,7 @@ REASONS: dict[str, Callable[[Provider], str]] = {
 
 @pytest.mark.usefixtures("keys")
 @pytest.mark.parametrize("reason", REASONS)
-def test_the_log_says_why_in_few_words_and_none_of_the_tokens(
+def test_refusal_log_gives_the_reason_without_the_token(
     in_process: Transport,
     clock: Clock,
     provider: Provider,
@@ -507,7 +495,7 @@ def test_the_log_says_why_in_few_words_and_none_of_the_tokens(
     assert "acme" not in everything
 
 
-def test_no_token_at_all_is_no_line_in_the_log(
+def test_missing_token_is_not_logged(
     in_process: Transport, keys: KeyServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     for headers in ({}, {"authorization": ""}, {"authorization": "Basic YWxpY2U6c2VjcmV0"}):

@@ -90,7 +90,7 @@ def entra_claims(directory: str, **changes: Any) -> Json:
 # Choosing
 
 
-def test_a_running_app_moves_from_provider_to_provider_by_environment_only(
+def test_running_app_switches_provider_by_environment_only(
     http: Transport, user_pool: UserPool, keys: KeyServer, tenant: str
 ) -> None:
     """Orders belong to the tenant, not to the provider of its tokens."""
@@ -111,7 +111,7 @@ def test_a_running_app_moves_from_provider_to_provider_by_environment_only(
 
 
 @pytest.mark.parametrize("provider", PROVIDERS, ids=by_name)
-def test_no_providers_token_passes_under_another(
+def test_token_of_another_provider_is_rejected(
     place: Place, keys: KeyServer, provider: Provider, tenant: str
 ) -> None:
     """The key and the audience are the same, and the token has the claims of every provider."""
@@ -158,7 +158,7 @@ print(before & verifiers or "nothing")
 
 
 @pytest.mark.parametrize("provider", [ENTRA, FIREBASE, OIDC], ids=by_name)
-def test_one_of_a_tokens_audiences_is_enough(
+def test_one_matching_audience_in_the_token_is_enough(
     place: Place, keys: KeyServer, provider: Provider, tenant: str
 ) -> None:
     with accepted(provider.variables(keys)):
@@ -167,7 +167,9 @@ def test_one_of_a_tokens_audiences_is_enough(
 
 
 @pytest.mark.parametrize("provider", PROVIDERS, ids=by_name)
-def test_a_short_key_signs_nothing(http: Transport, keys: KeyServer, provider: Provider, tenant: str) -> None:
+def test_rsa_key_under_2048_bits_is_rejected(
+    http: Transport, keys: KeyServer, provider: Provider, tenant: str
+) -> None:
     """RFC 7518, section 3.3: a key of size 2048 bits or larger."""
     short = SigningKey("short", 1024)
     keys.publish(short.jwk(), KEY.jwk())
@@ -186,7 +188,7 @@ def any_directory(keys: KeyServer) -> Iterator[KeyServer]:
 
 
 @pytest.mark.usefixtures("any_directory")
-def test_any_directory_may_sign_in_as_itself(place: Place) -> None:
+def test_any_entra_directory_may_sign_in(place: Place) -> None:
     for directory in (DIRECTORY, ELSEWHERE):
         claims = entra_claims(directory)
         assert tenant_and_user(place(claims)) == (directory, claims["oid"])
@@ -218,13 +220,11 @@ FOREIGN: dict[str, tuple[str, Json]] = {
 
 @pytest.mark.parametrize(("directory", "changes"), FOREIGN.values(), ids=FOREIGN)
 @pytest.mark.usefixtures("any_directory")
-def test_a_token_for_any_directory_names_the_one_that_issued_it(
-    place: Place, directory: str, changes: Json
-) -> None:
+def test_token_from_a_mismatched_directory_is_rejected(place: Place, directory: str, changes: Json) -> None:
     assert place(entra_claims(directory, **changes)).status == 401
 
 
-def test_one_directorys_api_takes_no_other_directory(place: Place, keys: KeyServer) -> None:
+def test_single_directory_api_rejects_other_directories(place: Place, keys: KeyServer) -> None:
     with accepted(ENTRA.variables(keys)):
         assert place(entra_claims(DIRECTORY)).status == 201
         assert place(entra_claims(ELSEWHERE)).status == 401
@@ -246,7 +246,7 @@ def test_one_directorys_api_takes_no_other_directory(place: Place, keys: KeyServ
         ([ENTRA.issuer], 401),
     ],
 )
-def test_a_key_that_names_an_issuer_signs_for_no_other(
+def test_key_bound_to_an_issuer_rejects_other_issuers(
     place: Place, keys: KeyServer, configured: str, signs_for: Any, status: int
 ) -> None:
     keys.publish(KEY.jwk(issuer=signs_for))
@@ -254,21 +254,21 @@ def test_a_key_that_names_an_issuer_signs_for_no_other(
         assert place(entra_claims(DIRECTORY)).status == status
 
 
-def test_version_1_tokens_count_where_their_issuer_is_named(place: Place, keys: KeyServer) -> None:
+def test_version_1_tokens_are_accepted_under_their_issuer(place: Place, keys: KeyServer) -> None:
     with accepted(ENTRA.variables(keys, AUTH_ISSUER=STS)):
         assert tenant_and_user(place(entra_claims(DIRECTORY, iss=STS, ver="1.0")))[0] == DIRECTORY
         assert place(entra_claims(DIRECTORY)).status == 401
 
 
 @pytest.mark.usefixtures("any_directory")
-def test_other_providers_claims_in_an_entra_token_change_nothing(place: Place) -> None:
+def test_other_providers_claims_in_entra_tokens_are_ignored(place: Place) -> None:
     foreign = {"custom:tenant_id": "victim", "tenant_id": "victim", "firebase": {"tenant": "victim"}}
     claims = entra_claims(DIRECTORY, **foreign)
     assert tenant_and_user(place(claims)) == (DIRECTORY, claims["oid"])
 
 
 @pytest.mark.usefixtures("any_directory")
-def test_an_entra_user_without_an_object_id_is_the_subject(place: Place) -> None:
+def test_entra_user_falls_back_to_the_subject(place: Place) -> None:
     claims = entra_claims(DIRECTORY, oid=None)
     assert tenant_and_user(place(claims)) == (DIRECTORY, claims["sub"])
 
@@ -302,7 +302,7 @@ def project(keys: KeyServer) -> Iterator[KeyServer]:
     ids=str,
 )
 @pytest.mark.usefixtures("project")
-def test_a_firebase_token_names_its_tenant(place: Place, claims: Json, tenant: str | None) -> None:
+def test_firebase_tenant_comes_from_its_claims(place: Place, claims: Json, tenant: str | None) -> None:
     answer = place(FIREBASE.claims(None, **claims))
 
     if tenant is None:
@@ -327,7 +327,7 @@ def test_a_firebase_token_names_its_tenant(place: Place, claims: Json, tenant: s
     ids=str,
 )
 @pytest.mark.usefixtures("project")
-def test_what_is_no_id_token_of_the_project_is_refused(place: Place, changes: Json) -> None:
+def test_firebase_rejects_anything_but_project_id_tokens(place: Place, changes: Json) -> None:
     assert place(FIREBASE.claims("acme", **changes)).status == 401
 
 
@@ -360,7 +360,7 @@ URL = "https://shop.example/tenant"
     ],
     ids=str,
 )
-def test_the_tenants_claim_may_have_any_name(
+def test_tenant_claim_name_is_configurable(
     place: Place, keys: KeyServer, names: str, claims: Json, tenant: str | None
 ) -> None:
     with accepted(OIDC.variables(keys, AUTH_TENANT_CLAIM=names)):
@@ -372,13 +372,13 @@ def test_the_tenants_claim_may_have_any_name(
         assert tenant_and_user(answer)[0] == tenant
 
 
-def test_a_null_is_a_wrong_value_not_an_absent_one(http: Transport, keys: KeyServer, tenant: str) -> None:
+def test_null_claim_is_invalid_rather_than_absent(http: Transport, keys: KeyServer, tenant: str) -> None:
     with accepted(OIDC.variables(keys, AUTH_TENANT_CLAIM="org,tenant_id")):
         claims = {**OIDC.claims(tenant), "org": None}
         assert Client(http, KEY.token(claims)).place().status == 403
 
 
-def test_the_users_claim_may_have_any_name(place: Place, keys: KeyServer, tenant: str) -> None:
+def test_user_claim_name_is_configurable(place: Place, keys: KeyServer, tenant: str) -> None:
     with accepted(OIDC.variables(keys, AUTH_USER_CLAIM="account.id,sub")):
         assert tenant_and_user(place(OIDC.claims(tenant, account={"id": "a-1"}))) == (tenant, "a-1")
         assert tenant_and_user(place(OIDC.claims(tenant, sub="s-1"))) == (tenant, "s-1")
@@ -395,7 +395,7 @@ def test_the_users_claim_may_have_any_name(place: Place, keys: KeyServer, tenant
     ],
     ids=str,
 )
-def test_an_email_is_text_or_nothing(only: Set, claims: Json, email: str | None) -> None:
+def test_email_is_a_string_or_none(only: Set, claims: Json, email: str | None) -> None:
     only(AUTH_PROVIDER="entra")
 
     caller = Caller.from_claims({"tid": DIRECTORY, "sub": "alice", **claims}, claim_names())
@@ -435,7 +435,9 @@ PROJECTS_KEYS = "https://www.googleapis.com/service_accounts/v1/jwk/securetoken@
     ],
     ids=str,
 )
-def test_a_providers_addresses_are_known(only: Set, variables: Json, issuer: str, jwks_url: str) -> None:
+def test_provider_issuer_and_key_urls_have_defaults(
+    only: Set, variables: Json, issuer: str, jwks_url: str
+) -> None:
     only(**{"AUTH_AUDIENCE": AUDIENCE, **variables})
 
     tokens = accepted_tokens()
@@ -506,7 +508,7 @@ COMPLETE: Json = {
     ],
     ids=str,
 )
-def test_what_is_wrong_with_the_settings_is_said(only: Set, changes: Json, message: str) -> None:
+def test_invalid_provider_settings_are_explained(only: Set, changes: Json, message: str) -> None:
     only(**COMPLETE)
     assert accepted_tokens().provider == "oidc"
     only(**{**COMPLETE, **changes})
@@ -518,7 +520,7 @@ def test_what_is_wrong_with_the_settings_is_said(only: Set, changes: Json, messa
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8001", "[::1]:8001"])
-def test_keys_may_come_from_this_machine_without_tls(only: Set, host: str) -> None:
+def test_key_url_on_localhost_may_use_http(only: Set, host: str) -> None:
     only(**{**COMPLETE, "AUTH_JWKS_URL": f"http://{host}/keys"})
 
     assert accepted_tokens().jwks_url == f"http://{host}/keys"
@@ -533,7 +535,7 @@ def test_only_cognito_has_user_pools(only: Set) -> None:
 
 
 @pytest.mark.slow
-def test_another_provider_on_lambda_is_refused_when_the_app_is_loaded() -> None:
+def test_lambda_refuses_other_providers_at_import() -> None:
     """On Lambda API Gateway's authorizer verifies the tokens, and it supports Cognito only."""
     done = subprocess.run(
         [sys.executable, "-c", "import app"],

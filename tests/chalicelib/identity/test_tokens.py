@@ -132,7 +132,7 @@ def stored(rows: Rows) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize(
     "form", ["Bearer {}", "bearer {}", "BEARER {}", "{}", "Bearer  {}", " Bearer {} "], ids=repr
 )
-def test_a_good_token_is_accepted_with_and_without_its_scheme(
+def test_valid_token_is_accepted_with_or_without_bearer(
     place: Place, good: str, tenant: str, form: str
 ) -> None:
     answer = place(form.format(good))
@@ -144,7 +144,7 @@ def test_a_good_token_is_accepted_with_and_without_its_scheme(
 
 
 @pytest.mark.parametrize("claims", [{"exp": -20}, {"nbf": 20}, {"nbf": -600}, {"iat": 20}], ids=str)
-def test_clocks_may_differ_by_half_a_minute(
+def test_clock_skew_of_half_a_minute_is_tolerated(
     place: Place, provider: Provider, tenant: str, claims: dict[str, int]
 ) -> None:
     moments = {name: int(time.time()) + seconds for name, seconds in claims.items()}
@@ -156,7 +156,7 @@ def test_clocks_may_differ_by_half_a_minute(
 @pytest.mark.parametrize(
     "provider", [COGNITO, ENTRA, OIDC], indirect=True, ids=lambda provider: provider.name
 )
-def test_one_of_several_audiences_is_enough(place: Place, provider: Provider, tenant: str) -> None:
+def test_one_of_several_configured_audiences_is_enough(place: Place, provider: Provider, tenant: str) -> None:
     clients = f"web, {AUDIENCE}"
     with accepted({"AUTH_AUDIENCE": clients}):
         assert place(KEY.token(provider.claims(tenant))).status == 201
@@ -216,7 +216,7 @@ GARBAGE = {
 
 @pytest.mark.parametrize("authorization", GARBAGE.values(), ids=GARBAGE)
 @pytest.mark.usefixtures("provider")
-def test_what_is_no_token_is_refused(refuses: Refuses, authorization: str | None) -> None:
+def test_garbage_authorization_header_is_rejected(refuses: Refuses, authorization: str | None) -> None:
     refuses(authorization)
 
 
@@ -242,17 +242,19 @@ WRONG_FORMS = [
 
 
 @pytest.mark.parametrize("form", WRONG_FORMS)
-def test_a_good_token_in_a_wrong_form_is_refused(refuses: Refuses, good: str, form: str) -> None:
+def test_valid_token_in_a_malformed_header_is_rejected(refuses: Refuses, good: str, form: str) -> None:
     refuses(form.format(good, good))
 
 
 @pytest.mark.parametrize("addition", ["!", "!!!!", "\u00fc", "====A", "=="])
-def test_a_signature_with_foreign_characters_is_refused(refuses: Refuses, good: str, addition: str) -> None:
+def test_signature_with_invalid_base64_characters_is_rejected(
+    refuses: Refuses, good: str, addition: str
+) -> None:
     """RFC 7515, section 5.2: no additional characters in what is base64url-decoded."""
     refuses(f"Bearer {good}{addition}")
 
 
-def test_one_token_has_one_spelling(refuses: Refuses, good: str) -> None:
+def test_non_canonical_base64_signature_is_rejected(refuses: Refuses, good: str) -> None:
     """RFC 4648, section 3.5: the last character of 256 bytes has four unused bits."""
     following = chr(ord(good[-1]) + 1)
     assert decoded_bytes(good[-2:]) == decoded_bytes(good[-2] + following)
@@ -264,7 +266,7 @@ def test_one_token_has_one_spelling(refuses: Refuses, good: str) -> None:
 
 
 @pytest.mark.usefixtures("app")
-def test_another_pools_token_is_refused(
+def test_token_of_another_user_pool_is_rejected(
     refuses: Refuses, place: Place, user_pool: UserPool, tenant: str
 ) -> None:
     """All of moto's pools sign with one key: only the issuer differs."""
@@ -277,7 +279,7 @@ def test_another_pools_token_is_refused(
         assert place(user_pool.token(tenant)).status == 201
 
 
-def test_another_app_clients_token_is_refused(refuses: Refuses, user_pool: UserPool, tenant: str) -> None:
+def test_token_of_another_app_client_is_rejected(refuses: Refuses, user_pool: UserPool, tenant: str) -> None:
     refuses(user_pool.tokens(tenant, "alice", user_pool.other_client_id)["IdToken"])
 
 
@@ -293,7 +295,7 @@ WRONG_ALGORITHMS = ["none", "None", "NONE", "", None, "HS256", "RS512", "rs256"]
 
 @pytest.mark.parametrize("algorithm", WRONG_ALGORITHMS)
 @pytest.mark.parametrize("signature", ["", "AA", "of the token"])
-def test_a_token_that_names_another_algorithm_is_refused(
+def test_token_with_another_algorithm_is_rejected(
     refuses: Refuses, good: str, algorithm: str | None, signature: str
 ) -> None:
     header, payload, signed = good.split(".")
@@ -307,7 +309,9 @@ PUBLIC_FORMS = ["pem", "pem without newline", "der", "jwk", "compact jwk", "jwks
 
 @pytest.mark.parametrize("kid", ["of the key", None])
 @pytest.mark.parametrize("form", PUBLIC_FORMS)
-def test_a_public_key_is_no_shared_secret(refuses: Refuses, good: str, form: str, kid: str | None) -> None:
+def test_hmac_signed_with_the_public_key_is_rejected(
+    refuses: Refuses, good: str, form: str, kid: str | None
+) -> None:
     with urlopen(Request(accepted_tokens().jwks_url, headers={"User-Agent": "curl"})) as answer:
         jwks = answer.read()
 
@@ -364,7 +368,7 @@ def test_a_signature_of_another_token_is_refused(refuses: Refuses, signed: Signe
 # Signed with the right key, but wrong inside
 
 
-def test_the_tests_own_issuers_sign_good_tokens(place: Place, provider: Provider, tenant: str) -> None:
+def test_issuers_of_the_tests_sign_valid_tokens(place: Place, provider: Provider, tenant: str) -> None:
     answer = place(KEY.token(provider.claims(tenant)))
 
     assert (answer.status, answer.json["order"]["tenant_id"]) == (201, tenant)
@@ -381,7 +385,7 @@ def test_the_tests_own_issuers_sign_good_tokens(place: Place, provider: Provider
     ],
     ids=str,
 )
-def test_a_token_is_refused_outside_its_time(
+def test_token_outside_its_validity_period_is_rejected(
     refuses: Refuses, provider: Provider, tenant: str, claims: dict[str, int]
 ) -> None:
     moments = {name: int(time.time()) + seconds for name, seconds in claims.items()}
@@ -447,11 +451,13 @@ def test_a_token_with_a_wrong_claim_is_refused(
 
 
 @pytest.mark.parametrize("user", ["", " ", 5, ["alice"], "x" * 256, "a\x00b"], ids=repr)
-def test_a_token_of_nobody_is_refused(refuses: Refuses, provider: Provider, tenant: str, user: Any) -> None:
+def test_token_without_a_valid_user_is_rejected(
+    refuses: Refuses, provider: Provider, tenant: str, user: Any
+) -> None:
     refuses(KEY.token(provider.claims(tenant, **{provider.user: user})))
 
 
-def test_almost_the_issuer_is_another_issuer(refuses: Refuses, provider: Provider, tenant: str) -> None:
+def test_near_match_of_the_issuer_is_rejected(refuses: Refuses, provider: Provider, tenant: str) -> None:
     name = provider.issuer
     for iss in (f"{name}/", name.upper(), [name], name[:-1], f" {name}", name.replace("https", "http")):
         refuses(KEY.token(provider.claims(tenant, iss=iss)))
@@ -469,7 +475,7 @@ def test_almost_the_issuer_is_another_issuer(refuses: Refuses, provider: Provide
     ],
     ids=str,
 )
-def test_of_cognitos_tokens_only_id_tokens_count(
+def test_only_cognito_id_tokens_are_accepted(
     app: Any,  # noqa: ARG001 (it reads its settings first)
     refuses: Refuses,
     keys: KeyServer,
@@ -482,7 +488,7 @@ def test_of_cognitos_tokens_only_id_tokens_count(
 
 @pytest.mark.parametrize("payload", [[], None, "alice", 5, b"", b"{", b"\xff", b"[" * 20_000], ids=str)
 @pytest.mark.usefixtures("provider")
-def test_claims_that_are_no_object_are_refused(refuses: Refuses, payload: Any) -> None:
+def test_non_object_claims_are_rejected(refuses: Refuses, payload: Any) -> None:
     refuses(KEY.token(payload))
 
 
@@ -519,13 +525,13 @@ WRONG_HEADERS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("header", WRONG_HEADERS, ids=str)
-def test_a_token_with_a_wrong_header_is_refused(
+def test_token_with_a_wrong_jose_header_is_rejected(
     refuses: Refuses, provider: Provider, tenant: str, header: dict[str, Any]
 ) -> None:
     refuses(KEY.token(provider.claims(tenant), **header))
 
 
-def test_what_two_readers_may_read_differently_is_refused(
+def test_ambiguously_encoded_token_is_rejected(
     place: Place, refuses: Refuses, provider: Provider, tenant: str
 ) -> None:
     """RFC 7515, section 4, RFC 7519, section 4, and RFC 8725, section 3.7."""
@@ -540,7 +546,7 @@ def test_what_two_readers_may_read_differently_is_refused(
 @pytest.mark.parametrize(
     "typ", [None, "JWT", "jwt", "application/jwt", "at+jwt", "application/AT+JWT"], ids=repr
 )
-def test_a_token_may_say_that_it_is_of_its_providers_kind(
+def test_typ_header_accepts_only_the_providers_token_kinds(
     place: Place, provider: Provider, tenant: str, typ: str | None
 ) -> None:
     """Cognito's and Firebase's are ID tokens; only the others send access tokens (RFC 9068)."""
@@ -550,15 +556,13 @@ def test_a_token_may_say_that_it_is_of_its_providers_kind(
     assert place(KEY.token(provider.claims(tenant), typ=typ)).status == (401 if refused else 201)
 
 
-def test_what_nests_deep_and_is_signed_is_no_error_of_ours(
-    place: Place, provider: Provider, tenant: str
-) -> None:
+def test_deeply_nested_signed_claims_cause_no_500(place: Place, provider: Provider, tenant: str) -> None:
     for depth in (100, 900, 1_000, 3_000, 5_000):
         deep = json.dumps(provider.claims(tenant))[:-1] + f',"a":{"[" * depth}{"]" * depth}}}'
         assert place(KEY.token(deep.encode())).status in (201, 401)
 
 
-def test_a_stronger_hash_is_another_algorithm_too(refuses: Refuses, provider: Provider, tenant: str) -> None:
+def test_rs512_signature_is_rejected(refuses: Refuses, provider: Provider, tenant: str) -> None:
     refuses(KEY.token(provider.claims(tenant), hashes.SHA512(), alg="RS512"))
     refuses(KEY.token(provider.claims(tenant), hashes.SHA512()))
 
@@ -616,7 +620,7 @@ WITHOUT_TENANT: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("tenant_claim", WITHOUT_TENANT.values(), ids=WITHOUT_TENANT)
-def test_a_good_token_that_names_no_tenant_is_forbidden(
+def test_valid_token_without_a_tenant_claim_is_forbidden(
     http: Transport, rows: Rows, provider: Provider, tenant_claim: Any
 ) -> None:
     caller = Client(http, KEY.token(provider.claims(tenant_claim)))
@@ -630,7 +634,7 @@ def test_a_good_token_that_names_no_tenant_is_forbidden(
     assert stored(rows) == before
 
 
-def test_a_user_of_the_pool_without_a_tenant_is_forbidden(place: Place, user_pool: UserPool) -> None:
+def test_cognito_user_without_a_tenant_is_forbidden(place: Place, user_pool: UserPool) -> None:
     answer = place(f"Bearer {user_pool.token(None)}")
 
     assert (answer.status, answer.slug) == (403, "missing-tenant")
@@ -638,7 +642,7 @@ def test_a_user_of_the_pool_without_a_tenant_is_forbidden(place: Place, user_poo
 
 
 @pytest.mark.parametrize("tenant_claim", ["x" * 255, "李", "a b", "'; drop table orders; --", "%s", "100%"])
-def test_a_tenant_may_have_any_name_of_up_to_255_characters(
+def test_tenant_names_up_to_255_characters_are_accepted(
     place: Place, provider: Provider, tenant_claim: str
 ) -> None:
     answer = place(KEY.token(provider.claims(tenant_claim)))
@@ -646,7 +650,7 @@ def test_a_tenant_may_have_any_name_of_up_to_255_characters(
     assert (answer.status, answer.json["order"]["tenant_id"]) == (201, tenant_claim)
 
 
-def test_a_token_is_asked_for_before_the_body_is_looked_at(http: Transport, user_pool: UserPool) -> None:
+def test_token_is_checked_before_the_body(http: Transport, user_pool: UserPool) -> None:
     def send(token: str | None) -> Answer:
         return Client(http, token).send("POST", "/orders", b"{", {"content-type": "text/plain"})
 

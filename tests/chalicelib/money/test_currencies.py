@@ -5,7 +5,7 @@ from iso4217 import Currency
 from chalicelib.money.currencies import DECIMALS
 
 
-def test_currencies_are_iso_4217s_active_ones_that_have_a_minor_unit() -> None:
+def test_currencies_are_active_iso_4217_with_minor_units() -> None:
     standard = {
         currency.code.upper(): currency.exponent for currency in Currency if currency.exponent is not None
     }

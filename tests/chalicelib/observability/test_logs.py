@@ -79,7 +79,7 @@ def again(alice: Client) -> Answer:
         ),
     ],
 )
-def test_each_request_has_one_line(
+def test_each_request_logs_one_line(
     alice: Client, tenant: str, logged: Logged, ask: Asked, route: str, status: int, trips: int
 ) -> None:
     alice.get("/health/ready")
@@ -100,7 +100,7 @@ def test_each_request_has_one_line(
     assert (line["user"] is None) == (line["tenant"] is None)
 
 
-def test_a_refusal_before_the_app_has_its_line_too(nobody: Client, logged: Logged) -> None:
+def test_request_rejected_before_the_app_is_logged(nobody: Client, logged: Logged) -> None:
     refused = nobody.get("/orders")
 
     *causes, line = logged()
@@ -109,7 +109,7 @@ def test_a_refusal_before_the_app_has_its_line_too(nobody: Client, logged: Logge
     assert (line["status"], line["problem"], line["tenant"]) == (401, "unauthorized", None)
 
 
-def test_requests_side_by_side_never_share_a_line(
+def test_concurrent_requests_log_separate_lines(
     client: NewClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tenants = [f"tenant-{number}-{uuid4().hex[:8]}" for number in range(8)]
@@ -124,7 +124,9 @@ def test_requests_side_by_side_never_share_a_line(
         assert (line["tenant"], line["status"], line["database_trips"]) == (tenant, 201, 1)
 
 
-def test_a_broken_log_breaks_no_answer(alice: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_broken_log_stream_does_not_fail_requests(
+    alice: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
     closed = (tmp_path / "log").open("w")
     closed.close()
     monkeypatch.setattr(sys, "stdout", closed)
@@ -132,7 +134,7 @@ def test_a_broken_log_breaks_no_answer(alice: Client, monkeypatch: pytest.Monkey
     assert alice.get("/health").status == 200
 
 
-def test_what_goes_wrong_is_logged_under_the_requests_id(nobody: Client, logged: Logged) -> None:
+def test_error_is_logged_under_its_request_id(nobody: Client, logged: Logged) -> None:
     with api_on("postgresql://orders_app@127.0.0.1:1/orders"):
         answer = nobody.get("/health/ready")
 
@@ -146,7 +148,7 @@ def test_what_goes_wrong_is_logged_under_the_requests_id(nobody: Client, logged:
     assert line["pool_ms"] > 0
 
 
-def test_a_refused_statement_says_why_without_the_values(
+def test_rejected_statement_is_logged_without_its_values(
     alice: Client, logged: Logged, admin_url: str
 ) -> None:
     """PostgreSQL's own message quotes the whole row."""
@@ -167,7 +169,7 @@ def test_a_refused_statement_says_why_without_the_values(
     assert EMAIL not in json.dumps([cause, line])
 
 
-def test_on_lambda_a_wrong_setting_is_named_and_explained(
+def test_invalid_setting_on_lambda_is_logged_and_explained(
     app: Any, logged: Logged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other hosts refuse to start with it; on Lambda the first request reads it."""
@@ -186,7 +188,7 @@ def test_on_lambda_a_wrong_setting_is_named_and_explained(
     assert "s3cret" not in json.dumps([cause, line])
 
 
-def test_an_unforeseen_error_is_logged_by_its_type_and_place_and_without_its_text(
+def test_unexpected_error_logs_type_and_place_only(
     app: Any,  # noqa: ARG001 (its logger is set up)
     logged: Logged,
 ) -> None:
@@ -208,7 +210,7 @@ def test_an_unforeseen_error_is_logged_by_its_type_and_place_and_without_its_tex
     assert cause["level"] == "ERROR"
 
 
-def test_what_cannot_be_written_is_not_printed_with_its_values(capfd: pytest.CaptureFixture[str]) -> None:
+def test_unformattable_log_record_does_not_leak_its_values(capfd: pytest.CaptureFixture[str]) -> None:
     alone = logging.Logger("alone")
     alone.addHandler(logs.Handler())
 
@@ -221,7 +223,7 @@ def test_what_cannot_be_written_is_not_printed_with_its_values(capfd: pytest.Cap
     assert EMAIL not in out + err
 
 
-def test_metrics_that_cannot_be_taken_cost_no_answer(
+def test_metrics_failure_does_not_fail_the_request(
     in_process: Transport, logged: Logged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "prometheus")
@@ -237,7 +239,7 @@ def test_metrics_that_cannot_be_taken_cost_no_answer(
     assert cause["errors"] == ["SettingsError: OTEL_METRICS_EXPORTER is 'prometheus': use otlp or none"]
 
 
-def test_an_address_that_serves_as_a_users_name_is_not_logged(app: Any, logged: Logged) -> None:
+def test_email_used_as_user_id_is_logged_hashed(app: Any, logged: Logged) -> None:
     for user in (EMAIL, EMAIL, f"other-{EMAIL}"):
         app(event(), Invocation(claims={**CALLER, "sub": user}))
 
@@ -246,7 +248,7 @@ def test_an_address_that_serves_as_a_users_name_is_not_logged(app: Any, logged: 
     assert first == second != other
 
 
-def test_the_first_request_of_a_process_is_a_cold_start(in_process: Transport, logged: Logged) -> None:
+def test_first_request_of_process_is_a_cold_start(in_process: Transport, logged: Logged) -> None:
     request_log.reset()
     for _ in range(2):
         in_process("GET", "/health", {}, b"")

@@ -36,7 +36,7 @@ def logged(**variables: str) -> tuple[list[dict[str, str]], str]:
     return [line for line in lines if "message" in line], done.stderr
 
 
-def test_what_cannot_be_sent_is_said_in_lines_of_ours_without_a_value() -> None:
+def test_export_failure_is_logged_as_json_without_values() -> None:
     lines, stderr = logged(
         OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_EXPORTER_OTLP_HEADERS="authorization s3cret"
     )
@@ -48,7 +48,7 @@ def test_what_cannot_be_sent_is_said_in_lines_of_ours_without_a_value() -> None:
     assert "s3cret" not in json.dumps(lines)
 
 
-def test_an_endpoint_without_a_scheme_is_named_once() -> None:
+def test_endpoint_without_a_scheme_is_reported_once() -> None:
     lines, stderr = logged(OTEL_EXPORTER_OTLP_ENDPOINT="collector:4318")
 
     (named,) = [line for line in lines if "OTEL_EXPORTER_OTLP_ENDPOINT" in line["message"]]

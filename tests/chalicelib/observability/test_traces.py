@@ -52,7 +52,7 @@ def proxy(app: Any, database: Urls) -> Iterator[Proxy]:  # noqa: ARG001 (its env
         pytest.param(f" {GOOD}\t", f"00-{TRACE}-.-01", id="white space around it"),
     ],
 )
-def test_a_valid_header_goes_on_with_a_span_of_ours(header: str, passed_on: str) -> None:
+def test_valid_traceparent_continues_with_a_new_span(header: str, passed_on: str) -> None:
     trace = traces.received(header)
 
     assert trace is not None
@@ -71,12 +71,12 @@ def test_a_valid_header_goes_on_with_a_span_of_ours(header: str, passed_on: str)
         f"00-{TRACE[:-1]}\u0661-{PARENT}-01",
     ],
 )
-def test_a_malformed_header_is_as_good_as_none(header: str | None) -> None:
+def test_malformed_traceparent_is_ignored(header: str | None) -> None:
     assert traces.received(header) is None
 
 
 @pytest.mark.parametrize("prepares", ["on", "off"])
-def test_the_database_gets_the_trace_in_a_comment_and_no_trip_more(
+def test_sql_comment_carries_the_trace_without_extra_trips(
     proxy: Proxy, alice: Client, capsys: pytest.CaptureFixture[str], prepares: str
 ) -> None:
     key = uuid4().hex
@@ -100,7 +100,7 @@ def test_the_database_gets_the_trace_in_a_comment_and_no_trip_more(
     assert len(set(spans)) == 5
 
 
-def test_without_a_good_header_nothing_is_passed_on(
+def test_no_trace_is_sent_without_a_valid_header(
     proxy: Proxy, alice: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with proxy.watched() as traffic:
@@ -112,7 +112,7 @@ def test_without_a_good_header_nothing_is_passed_on(
     assert not [line for line in lines(capsys.readouterr().out) if "trace_id" in line or "span_id" in line]
 
 
-def test_a_pooler_passes_the_comment_and_the_answers_are_the_same(alice: Client, database: Urls) -> None:
+def test_trace_comment_works_behind_a_pooler(alice: Client, database: Urls) -> None:
     with pgbouncer(database.app) as pooler, api_on(pooler.url, DB_PREPARE="off"):
         placed = alice.send("POST", "/orders", SEED_BYTES, {"traceparent": GOOD})
         listed = alice.get("/orders", traceparent=GOOD)
@@ -121,7 +121,7 @@ def test_a_pooler_passes_the_comment_and_the_answers_are_the_same(alice: Client,
 
 
 @pytest.mark.parametrize("sent", [[GOOD], [GOOD, GOOD]])
-def test_on_lambda_several_headers_are_no_trace(
+def test_repeated_traceparent_on_lambda_is_ignored(
     app: Any, capsys: pytest.CaptureFixture[str], sent: list[str]
 ) -> None:
     """API Gateway's event has the last of several in `headers` and all in `multiValueHeaders`."""
@@ -142,7 +142,7 @@ def test_on_lambda_several_headers_are_no_trace(
 
 
 @pytest.mark.parametrize("header", [GOOD, None])
-def test_the_key_server_is_asked_as_part_of_the_trace(header: str | None) -> None:
+def test_key_server_request_carries_the_trace(header: str | None) -> None:
     received: list[str | None] = []
 
     class Keys(BaseHTTPRequestHandler):

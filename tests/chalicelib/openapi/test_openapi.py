@@ -33,7 +33,7 @@ def schemas(document: Json) -> Json:
 
 
 @pytest.mark.slow
-def test_it_is_valid_openapi(document: Json) -> None:
+def test_document_is_valid_openapi(document: Json) -> None:
     from openapi_spec_validator import OpenAPIV31SpecValidator  # takes seconds to import
 
     assert document["openapi"].startswith("3.1.")
@@ -45,20 +45,20 @@ def test_its_schemas_are_valid(schemas: Json) -> None:
         meta.validate(schema)
 
 
-def test_it_names_exactly_what_the_app_serves(document: Json, app: Any) -> None:
+def test_document_lists_exactly_the_apps_routes(document: Json, app: Any) -> None:
     documented = {path: {method.upper() for method in methods} for path, methods in document["paths"].items()}
 
     assert documented == {path: set(app.allowed_methods(path)) for path in list(app.routes)}
 
 
-def test_it_asks_for_a_token_where_the_app_does(document: Json, app: Any) -> None:
+def test_document_requires_a_token_where_the_app_does(document: Json, app: Any) -> None:
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             needs_token = bool(operation.get("security", document["security"]))
             assert needs_token == (app.routes[path][method.upper()].authorizer is not None), (method, path)
 
 
-def test_a_trace_may_be_sent_with_every_request(document: Json) -> None:
+def test_every_operation_accepts_a_traceparent_header(document: Json) -> None:
     for methods in document["paths"].values():
         for operation in methods.values():
             trace = {"$ref": "#/components/parameters/traceparent"}
@@ -79,7 +79,7 @@ def test_a_header_is_described_once() -> None:
     assert [name for name, times in Counter(header.name for header in headers).items() if times > 1] == []
 
 
-def test_it_describes_every_problem(document: Json) -> None:
+def test_document_describes_every_problem(document: Json) -> None:
     shown = {
         slug
         for _, content in contents(document, "application/problem+json")
@@ -94,21 +94,21 @@ def test_it_describes_every_problem(document: Json) -> None:
     assert shown == raised - {"method-not-allowed"}
 
 
-def test_its_examples_fit_its_schemas(document: Json, schemas: Json) -> None:
+def test_examples_match_their_schemas(document: Json, schemas: Json) -> None:
     for media_type in ("application/json", "application/problem+json"):
         for where, content in contents(document, media_type):
             for example in examples(content):
                 assert schema_errors(schemas, content["schema"], example) == [], where
 
 
-def test_its_example_order_is_the_seed_request(document: Json, schemas: Json) -> None:
+def test_example_order_is_the_seed_request(document: Json, schemas: Json) -> None:
     body = document["paths"]["/orders"]["post"]["requestBody"]["content"]["application/json"]
 
     assert body["example"] == seed()
     assert schema_errors(schemas, body["schema"], seed()) == []
 
 
-def test_its_orders_have_the_models_fields(schemas: Json) -> None:
+def test_order_schemas_have_the_models_fields(schemas: Json) -> None:
     for name, model in (("NewOrder", NewOrder), ("NewItem", NewItem)):
         required = {field for field, about in model.model_fields.items() if about.is_required()}
         assert members(schemas, name) == set(model.model_fields)
@@ -118,7 +118,7 @@ def test_its_orders_have_the_models_fields(schemas: Json) -> None:
     assert members(schemas, "PlacedItem") == {*OrderItem.model_fields} - {"tenant_id", "order_id"}
 
 
-def test_answers_have_exactly_the_members_it_names(schemas: Json, alice: Client, nobody: Client) -> None:
+def test_responses_have_exactly_the_documented_members(schemas: Json, alice: Client, nobody: Client) -> None:
     placed = alice.place()
 
     assert placed.json.keys() == members(schemas, "OrderCreated")
@@ -132,7 +132,7 @@ def test_answers_have_exactly_the_members_it_names(schemas: Json, alice: Client,
 
 
 @pytest.mark.parametrize("docs", ["", "off"])
-def test_it_is_served_only_where_docs_are_on(
+def test_document_is_served_only_with_docs_on(
     nobody: Client, monkeypatch: pytest.MonkeyPatch, docs: str
 ) -> None:
     monkeypatch.setenv("DOCS", docs)
@@ -174,7 +174,7 @@ def test_it_is_served_only_where_docs_are_on(
         {"status": "pending"},
     ],
 )
-def test_its_schema_refuses_what_the_api_refuses(schemas: Json, alice: Client, change: Json) -> None:
+def test_schema_rejects_orders_that_the_api_rejects(schemas: Json, alice: Client, change: Json) -> None:
     assert alice.place(seed(**change)).status == 422
     assert schema_errors(schemas, schemas["NewOrder"], seed(**change)) != []
 
@@ -194,14 +194,16 @@ def test_its_schema_refuses_what_the_api_refuses(schemas: Json, alice: Client, c
         {"items": [item(quantity=2.0)] * 500},
     ],
 )
-def test_its_schema_accepts_what_the_api_accepts(schemas: Json, alice: Client, change: Json) -> None:
+def test_schema_accepts_orders_that_the_api_accepts(schemas: Json, alice: Client, change: Json) -> None:
     assert alice.place(seed(**change)).status == 201
     assert schema_errors(schemas, schemas["NewOrder"], seed(**change)) == []
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("good_requests_stay_good")
-def test_every_answer_is_as_it_says(server: tuple[str, int], user_pool: UserPool, tenant: str) -> None:
+def test_every_response_conforms_to_the_document(
+    server: tuple[str, int], user_pool: UserPool, tenant: str
+) -> None:
     import schemathesis
     from schemathesis import engine
     from schemathesis.engine import events

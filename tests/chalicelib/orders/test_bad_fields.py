@@ -14,11 +14,11 @@ from tools.client import Client, item, seed
 @pytest.mark.parametrize(
     "body", ["[]", '"order"', "7", "1.5", "1e400", "true", "null", f"[{written().decode()}]"]
 )
-def test_a_body_that_is_no_object_is_invalid(alice: Client, refused: Refused, body: str) -> None:
+def test_non_object_body_is_invalid(alice: Client, refused: Refused, body: str) -> None:
     refused(alice.place(raw=body.encode()), "validation", "body")
 
 
-def test_every_required_field_is_named_at_once(alice: Client, refused: Refused) -> None:
+def test_all_missing_required_fields_are_reported_together(alice: Client, refused: Refused) -> None:
     refused(alice.place({}), "validation", "customer_name", "customer_email", "total_amount", "items")
     refused(
         alice.place(seed(items=[item(), {}])),
@@ -52,7 +52,7 @@ BAD_TEXT = [
 
 
 @pytest.mark.parametrize("value", [*NOT_TEXT, *BAD_TEXT], ids=brief)
-def test_wrong_text_is_named_in_every_field(alice: Client, refused: Refused, value: Any) -> None:
+def test_invalid_text_is_rejected_in_every_field(alice: Client, refused: Refused, value: Any) -> None:
     order = seed(**dict.fromkeys(TEXT_FIELDS, value), items=[item(**dict.fromkeys(ITEM_TEXT_FIELDS, value))])
 
     answer = alice.place(order)
@@ -63,12 +63,12 @@ def test_wrong_text_is_named_in_every_field(alice: Client, refused: Refused, val
 
 
 @pytest.mark.parametrize("field", ["customer_name", "customer_email", "total_amount", "items"])
-def test_what_is_required_may_not_be_null(alice: Client, refused: Refused, field: str) -> None:
+def test_required_order_field_may_not_be_null(alice: Client, refused: Refused, field: str) -> None:
     refused(alice.place(seed(**{field: None})), "validation", field)
 
 
 @pytest.mark.parametrize("field", ["product_name", "product_sku", "quantity", "unit_price"])
-def test_what_is_required_of_an_item_may_not_be_null(alice: Client, refused: Refused, field: str) -> None:
+def test_required_item_field_may_not_be_null(alice: Client, refused: Refused, field: str) -> None:
     refused(alice.place(seed(items=[item(), item(**{field: None})])), "validation", f"items[1].{field}")
 
 
@@ -81,7 +81,9 @@ def test_what_is_required_of_an_item_may_not_be_null(alice: Client, refused: Ref
         ("billing_address", 2000),
     ],
 )
-def test_text_ends_at_its_length(alice: Client, refused: Refused, field: str, length: int) -> None:
+def test_text_over_its_maximum_length_is_rejected(
+    alice: Client, refused: Refused, field: str, length: int
+) -> None:
     refused(alice.place(seed(**{field: "𝄞" * (length + 1)})), "validation", field)
     assert alice.place(seed(**{field: f"  {'𝄞' * length}  "})).status == 201
 
@@ -91,14 +93,14 @@ def test_text_ends_at_its_length(alice: Client, refused: Refused, field: str, le
     ["wrong", "wrong@", "@wrong", "@@@@", "wrong@@x", "wrong@x@y", "wro ng@x", "wrong@x y", "w@" + "x" * 253],
     ids=brief,
 )
-def test_a_wrong_email_is_named(alice: Client, refused: Refused, email: str) -> None:
+def test_invalid_email_is_rejected(alice: Client, refused: Refused, email: str) -> None:
     refused(alice.place(seed(customer_email=email)), "validation", "customer_email", unsaid=email)
 
 
 @pytest.mark.parametrize(
     "currency", ["usd", "Usd", "XXX", "XTS", "US", "USDD", " USD", "USD ", "", "€", "840", 840, []]
 )
-def test_what_is_no_currency_is_named(alice: Client, refused: Refused, currency: Any) -> None:
+def test_unknown_currency_is_rejected(alice: Client, refused: Refused, currency: Any) -> None:
     refused(alice.place(seed(currency=currency)), "validation", "currency", unsaid="XXX")
 
 
@@ -147,7 +149,7 @@ NOT_AMOUNTS = [
 
 
 @pytest.mark.parametrize("amount", NOT_AMOUNTS, ids=brief)
-def test_a_wrong_amount_is_named(alice: Client, refused: Refused, amount: str) -> None:
+def test_invalid_amount_is_rejected(alice: Client, refused: Refused, amount: str) -> None:
     unsaid = amount.strip('"') if len(amount) > 5 else UNSAID
 
     total = alice.place(raw=written(total_amount=amount))
@@ -168,7 +170,7 @@ def test_a_wrong_amount_is_named(alice: Client, refused: Refused, amount: str) -
         ("KRW", '"1.5"'),
     ],
 )
-def test_decimals_beyond_the_currencys_are_named_where_they_stand(
+def test_excess_decimals_are_reported_per_field(
     alice: Client, refused: Refused, currency: str, amount: str
 ) -> None:
     good = json.dumps(item(unit_price=1))
@@ -197,7 +199,7 @@ def test_decimals_beyond_the_currencys_are_named_where_they_stand(
     ],
     ids=brief,
 )
-def test_surplus_zeros_are_no_decimals(alice: Client, sent: str, answered: str) -> None:
+def test_trailing_zeros_are_not_counted_as_decimals(alice: Client, sent: str, answered: str) -> None:
     answer = alice.place(raw=written({"unit_price": sent}, total_amount=sent))
 
     assert answer.status == 201
@@ -230,7 +232,7 @@ NOT_QUANTITIES = [
 
 
 @pytest.mark.parametrize("quantity", NOT_QUANTITIES, ids=brief)
-def test_a_wrong_quantity_is_named(alice: Client, refused: Refused, quantity: str) -> None:
+def test_invalid_quantity_is_rejected(alice: Client, refused: Refused, quantity: str) -> None:
     unsaid = quantity if len(quantity) > 5 else UNSAID
 
     refused(
@@ -245,7 +247,7 @@ def test_a_wrong_quantity_is_named(alice: Client, refused: Refused, quantity: st
     ("sent", "stored"),
     [("2.0", 2), ("2e0", 2), ("20e-1", 2), ("1", 1), ("1e6", 1_000_000), ("1000000", 1_000_000)],
 )
-def test_a_whole_number_is_a_quantity_however_it_is_written(alice: Client, sent: str, stored: int) -> None:
+def test_whole_number_quantity_is_accepted_in_any_notation(alice: Client, sent: str, stored: int) -> None:
     answer = alice.place(raw=written({"quantity": sent}))
 
     assert answer.status == 201
@@ -253,33 +255,33 @@ def test_a_whole_number_is_a_quantity_however_it_is_written(alice: Client, sent:
 
 
 @pytest.mark.parametrize("items", [[], {}, "wrong", 7, True, [item()] * 501, {"0": item()}], ids=brief)
-def test_items_are_a_list_of_1_to_500(alice: Client, refused: Refused, items: Any) -> None:
+def test_items_other_than_1_to_500_are_rejected(alice: Client, refused: Refused, items: Any) -> None:
     refused(alice.place(seed(items=items)), "validation", "items", unsaid="wrong")
 
 
 @pytest.mark.parametrize("line", [None, [], "wrong", 7, 1.5, True, [item()]], ids=brief)
-def test_an_item_that_is_no_object_is_named(alice: Client, refused: Refused, line: Any) -> None:
+def test_non_object_item_is_rejected(alice: Client, refused: Refused, line: Any) -> None:
     refused(alice.place(seed(items=[item(), line])), "validation", "items[1]", unsaid="wrong")
 
 
 @pytest.mark.parametrize(
     "name", ["tenant_id", "order_id", "created_by", "status", "version", "created_at", "updated_at"]
 )
-def test_a_field_of_the_servers_is_refused(alice: Client, refused: Refused, tenant: str, name: str) -> None:
+def test_server_set_field_is_rejected(alice: Client, refused: Refused, tenant: str, name: str) -> None:
     for value in ("wrong", tenant, None):
         answer = alice.place(seed(**{name: value}))
         refused(answer, "validation", name, unsaid="wrong")
         assert "set by the server" in answer.json["errors"][0]["message"]
 
 
-def test_a_line_number_is_the_servers(alice: Client, refused: Refused) -> None:
+def test_client_sent_line_number_is_rejected(alice: Client, refused: Refused) -> None:
     refused(alice.place(seed(items=[item(line_no=1)])), "validation", "items[0].line_no")
 
 
 @pytest.mark.parametrize(
     "name", ["custommer_name", "Currency", "user_id", "email", "id", "__proto__", "__class__", "%s"]
 )
-def test_an_unknown_field_is_named(alice: Client, refused: Refused, name: str) -> None:
+def test_unknown_field_is_rejected(alice: Client, refused: Refused, name: str) -> None:
     refused(alice.place(seed(**{name: "wrong"})), "validation", name, unsaid="wrong")
     refused(
         alice.place(seed(items=[item(**{name: "wrong"})])), "validation", f"items[0].{name}", unsaid="wrong"
@@ -289,7 +291,7 @@ def test_an_unknown_field_is_named(alice: Client, refused: Refused, name: str) -
 @pytest.mark.parametrize(
     "name", ["\0", "a\nb", "\x7f", "\ufffd", "a\ud800", "x\udfff", "x" * 100_000, "'; --", '"'], ids=brief
 )
-def test_a_member_of_any_name_is_refused(alice: Client, refused: Refused, name: str) -> None:
+def test_unknown_member_with_any_name_is_rejected(alice: Client, refused: Refused, name: str) -> None:
     for order in (seed(**{name: "wrong"}), seed(items=[item(**{name: "wrong"})])):
         answer = alice.place(order)
         refused(answer, "validation", *answer.fields, unsaid="wrong")
@@ -297,7 +299,7 @@ def test_a_member_of_any_name_is_refused(alice: Client, refused: Refused, name: 
         assert len(answer.body) < 1_500
 
 
-def test_very_many_mistakes_make_no_very_long_answer(alice: Client, refused: Refused) -> None:
+def test_error_response_size_is_bounded(alice: Client, refused: Refused) -> None:
     for order in (
         seed(items=[{}] * 500),
         seed(**{f"member-{number}": "wrong" for number in range(30_000)}),
@@ -324,7 +326,7 @@ def test_very_many_mistakes_make_no_very_long_answer(alice: Client, refused: Ref
         " VALUES ",
     ],
 )
-def test_sql_is_text_in_every_field(
+def test_sql_in_any_field_is_stored_as_text(
     alice: Client, rows: Callable[..., list[tuple[Any, ...]]], tenant: str, text: str
 ) -> None:
     email = f"{''.join(text.split()).replace('@', '')}@x"
@@ -349,14 +351,14 @@ def test_sql_is_text_in_every_field(
 SQL_WITHOUT_SPACES = "';drop/**/table/**/orders;--%s"
 
 
-def test_sql_is_text_in_an_idempotency_key(alice: Client) -> None:
+def test_sql_in_an_idempotency_key_is_plain_text(alice: Client) -> None:
     first, again = alice.place(key=SQL_WITHOUT_SPACES), alice.place(key=SQL_WITHOUT_SPACES)
 
     assert (first.status, again.status) == (201, 201)
     assert again.body == first.body
 
 
-def test_sql_in_an_address_finds_nothing(alice: Client, refused: Refused) -> None:
+def test_sql_in_path_or_query_is_rejected(alice: Client, refused: Refused) -> None:
     sql = quote(SQL_WITHOUT_SPACES, safe="")
 
     refused(alice.get(f"/orders/{sql}"), "not-found")

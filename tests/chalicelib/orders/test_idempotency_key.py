@@ -25,9 +25,7 @@ def orders_of(rows: Rows) -> Callable[[str], int]:
     return count
 
 
-def test_the_same_key_answers_the_same_order(
-    alice: Client, tenant: str, orders_of: Callable[[str], int]
-) -> None:
+def test_same_key_replays_the_same_order(alice: Client, tenant: str, orders_of: Callable[[str], int]) -> None:
     first = alice.place(key="k1")
     again = alice.place(key="k1")
 
@@ -42,7 +40,7 @@ def test_the_same_key_answers_the_same_order(
     assert orders_of(tenant) == 1
 
 
-def test_without_a_key_each_request_is_an_order(
+def test_each_request_without_a_key_places_an_order(
     alice: Client, tenant: str, orders_of: Callable[[str], int]
 ) -> None:
     for _ in range(2):
@@ -52,11 +50,11 @@ def test_without_a_key_each_request_is_an_order(
 
 
 @pytest.mark.parametrize(("bare", "quoted"), [("abc", '"abc"'), (r"a\b", r'"a\\b"'), ("it's", '"it\'s"')])
-def test_a_bare_and_a_quoted_key_are_one(alice: Client, bare: str, quoted: str) -> None:
+def test_bare_and_quoted_key_are_equal(alice: Client, bare: str, quoted: str) -> None:
     assert alice.place(key=quoted).body == alice.place(key=bare).body
 
 
-def test_the_same_validated_order_is_the_same_request(alice: Client) -> None:
+def test_reformatted_order_with_same_key_is_replayed(alice: Client) -> None:
     first = alice.place(key="k1")
     respelled = SEED_BYTES.replace(b"99.99", b"99.9900").replace(b'"John Doe"', b'" John Doe "')
 
@@ -86,7 +84,7 @@ def test_the_same_key_with_another_order_is_refused(
     assert orders_of(tenant) == 1
 
 
-def test_a_key_belongs_to_its_tenant_and_user(alice: Client, client: NewClient, stranger: Client) -> None:
+def test_key_is_scoped_to_tenant_and_user(alice: Client, client: NewClient, stranger: Client) -> None:
     answers = [caller.place(key="k1") for caller in (alice, client(user="bob"), stranger)]
 
     assert [answer.status for answer in answers] == [201] * 3
@@ -94,13 +92,13 @@ def test_a_key_belongs_to_its_tenant_and_user(alice: Client, client: NewClient, 
     assert not any("idempotent-replayed" in answer.headers for answer in answers)
 
 
-def test_a_failure_is_not_kept(alice: Client) -> None:
+def test_rejected_order_does_not_use_up_its_key(alice: Client) -> None:
     assert alice.place(seed(total_amount=-1), key="k1").status == 422
 
     assert alice.place(key="k1").status == 201
 
 
-def test_twenty_at_once_with_one_key_make_one_order(
+def test_concurrent_requests_with_one_key_place_one_order(
     client: NewClient, tenant: str, rows: Rows, orders_of: Callable[[str], int]
 ) -> None:
     for round_no in range(5):
@@ -120,7 +118,7 @@ def test_twenty_at_once_with_one_key_make_one_order(
     assert rows("select count(*) from order_items where tenant_id = %s", tenant) == [(5,)]
 
 
-def test_a_key_in_flight_for_long_is_a_conflict(
+def test_key_in_flight_too_long_is_a_conflict(
     alice: Client, user_id: str, tenant: str, database: Urls, orders_of: Callable[[str], int]
 ) -> None:
     with connected(database.app) as connection, connection.cursor() as cursor:
@@ -141,7 +139,7 @@ def test_a_key_in_flight_for_long_is_a_conflict(
     assert alice.place(key="k1").status == 201
 
 
-def test_a_retry_after_a_crash_behind_the_commit_gets_that_order(
+def test_retry_after_post_commit_crash_replays_the_order(
     alice: Client, tenant: str, orders_of: Callable[[str], int], app: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer is lost after the commit: the client cannot know that, and retries."""

@@ -178,7 +178,7 @@ def proxy(admin_url: str) -> Iterator[Proxy]:
 @pytest.mark.parametrize("prepare", ["on", "off"])
 @pytest.mark.parametrize("caller", [(HUGE, BULK), (HUGE, REGULAR), (TINY, REGULAR)], ids=" ".join)
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_a_request_reads_what_it_answers_and_no_more(
+def test_requests_use_their_index_and_few_blocks(
     shops: str, proxy: Proxy, client: NewClient, caller: tuple[str, str], question: str, prepare: str
 ) -> None:
     asked = QUESTIONS[question]
@@ -197,7 +197,7 @@ def test_a_request_reads_what_it_answers_and_no_more(
     assert "app.tenant_id" in json.dumps(plan[0]), "row-level security is on"
 
 
-def test_an_item_finds_its_order_by_its_key(shops: str) -> None:
+def test_foreign_key_check_uses_the_primary_key(shops: str) -> None:
     """The foreign key's own query is always prepared, and soon planned without its values."""
     with as_the_api(shops) as cursor:
         cursor.execute(f"begin; select set_tenant('{HUGE}'); {NEW_ORDER}")

@@ -14,7 +14,7 @@ UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}000Z")
 
 
-def test_the_seed_request_is_placed_as_it_stands(alice: Client, tenant: str) -> None:
+def test_seed_request_is_placed_unchanged(alice: Client, tenant: str) -> None:
     answer = alice.place()
 
     order = answer.json["order"]
@@ -34,7 +34,7 @@ def test_the_seed_request_is_placed_as_it_stands(alice: Client, tenant: str) -> 
     }
 
 
-def test_an_order_is_read_as_it_was_answered(alice: Client) -> None:
+def test_order_reads_back_as_it_was_created(alice: Client) -> None:
     placed = alice.place(seed(customer_name='Zoë "Z" \\ 李', items=[item(), item(product_sku="B/2")]))
 
     read = alice.get(f"/orders/{placed.json['order']['order_id']}")
@@ -45,7 +45,7 @@ def test_an_order_is_read_as_it_was_answered(alice: Client) -> None:
 
 
 @pytest.mark.parametrize("etag", ['"1"', 'W/"1"', '"7", "1"', "*"])
-def test_a_known_version_is_not_sent_again(alice: Client, etag: str) -> None:
+def test_matching_if_none_match_gets_304(alice: Client, etag: str) -> None:
     order_id = alice.place().json["order"]["order_id"]
 
     answer = alice.get(f"/orders/{order_id}", if_none_match=etag)
@@ -53,13 +53,13 @@ def test_a_known_version_is_not_sent_again(alice: Client, etag: str) -> None:
     assert (answer.status, answer.body, answer.headers["etag"]) == (304, b"", '"1"')
 
 
-def test_another_version_is_sent(alice: Client) -> None:
+def test_other_if_none_match_gets_the_order(alice: Client) -> None:
     order_id = alice.place().json["order"]["order_id"]
 
     assert alice.get(f"/orders/{order_id}", if_none_match='"2"').status == 200
 
 
-def test_foreign_absent_and_malformed_ids_look_the_same(alice: Client, stranger: Client) -> None:
+def test_foreign_absent_and_malformed_ids_get_equal_404s(alice: Client, stranger: Client) -> None:
     order_id = alice.place().json["order"]["order_id"]
 
     def without_id(client: Client, order_id: str) -> dict[str, object]:
@@ -83,7 +83,7 @@ def test_orders_are_listed_newest_first(alice: Client) -> None:
     assert answer.json == {"orders": placed[::-1], "limit": 50, "offset": 0, "next_cursor": None}
 
 
-def test_limit_and_offset_cut_the_list(alice: Client) -> None:
+def test_limit_and_offset_select_a_page(alice: Client) -> None:
     placed = [alice.place().json["order"]["order_id"] for _ in range(5)]
 
     page = alice.get("/orders?limit=2&offset=1").json
@@ -92,7 +92,7 @@ def test_limit_and_offset_cut_the_list(alice: Client) -> None:
     assert (page["limit"], page["offset"]) == (2, 1)
 
 
-def test_cursors_walk_the_whole_list_once(alice: Client) -> None:
+def test_cursors_visit_every_order_once(alice: Client) -> None:
     placed = [alice.place().json["order"]["order_id"] for _ in range(5)]
 
     page = alice.get("/orders?limit=2").json
@@ -106,7 +106,7 @@ def test_cursors_walk_the_whole_list_once(alice: Client) -> None:
     assert [order["order_id"] for orders in seen for order in orders] == placed[::-1]
 
 
-def test_a_page_of_very_large_orders_ends_early_and_goes_on(alice: Client) -> None:
+def test_page_of_large_orders_is_split_by_size(alice: Client) -> None:
     large = seed(items=[item(product_name="\U0001f600" * 255, product_sku="\U0001f600" * 200)] * 400)
     raw = json.dumps(large, ensure_ascii=False).encode()
     placed = [alice.place(raw=raw).json["order"]["order_id"] for _ in range(5)]
@@ -123,14 +123,14 @@ def test_a_page_of_very_large_orders_ends_early_and_goes_on(alice: Client) -> No
     assert [order["order_id"] for orders in seen for order in orders] == placed[::-1]
 
 
-def test_a_full_last_page_has_no_next_one(alice: Client) -> None:
+def test_full_last_page_has_no_cursor(alice: Client) -> None:
     for _ in range(2):
         alice.place()
 
     assert alice.get("/orders?limit=2").json["next_cursor"] is None
 
 
-def test_my_orders_are_those_the_user_placed(alice: Client, client: NewClient) -> None:
+def test_my_orders_returns_only_the_users_orders(alice: Client, client: NewClient) -> None:
     bob = client(user="bob")
     mine, his = alice.place().json["order"], bob.place().json["order"]
 
@@ -139,7 +139,7 @@ def test_my_orders_are_those_the_user_placed(alice: Client, client: NewClient) -
     assert bob.get("/orders?my_orders=true").json["orders"] == [his]
 
 
-def test_a_cursor_is_good_for_its_own_list_only(alice: Client, client: NewClient, stranger: Client) -> None:
+def test_cursor_is_valid_only_for_its_own_list(alice: Client, client: NewClient, stranger: Client) -> None:
     bob = client(user="bob")
     for caller in (alice, alice, bob, bob):
         caller.place()
@@ -182,17 +182,17 @@ def test_a_cursor_is_good_for_its_own_list_only(alice: Client, client: NewClient
         ("Limit=5", "Limit"),
     ],
 )
-def test_a_wrong_query_parameter_is_named(alice: Client, query: str, field: str) -> None:
+def test_invalid_query_parameter_is_rejected(alice: Client, query: str, field: str) -> None:
     answer = alice.get(f"/orders?{query}")
 
     assert (answer.status, answer.slug, answer.fields) == (400, "malformed-request", [field])
 
 
-def test_the_largest_values_of_query_parameters_are_accepted(alice: Client) -> None:
+def test_largest_query_parameter_values_are_accepted(alice: Client) -> None:
     assert alice.get("/orders?limit=100&offset=9223372036854775807&my_orders=false").json["orders"] == []
 
 
-def test_other_requests_know_no_query_parameters(alice: Client) -> None:
+def test_query_parameters_on_other_routes_are_rejected(alice: Client) -> None:
     order_id = alice.place().json["order"]["order_id"]
 
     for answer in (
@@ -202,7 +202,7 @@ def test_other_requests_know_no_query_parameters(alice: Client) -> None:
         assert (answer.status, answer.fields) == (400, ["tenant_id"])
 
 
-def test_currencies_carry_their_own_decimals(alice: Client) -> None:
+def test_amounts_have_their_currencys_decimals(alice: Client) -> None:
     for currency, sent, answered in (
         ("JPY", "100", "100"),
         ("JPY", "100.000", "100"),
@@ -230,7 +230,7 @@ def test_currencies_carry_their_own_decimals(alice: Client) -> None:
         assert placed.body.endswith(read.body[len(b'{"order":') :])
 
 
-def test_what_is_optional_may_be_absent_or_null(alice: Client) -> None:
+def test_optional_fields_may_be_absent_or_null(alice: Client) -> None:
     order = {name: seed()[name] for name in ("customer_name", "customer_email", "total_amount", "items")}
 
     for answer in (
@@ -251,7 +251,7 @@ def test_text_is_trimmed(alice: Client) -> None:
     assert order["customer_name"] == "John Doe"
 
 
-def test_the_limits_themselves_are_accepted(alice: Client) -> None:
+def test_order_limits_are_inclusive(alice: Client) -> None:
     order = seed(
         customer_name="x" * 255,
         customer_email="a@" + "b" * 252,
@@ -267,7 +267,7 @@ def test_the_limits_themselves_are_accepted(alice: Client) -> None:
 
 
 @pytest.mark.parametrize("prepare", ["on", "off"])
-def test_the_largest_page_knows_of_the_next_one(alice: Client, database: Urls, prepare: str) -> None:
+def test_largest_page_has_a_next_cursor(alice: Client, database: Urls, prepare: str) -> None:
     with api_on(database.app, DB_PREPARE=prepare):
         placed = [alice.place().json["order"]["order_id"] for _ in range(101)]
 

@@ -154,7 +154,7 @@ def api_with(**variables: str) -> Iterator[None]:
         composition.close()
 
 
-def test_a_password_is_fetched_from_its_store(alice: Client, shop: Database, manager: Manager) -> None:
+def test_password_is_fetched_once_from_its_store(alice: Client, shop: Database, manager: Manager) -> None:
     manager.put(shop.password)
 
     with api_with(DB_PASSWORD=manager.arn, **shop.parts):
@@ -171,9 +171,7 @@ def test_a_secret_of_rds_needs_no_other_variable(alice: Client, shop: Database, 
         assert alice.place().status == 201
 
 
-def test_a_secret_may_name_several_servers_with_a_port_each(
-    alice: Client, shop: Database, manager: Manager
-) -> None:
+def test_secret_may_list_hosts_with_their_ports(alice: Client, shop: Database, manager: Manager) -> None:
     folder = str(shop.server.folder)
     manager.put(shop.json(host=f"/nowhere,{folder}", port="5433,5432"))
 
@@ -181,7 +179,7 @@ def test_a_secret_may_name_several_servers_with_a_port_each(
         assert alice.get("/health/ready").status == 200
 
 
-def test_what_a_secret_names_goes_before_the_variables(
+def test_secret_members_take_precedence_over_variables(
     alice: Client, shop: Database, manager: Manager
 ) -> None:
     manager.put(shop.json())
@@ -190,7 +188,7 @@ def test_what_a_secret_names_goes_before_the_variables(
         assert alice.place().status == 201
 
 
-def test_the_request_that_meets_a_rotation_succeeds(alice: Client, shop: Database, manager: Manager) -> None:
+def test_request_during_a_rotation_succeeds(alice: Client, shop: Database, manager: Manager) -> None:
     manager.put(shop.json())
 
     with api_with(DB_PASSWORD=manager.arn):
@@ -207,7 +205,7 @@ def test_the_request_that_meets_a_rotation_succeeds(alice: Client, shop: Databas
         assert manager.door.fetches == 2
 
 
-def test_requests_that_meet_a_rotation_together_fetch_once(
+def test_concurrent_requests_during_a_rotation_fetch_once(
     alice: Client, shop: Database, manager: Manager
 ) -> None:
     manager.put(shop.password)
@@ -223,7 +221,7 @@ def test_requests_that_meet_a_rotation_together_fetch_once(
         assert manager.door.fetches == 2
 
 
-def test_a_wrong_password_is_not_a_fetch_per_request(
+def test_wrong_password_is_not_refetched_for_every_request(
     alice: Client, shop: Database, manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manager.put("s3cret-of-another")
@@ -241,7 +239,7 @@ def test_a_wrong_password_is_not_a_fetch_per_request(
         assert manager.door.fetches == 3
 
 
-def test_a_store_that_is_down_is_a_503_until_it_is_back(
+def test_unavailable_store_is_503_until_it_recovers(
     alice: Client, shop: Database, manager: Manager, caplog: pytest.LogCaptureFixture
 ) -> None:
     manager.put(shop.password)
@@ -257,7 +255,7 @@ def test_a_store_that_is_down_is_a_503_until_it_is_back(
         assert alice.place().status == 201
 
 
-def test_a_store_that_never_answers_is_not_waited_for(
+def test_unresponsive_store_times_out(
     alice: Client, shop: Database, manager: Manager, caplog: pytest.LogCaptureFixture
 ) -> None:
     manager.door.behaviour = "slow"
@@ -273,7 +271,7 @@ def test_a_store_that_never_answers_is_not_waited_for(
 
 
 @pytest.mark.parametrize("behaviour", ["down", "forbidden", "broken", "slow"])
-def test_an_older_value_goes_on_serving(
+def test_old_value_is_used_while_the_store_fails(
     shop: Database, manager: Manager, behaviour: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     manager.put(shop.password)
@@ -291,7 +289,7 @@ def test_an_older_value_goes_on_serving(
     assert shop.password not in caplog.text
 
 
-def test_a_value_is_fetched_again_after_its_lifetime(manager: Manager) -> None:
+def test_secret_is_refetched_after_its_lifetime(manager: Manager) -> None:
     manager.put("first")
     secret = secrets.Secret(stores.reference("aws", manager.arn), lifetime=1)
     assert secret.variables() == {"DB_PASSWORD": "first"}
@@ -319,7 +317,7 @@ def test_a_value_is_fetched_again_after_its_lifetime(manager: Manager) -> None:
         ("s3cret\0", "its member password is malformed"),
     ],
 )
-def test_a_secret_without_a_password_is_explained_and_not_told(
+def test_secret_without_password_is_explained_and_not_logged(
     manager: Manager, text: str, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     manager.put(text)
@@ -332,7 +330,7 @@ def test_a_secret_without_a_password_is_explained_and_not_told(
     assert "s3cret" not in caplog.text
 
 
-def test_a_secret_that_is_no_text_is_explained(manager: Manager, caplog: pytest.LogCaptureFixture) -> None:
+def test_binary_secret_is_explained(manager: Manager, caplog: pytest.LogCaptureFixture) -> None:
     manager.put_bytes(b"\xff\xfe")
 
     with api_with(DB_PASSWORD=manager.arn), pytest.raises(Unavailable):
@@ -345,7 +343,7 @@ def test_a_secret_that_is_no_text_is_explained(manager: Manager, caplog: pytest.
     ("text", "password"),
     [("p@ss w/%40rd", "p@ss w/%40rd"), ("pass\n", "pass"), ("{pass", "{pass"), (' {"password": "{}"}', "{}")],
 )
-def test_a_password_is_taken_as_it_is(text: str, password: str) -> None:
+def test_password_text_is_parsed_without_decoding(text: str, password: str) -> None:
     assert secrets.parse(text) == {"DB_PASSWORD": password}
 
 
@@ -356,7 +354,7 @@ def test_a_plain_secret_needs_the_other_variables(shop: Database, manager: Manag
         connections().ping()
 
 
-def test_nothing_is_told_even_at_debug_level(
+def test_secrets_are_not_logged_at_debug_level(
     alice: Client, shop: Database, manager: Manager, caplog: pytest.LogCaptureFixture
 ) -> None:
     manager.put(shop.json())
@@ -374,7 +372,7 @@ def test_nothing_is_told_even_at_debug_level(
     assert "s3cret" not in caplog.text
 
 
-def test_no_repr_tells_the_password() -> None:
+def test_repr_does_not_show_the_password() -> None:
     with api_with(DB_PASSWORD="s3cret", DB_HOST="db.example", DB_NAME="orders", DB_USER="orders_app"):
         assert database_settings().connect["password"] == "s3cret"
         assert "s3cret" not in repr(database_settings())
@@ -395,7 +393,7 @@ def test_no_repr_tells_the_password() -> None:
         (OCI_SECRET, (OCI_SECRET,)),
     ],
 )
-def test_a_reference_is_recognised(reference: str, parts: tuple[str | None, ...]) -> None:
+def test_secret_reference_is_parsed(reference: str, parts: tuple[str | None, ...]) -> None:
     with api_with(DB_PASSWORD=reference):
         found = database_settings().secret
 
@@ -425,7 +423,7 @@ def test_a_reference_is_recognised(reference: str, parts: tuple[str | None, ...]
         (f" {OCI_SECRET}", "ocid1.vaultsecret.<realm>"),
     ],
 )
-def test_what_only_looks_like_a_reference_is_never_a_password(almost: str, form: str) -> None:
+def test_near_match_of_a_secret_reference_is_rejected(almost: str, form: str) -> None:
     with api_with(DB_PASSWORD=almost), pytest.raises(SettingsError) as raised:
         database_settings()
 
@@ -435,7 +433,7 @@ def test_what_only_looks_like_a_reference_is_never_a_password(almost: str, form:
     assert "s3cret" not in str(raised.value)
 
 
-def test_a_missing_sdk_is_named() -> None:
+def test_missing_secret_store_sdk_is_explained() -> None:
     for reference, package in (
         (OCI_SECRET, "oci"),
         (AZURE_SECRET, "azure-identity"),
@@ -522,7 +520,7 @@ def cloud(
             hear_text("a reader's log", reader.log())
 
 
-def test_every_cloud_follows_a_rotation(
+def test_rotation_works_on_every_cloud(
     cloud: tuple[Store, Callable[..., Reader], str], shop: Database
 ) -> None:
     store, start, sdk = cloud
@@ -542,7 +540,7 @@ def test_every_cloud_follows_a_rotation(
     assert secret_servers.TOKEN not in reader.log()
 
 
-def test_every_cloud_takes_a_plain_secret(
+def test_plain_secret_works_on_every_cloud(
     cloud: tuple[Store, Callable[..., Reader], str], shop: Database
 ) -> None:
     store, start, _ = cloud
@@ -552,7 +550,7 @@ def test_every_cloud_takes_a_plain_secret(
 
 
 @pytest.mark.parametrize("behaviour", ["down", "forbidden", "broken", "slow"])
-def test_every_clouds_failure_is_a_503_that_tells_nothing(
+def test_every_clouds_failing_store_is_503_without_leaks(
     cloud: tuple[Store, Callable[..., Reader], str], shop: Database, behaviour: str
 ) -> None:
     store, start, _ = cloud

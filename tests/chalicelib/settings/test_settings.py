@@ -75,7 +75,7 @@ def complaints() -> Iterator[str]:
         ("DB_USER", "orders_app"),
     ],
 )
-def test_a_missing_part_of_the_database_is_named(only: Set, missing: str, hint: str) -> None:
+def test_missing_database_variable_is_explained(only: Set, missing: str, hint: str) -> None:
     only(**{name: value for name, value in PARTS.items() if name != missing})
 
     text = complaint(database_settings)
@@ -103,9 +103,7 @@ def test_a_missing_part_of_the_database_is_named(only: Set, missing: str, hint: 
         ("DB_SSLMODE", "yes", "disable, allow, prefer, require, verify-ca, verify-full"),
     ],
 )
-def test_a_malformed_database_variable_is_named_and_explained(
-    only: Set, name: str, value: str, hint: str
-) -> None:
+def test_malformed_database_variable_is_explained(only: Set, name: str, value: str, hint: str) -> None:
     only(**{**PARTS, name: value})
 
     text = complaint(database_settings)
@@ -128,7 +126,7 @@ def test_a_malformed_database_variable_is_named_and_explained(
         ("OTEL_METRICS_EXPORTER", "prometheus", metrics_are_exported, "otlp or none"),
     ],
 )
-def test_a_malformed_variable_is_named_and_explained(
+def test_malformed_variable_is_explained(
     only: Set, name: str, value: str, read: Callable[[], Any], hint: str
 ) -> None:
     only(**{name: value})
@@ -148,7 +146,7 @@ def test_a_malformed_variable_is_named_and_explained(
         ({"COGNITO_USER_POOL_ARN": ARN, "AUTH_AUDIENCE": " , "}, "AUTH_AUDIENCE", accepted_tokens),
     ],
 )
-def test_a_missing_variable_of_the_tokens_is_named(
+def test_missing_token_variable_is_explained(
     only: Set, given: dict[str, str], missing: str, read: Callable[[], Any]
 ) -> None:
     only(**given)
@@ -156,7 +154,7 @@ def test_a_missing_variable_of_the_tokens_is_named(
     assert f"{missing} is not set: the " in complaint(read)
 
 
-def test_tokens_default_to_cognitos_own_addresses(only: Set) -> None:
+def test_issuer_and_key_url_default_to_cognito(only: Set) -> None:
     only(COGNITO_USER_POOL_ARN=ARN, AUTH_AUDIENCE="web, mobile,")
 
     tokens = accepted_tokens()
@@ -167,7 +165,7 @@ def test_tokens_default_to_cognitos_own_addresses(only: Set) -> None:
     assert tokens.audience == ("web", "mobile")
 
 
-def test_issuer_and_keys_can_be_elsewhere(only: Set) -> None:
+def test_issuer_and_key_url_can_be_overridden(only: Set) -> None:
     elsewhere = {"AUTH_ISSUER": "https://id.example", "AUTH_JWKS_URL": "https://keys.example/jwks"}
     only(COGNITO_USER_POOL_ARN=ARN, AUTH_AUDIENCE="web", **elsewhere)
 
@@ -176,7 +174,7 @@ def test_issuer_and_keys_can_be_elsewhere(only: Set) -> None:
     assert {"AUTH_ISSUER": tokens.issuer, "AUTH_JWKS_URL": tokens.jwks_url} == elsewhere
 
 
-def test_an_empty_variable_is_an_unset_one(only: Set) -> None:
+def test_empty_variable_counts_as_unset(only: Set) -> None:
     only(**{**dict.fromkeys(VARIABLES - {"AWS_LAMBDA_FUNCTION_NAME"}, ""), **PARTS})
 
     assert database_settings().connect["port"] == "5432"
@@ -186,7 +184,7 @@ def test_an_empty_variable_is_an_unset_one(only: Set) -> None:
 
 
 @pytest.mark.parametrize(("value", "served"), [("on", True), ("1", True), ("TRUE", True), ("off", False)])
-def test_docs_are_switched_on(only: Set, value: str, served: bool) -> None:
+def test_docs_variable_switches_docs_on(only: Set, value: str, served: bool) -> None:
     only(DOCS=value)
 
     assert docs_are_on() is served
@@ -207,20 +205,20 @@ def test_docs_are_switched_on(only: Set, value: str, served: bool) -> None:
         ),
     ],
 )
-def test_metrics_go_where_either_endpoint_is(only: Set, variables: dict[str, str], exported: bool) -> None:
+def test_either_otlp_endpoint_enables_metrics(only: Set, variables: dict[str, str], exported: bool) -> None:
     only(**variables)
 
     assert metrics_are_exported() is exported
 
 
 @pytest.mark.parametrize("origin", ["*", "https://shop.example", "http://localhost:3000"])
-def test_an_origin_is_taken_as_it_is(only: Set, origin: str) -> None:
+def test_cors_origin_is_used_unchanged(only: Set, origin: str) -> None:
     only(CORS_ORIGIN=origin)
 
     assert cors_origin() == origin
 
 
-def test_claims_count_as_verified_only_on_lambda(only: Set) -> None:
+def test_lambda_is_detected_except_under_chalice_local(only: Set) -> None:
     only()
     assert not on_lambda()
 
@@ -244,7 +242,7 @@ def test_claims_count_as_verified_only_on_lambda(only: Set) -> None:
         ("host=db.example dbname=orders user=orders_app", {"host": "db.example", "dbname": "orders"}),
     ],
 )
-def test_a_database_url_is_understood(only: Set, url: str, expected: dict[str, str]) -> None:
+def test_database_url_is_parsed(only: Set, url: str, expected: dict[str, str]) -> None:
     only(DATABASE_URL=url)
 
     connect = database_settings().connect
@@ -252,7 +250,7 @@ def test_a_database_url_is_understood(only: Set, url: str, expected: dict[str, s
     assert {name: connect.get(name) for name in expected} == expected
 
 
-def test_the_database_can_be_given_in_parts(only: Set) -> None:
+def test_database_variables_are_parsed(only: Set) -> None:
     only(**PARTS, DB_PORT="6432", DB_PASSWORD="p@ss/w%40rd")
 
     connect = database_settings().connect
@@ -264,7 +262,7 @@ def test_the_database_can_be_given_in_parts(only: Set) -> None:
 @pytest.mark.parametrize(
     ("ports", "sent"), [({}, "5432"), ({"DB_PORT": "6000"}, "6000"), ({"DB_PORT": "6000,6001"}, "6000,6001")]
 )
-def test_of_several_hosts_the_primary_is_asked_for(only: Set, ports: dict[str, str], sent: str) -> None:
+def test_several_hosts_connect_to_the_primary(only: Set, ports: dict[str, str], sent: str) -> None:
     only(**{**PARTS, "DB_HOST": "db-1.example,db-2.example", **ports})
 
     connect = database_settings().connect
@@ -274,13 +272,13 @@ def test_of_several_hosts_the_primary_is_asked_for(only: Set, ports: dict[str, s
     assert connect["sslmode"] == "require"
 
 
-def test_a_url_may_ask_for_any_of_several_hosts(only: Set) -> None:
+def test_url_can_override_target_session_attrs(only: Set) -> None:
     only(DATABASE_URL="postgresql://orders_app@a.example,b.example/orders?target_session_attrs=any")
 
     assert database_settings().connect["target_session_attrs"] == "any"
 
 
-def test_connections_at_rest_are_kept_alive_unless_the_url_says_otherwise(only: Set) -> None:
+def test_keepalives_are_on_unless_the_url_changes_them(only: Set) -> None:
     only(**PARTS)
     assert database_settings().connect["keepalives_idle"] == 60
 
@@ -289,14 +287,14 @@ def test_connections_at_rest_are_kept_alive_unless_the_url_says_otherwise(only: 
     assert (connect["keepalives"], connect["keepalives_idle"]) == ("0", "7")
 
 
-def test_one_host_is_taken_as_it_is(only: Set) -> None:
+def test_single_host_sets_no_target_session_attrs(only: Set) -> None:
     only(**PARTS)
 
     assert "target_session_attrs" not in database_settings().connect
 
 
 @pytest.mark.parametrize("ports", ["6000,6001,6002", "6000,", "6000,x", "0,6000", "6000,70000"])
-def test_ports_that_are_not_the_hosts_are_refused(only: Set, ports: str) -> None:
+def test_mismatched_port_list_is_rejected(only: Set, ports: str) -> None:
     only(**{**PARTS, "DB_HOST": "db-1.example,db-2.example", "DB_PORT": ports})
 
     text = complaint(database_settings)
@@ -309,7 +307,7 @@ SECRET = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:orders-AbCdEf"
 
 
 @pytest.mark.parametrize("named", [{"DB_HOST": "db-1.example,db-2.example"}, {}], ids=["variable", "secret"])
-def test_with_a_secret_too_each_of_several_hosts_may_have_its_port(only: Set, named: dict[str, str]) -> None:
+def test_secret_reference_allows_a_port_per_host(only: Set, named: dict[str, str]) -> None:
     """How many hosts a secret names nobody knows before it is fetched."""
     only(**named, DB_PORT="6000,6001", DB_PASSWORD=SECRET)
 
@@ -322,7 +320,7 @@ def test_with_a_secret_too_each_of_several_hosts_may_have_its_port(only: Set, na
 
 
 @pytest.mark.parametrize("ports", ["6000,6001,6002", "6000,x"])
-def test_with_a_secret_too_ports_that_are_not_the_hosts_are_refused(only: Set, ports: str) -> None:
+def test_secret_reference_still_rejects_mismatched_ports(only: Set, ports: str) -> None:
     only(DB_HOST="db-1.example,db-2.example", DB_PORT=ports, DB_PASSWORD=SECRET)
 
     assert f"DB_PORT is {ports!r}" in complaint(database_settings)
@@ -331,7 +329,7 @@ def test_with_a_secret_too_ports_that_are_not_the_hosts_are_refused(only: Set, p
 @pytest.mark.parametrize(
     ("text", "rate"), [("100/s", (100, 1)), ("1/m", (1, 60)), ("5000/h", (5000, 3600)), ("", None)]
 )
-def test_a_rate_limit_is_so_many_in_a_period(only: Set, text: str, rate: tuple[int, int] | None) -> None:
+def test_rate_limit_is_requests_per_period(only: Set, text: str, rate: tuple[int, int] | None) -> None:
     only(RATE_LIMIT=text)
 
     found = rate_limit()
@@ -340,26 +338,26 @@ def test_a_rate_limit_is_so_many_in_a_period(only: Set, text: str, rate: tuple[i
 
 
 @pytest.mark.parametrize("text", ["100", "0/s", "-1/s", "100/d", "1.5/s", "100/ s", "s", "12345678/s", "१/s"])
-def test_a_rate_limit_of_another_form_is_refused(only: Set, text: str) -> None:
+def test_malformed_rate_limit_is_rejected(only: Set, text: str) -> None:
     only(RATE_LIMIT=text)
 
     assert "such as 100/s" in complaint(rate_limit)
 
 
 @pytest.mark.parametrize(("value", "allowed"), [("1", True), ("0", False), ("", False)])
-def test_an_unsafe_role_is_allowed_by_one_value(only: Set, value: str, allowed: bool) -> None:
+def test_unsafe_role_is_allowed_only_by_1(only: Set, value: str, allowed: bool) -> None:
     only(**PARTS, DB_ALLOW_UNSAFE_ROLE=value)
 
     assert database_settings().unsafe_role is allowed
 
 
-def test_an_unsafe_role_is_allowed_by_no_other(only: Set) -> None:
+def test_other_unsafe_role_values_are_rejected(only: Set) -> None:
     only(**PARTS, DB_ALLOW_UNSAFE_ROLE="yes")
 
     assert "DB_ALLOW_UNSAFE_ROLE is 'yes'" in complaint(database_settings)
 
 
-def test_a_url_goes_before_parts(only: Set) -> None:
+def test_database_url_takes_precedence_over_parts(only: Set) -> None:
     only(DATABASE_URL=URL, **{**PARTS, "DB_HOST": "elsewhere.example"})
 
     assert database_settings().connect["host"] == "db.example"
@@ -397,7 +395,7 @@ def test_a_malformed_url_is_explained_without_its_password(only: Set, url: str) 
         "postgresql://db.example",
     ],
 )
-def test_a_host_with_more_than_its_name_is_explained_without_its_password(only: Set, host: str) -> None:
+def test_malformed_db_host_is_explained_without_its_password(only: Set, host: str) -> None:
     """libpq would put all of it into its messages."""
     only(**{**PARTS, "DB_HOST": host})
 
@@ -408,13 +406,13 @@ def test_a_host_with_more_than_its_name_is_explained_without_its_password(only: 
 
 
 @pytest.mark.parametrize("name", sorted(VARIABLES - {"DATABASE_URL"}))
-def test_no_complaint_tells_the_password(only: Set, name: str) -> None:
+def test_settings_errors_never_show_the_password(only: Set, name: str) -> None:
     only(**{"DATABASE_URL": URL, "DB_PASSWORD": "s3cret", name: "?"})
 
     assert all("s3cret" not in text for text in complaints())
 
 
-def test_a_refused_login_is_logged_without_the_password(
+def test_failed_login_is_logged_without_the_password(
     database: Urls, caplog: pytest.LogCaptureFixture
 ) -> None:
     with api_on(database.app.replace("orders_app@", "nobody:s3cret@")), pytest.raises(Unavailable):
@@ -447,7 +445,7 @@ def test_a_refused_login_is_logged_without_the_password(
         ("@localhost/orders?sslmode=verify-full", "verify-full"),
     ],
 )
-def test_other_hosts_are_reached_through_tls(only: Set, where: str, mode: str | None) -> None:
+def test_tls_is_required_except_on_localhost(only: Set, where: str, mode: str | None) -> None:
     only(DATABASE_URL=f"postgresql://orders_app{where}")
 
     assert database_settings().connect.get("sslmode") == mode
@@ -455,7 +453,7 @@ def test_other_hosts_are_reached_through_tls(only: Set, where: str, mode: str | 
 
 @pytest.mark.parametrize("mode", SSL_MODES)
 @pytest.mark.parametrize("given", [{"DATABASE_URL": URL}, {"DATABASE_URL": f"{URL}?sslmode=prefer"}, PARTS])
-def test_db_sslmode_decides(only: Set, mode: str, given: dict[str, str]) -> None:
+def test_db_sslmode_overrides_the_url(only: Set, mode: str, given: dict[str, str]) -> None:
     only(**given, DB_SSLMODE=mode)
 
     assert database_settings().connect["sslmode"] == mode
@@ -471,7 +469,7 @@ def pem(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("asked", [None, *SSL_MODES])
 @pytest.mark.parametrize("given", [{"DATABASE_URL": URL}, PARTS, {**PARTS, "DB_HOST": "a.example,b.example"}])
-def test_with_an_authority_the_database_is_verified_unless_a_mode_is_asked_for(
+def test_db_sslrootcert_implies_verify_full_without_a_mode(
     only: Set, pem: str, given: dict[str, str], asked: str | None
 ) -> None:
     only(**given, DB_SSLROOTCERT=pem, **({"DB_SSLMODE": asked} if asked else {}))
@@ -482,7 +480,7 @@ def test_with_an_authority_the_database_is_verified_unless_a_mode_is_asked_for(
 
 
 @pytest.mark.parametrize("secret", [{"DB_HOST": "a.example", "DB_NAME": "orders", "DB_USER": "orders_app"}])
-def test_a_database_that_a_secret_names_is_verified_too(only: Set, pem: str, secret: dict[str, str]) -> None:
+def test_db_sslrootcert_applies_to_a_secrets_host(only: Set, pem: str, secret: dict[str, str]) -> None:
     only(DB_PASSWORD=SECRET, DB_SSLROOTCERT=pem)
 
     connect = connect_arguments(secret)
@@ -501,7 +499,7 @@ def test_a_database_that_a_secret_names_is_verified_too(only: Set, pem: str, sec
         ("?sslmode=verify-ca&sslrootcert=/own.pem", "verify-ca", "/own.pem"),
     ],
 )
-def test_what_a_url_says_of_mode_and_authority_holds(
+def test_url_overrides_ssl_mode_and_authority(
     only: Set, pem: str, query: str, mode: str, own: str | None
 ) -> None:
     only(DATABASE_URL=URL + query, DB_SSLROOTCERT=pem)
@@ -512,7 +510,7 @@ def test_what_a_url_says_of_mode_and_authority_holds(
 
 
 @pytest.mark.parametrize("where", ["@localhost/orders", "@/orders?host=/run/postgresql"])
-def test_this_machine_is_not_verified_unless_a_mode_is_asked_for(only: Set, pem: str, where: str) -> None:
+def test_localhost_is_not_verified_without_a_mode(only: Set, pem: str, where: str) -> None:
     url = f"postgresql://orders_app{where}"
     only(DATABASE_URL=url, DB_SSLROOTCERT=pem)
     assert database_settings().connect.keys().isdisjoint({"sslmode", "sslrootcert"})
@@ -532,7 +530,7 @@ def test_this_machine_is_not_verified_unless_a_mode_is_asked_for(only: Set, pem:
     ],
 )
 @pytest.mark.parametrize("given", [{"DATABASE_URL": URL}, PARTS, {"DB_PASSWORD": SECRET}])
-def test_a_file_without_an_authority_is_named_and_explained(
+def test_invalid_db_sslrootcert_file_is_explained(
     only: Set, tmp_path: Path, given: dict[str, str], content: str | None, fault: str
 ) -> None:
     path = tmp_path if content == "folder" else tmp_path / "authority.pem"
@@ -545,13 +543,13 @@ def test_a_file_without_an_authority_is_named_and_explained(
     assert f"DB_SSLROOTCERT is {str(path)!r}: {fault}. Use a PEM file" in text
 
 
-def test_parts_name_a_host_that_is_reached_through_tls(only: Set) -> None:
+def test_database_variables_also_require_tls(only: Set) -> None:
     only(**PARTS)
 
     assert database_settings().connect["sslmode"] == "require"
 
 
-def test_the_pools_limits_have_defaults(only: Set) -> None:
+def test_pool_limits_have_defaults(only: Set) -> None:
     only(**PARTS)
 
     found = database_settings()
@@ -561,7 +559,7 @@ def test_the_pools_limits_have_defaults(only: Set) -> None:
     assert found.connect["connect_timeout"] == 3
 
 
-def test_a_larger_pool_needs_one_number_only(only: Set) -> None:
+def test_larger_pool_size_raises_the_maximum_too(only: Set) -> None:
     only(**PARTS, DB_POOL_SIZE="40")
 
     found = database_settings()
@@ -583,7 +581,7 @@ def test_a_larger_pool_needs_one_number_only(only: Set) -> None:
         ({"DB_PREPARE": ""}, "db.example:5432", True),
     ],
 )
-def test_statements_are_prepared_but_not_behind_a_pooler(
+def test_db_prepare_defaults_to_off_for_pooler_addresses(
     only: Set, variable: dict[str, str], address: str, prepares: bool
 ) -> None:
     only(**PARTS, **variable)
@@ -592,13 +590,13 @@ def test_statements_are_prepared_but_not_behind_a_pooler(
     assert database_settings().prepares(host, int(port)) is prepares
 
 
-def test_no_url_changes_the_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_url_cannot_change_client_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://orders_app@/orders?client_encoding=latin1")
 
     assert database_settings().connect["client_encoding"] == "UTF8"
 
 
-def test_the_owner_too_is_reached_through_tls(only: Set, pem: str) -> None:
+def test_owner_connection_also_uses_tls(only: Set, pem: str) -> None:
     url = "postgresql://owner@db.example/orders"
     only()
 

@@ -143,9 +143,7 @@ def tokens(user_pool: UserPool, tenant: str) -> dict[str, str]:
 # A stage that keeps the contract
 
 
-def test_a_stage_that_keeps_the_contract_is_alike_as_often_as_it_is_asked(
-    in_process: Transport, tokens: dict[str, str]
-) -> None:
+def test_conforming_stage_passes_repeatedly(in_process: Transport, tokens: dict[str, str]) -> None:
     with stage(in_process) as url:
         for asked in range(2):
             done = conform(URL=url, **tokens)
@@ -155,7 +153,7 @@ def test_a_stage_that_keeps_the_contract_is_alike_as_often_as_it_is_asked(
             assert done.returncode == 0
 
 
-def test_a_stage_with_a_rate_limit_is_asked_again_when_it_may_be(
+def test_rate_limited_requests_are_retried(
     in_process: Transport, tokens: dict[str, str], database: Urls
 ) -> None:
     with limited(database.app, "10/s"), stage(in_process) as url:
@@ -164,7 +162,7 @@ def test_a_stage_with_a_rate_limit_is_asked_again_when_it_may_be(
     assert done.stdout == f"{len(CASES)} alike, 0 differ, 0 left out\n"
 
 
-def test_a_rate_limit_under_which_the_list_would_take_hours_is_named(
+def test_too_low_rate_limit_is_reported(
     in_process: Transport, tokens: dict[str, str], database: Urls
 ) -> None:
     with limited(database.app, "5/h"), stage(in_process) as url:
@@ -174,7 +172,7 @@ def test_a_rate_limit_under_which_the_list_would_take_hours_is_named(
     assert "The stage's RATE_LIMIT is too low for this list: raise it or unset it" in done.stderr
 
 
-def test_make_conform_hands_its_variables_on(
+def test_make_conform_passes_its_variables_on(
     in_process: Transport, tokens: dict[str, str], tmp_path: Path
 ) -> None:
     installed = tmp_path / "installed"
@@ -195,7 +193,9 @@ def test_make_conform_hands_its_variables_on(
     assert done.returncode == 0
 
 
-def test_the_targets_go_behind_a_base_path_as_they_are(in_process: Transport, tokens: dict[str, str]) -> None:
+def test_base_path_prefixes_targets_without_normalizing_them(
+    in_process: Transport, tokens: dict[str, str]
+) -> None:
     targets = []
 
     def noting(method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
@@ -209,7 +209,7 @@ def test_the_targets_go_behind_a_base_path_as_they_are(in_process: Transport, to
     assert {"//orders", "/health//ready", "/health/../orders", "/orders/a%2Fb", "/orders/%zz"} <= {*targets}
 
 
-def test_a_host_with_other_settings_is_alike_when_they_are_named(
+def test_other_settings_conform_when_given_as_variables(
     environment: dict[str, str], tmp_path: Path, tokens: dict[str, str]
 ) -> None:
     builds.build("gcp", tmp_path / "gcp")
@@ -226,7 +226,7 @@ def test_a_host_with_other_settings_is_alike_when_they_are_named(
     assert '"default": "JPY"' in unnamed.stdout
 
 
-def test_without_docs_their_case_is_left_out(
+def test_docs_case_is_skipped_when_docs_are_off(
     in_process: Transport, tokens: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DOCS", "off")
@@ -237,7 +237,7 @@ def test_without_docs_their_case_is_left_out(
     assert done.returncode == 0
 
 
-def test_cases_without_their_token_are_left_out_and_counted(
+def test_cases_without_their_token_are_skipped_and_counted(
     in_process: Transport, tokens: dict[str, str]
 ) -> None:
     needed = [sum(case.caller == caller for case in CASES) for caller in ("stranger", "tenantless")]
@@ -281,7 +281,7 @@ def test_cases_without_their_token_are_left_out_and_counted(
     ],
     ids=["status", "header", "absent header", "body", "request id", "no JSON"],
 )
-def test_an_answer_that_differs_is_a_row(
+def test_differing_response_is_a_row(
     in_process: Transport, tokens: dict[str, str], change: Change, row: list[str]
 ) -> None:
     with stage(changing(in_process, change, "GET /nowhere")) as url:
@@ -298,7 +298,7 @@ def test_an_answer_that_differs_is_a_row(
     assert done.returncode == 1
 
 
-def test_cases_that_need_a_failed_answer_are_left_out(in_process: Transport, tokens: dict[str, str]) -> None:
+def test_cases_depending_on_a_failed_one_are_skipped(in_process: Transport, tokens: dict[str, str]) -> None:
     def failing(answer: Answer) -> Answer:
         return replace(answer, status=503, body=b"<html>") if answer.status == 201 else answer
 
@@ -310,9 +310,7 @@ def test_cases_that_need_a_failed_answer_are_left_out(in_process: Transport, tok
     assert done.returncode == 1
 
 
-def test_a_stranger_who_sees_this_runs_orders_is_found_in_a_tenant_with_orders_too(
-    in_process: Transport, tokens: dict[str, str]
-) -> None:
+def test_cross_tenant_list_leak_is_detected(in_process: Transport, tokens: dict[str, str]) -> None:
     def leaking(method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
         mine = {**headers, "Authorization": f"Bearer {tokens['TOKEN']}"}
         stranger = headers.get("Authorization", "").endswith(tokens["OTHER_TOKEN"])
@@ -327,7 +325,7 @@ def test_a_stranger_who_sees_this_runs_orders_is_found_in_a_tenant_with_orders_t
     assert done.returncode == 1
 
 
-def test_two_tokens_of_one_tenant_are_pointed_at(
+def test_tokens_of_the_same_tenant_are_reported(
     in_process: Transport, user_pool: UserPool, tenant: str
 ) -> None:
     with stage(in_process) as url:
@@ -340,7 +338,7 @@ def test_two_tokens_of_one_tenant_are_pointed_at(
 # Ends on the way
 
 
-def test_ctrl_c_prints_what_was_seen_so_far(in_process: Transport, tokens: dict[str, str]) -> None:
+def test_ctrl_c_prints_the_results_so_far(in_process: Transport, tokens: dict[str, str]) -> None:
     reached, go_on = threading.Event(), threading.Event()
 
     def hanging(answer: Answer) -> Answer:
@@ -366,7 +364,7 @@ def test_ctrl_c_prints_what_was_seen_so_far(in_process: Transport, tokens: dict[
     assert process.returncode == 130
 
 
-def test_a_stage_that_goes_away_ends_the_list(in_process: Transport, tokens: dict[str, str]) -> None:
+def test_unreachable_stage_ends_the_run(in_process: Transport, tokens: dict[str, str]) -> None:
     left = iter(range(20))
 
     def dying(method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
@@ -382,9 +380,7 @@ def test_a_stage_that_goes_away_ends_the_list(in_process: Transport, tokens: dic
     assert done.returncode == 1
 
 
-def test_an_answer_that_comes_before_the_whole_body_was_read_counts(
-    in_process: Transport, tokens: dict[str, str]
-) -> None:
+def test_early_response_before_the_whole_body_is_used(in_process: Transport, tokens: dict[str, str]) -> None:
     with stage(in_process, handler=HastyHandler) as url:
         done = conform(URL=url, **tokens)
 
@@ -413,7 +409,7 @@ def test_an_answer_that_comes_before_the_whole_body_was_read_counts(
         ({"URL": "https://api.example.com", "TOKEN": "t", "OTHER_TOKEN": "t"}, "must be of three different"),
     ],
 )
-def test_wrong_usage_says_what_to_give(variables: dict[str, str], says: str) -> None:
+def test_wrong_usage_is_explained(variables: dict[str, str], says: str) -> None:
     done = conform(**variables)
 
     assert done.returncode == 2
@@ -422,7 +418,7 @@ def test_wrong_usage_says_what_to_give(variables: dict[str, str], says: str) -> 
     assert done.stdout == ""
 
 
-def test_missing_variables_come_with_the_way_to_get_them() -> None:
+def test_missing_variables_are_reported_with_instructions() -> None:
     done = conform()
 
     assert "TOKEN=$(make -s token)" in done.stderr
@@ -441,7 +437,7 @@ def test_missing_variables_come_with_the_way_to_get_them() -> None:
     ],
     ids=["HTML", "404", "redirect"],
 )
-def test_what_is_no_order_api_is_one_sentence(in_process: Transport, answer: Answer, says: str) -> None:
+def test_non_order_api_is_reported_in_one_sentence(in_process: Transport, answer: Answer, says: str) -> None:
     with stage(changing(in_process, lambda _: answer)) as url:
         done = conform(URL=url, TOKEN="t")
 
@@ -450,7 +446,7 @@ def test_what_is_no_order_api_is_one_sentence(in_process: Transport, answer: Ans
     assert (done.returncode, done.stdout) == (2, "")
 
 
-def test_a_refused_token_is_one_sentence(in_process: Transport, tokens: dict[str, str]) -> None:
+def test_rejected_token_is_reported_in_one_sentence(in_process: Transport, tokens: dict[str, str]) -> None:
     with stage(in_process) as url:
         ends = [
             conform(URL=url, TOKEN="a.b.c"),
@@ -466,7 +462,7 @@ def test_a_refused_token_is_one_sentence(in_process: Transport, tokens: dict[str
     assert {(done.returncode, done.stdout) for done in ends} == {(2, "")}
 
 
-def test_a_stage_whose_database_is_away_is_one_sentence(in_process: Transport) -> None:
+def test_unavailable_database_is_reported_in_one_sentence(in_process: Transport) -> None:
     problem = Answer(503, {"x-request-id": "8f2c"}, b'{"title":"Unavailable"}')
     with stage(changing(in_process, lambda _: problem, "GET /orders?limit=1")) as url:
         done = conform(URL=url, TOKEN="a.b.c")
@@ -476,7 +472,7 @@ def test_a_stage_whose_database_is_away_is_one_sentence(in_process: Transport) -
     assert done.returncode == 2
 
 
-def test_nobody_there_is_one_sentence() -> None:
+def test_refused_connection_is_reported_in_one_sentence() -> None:
     url = f"http://127.0.0.1:{free_port()}"
 
     done = conform(URL=url, TOKEN="t")
@@ -485,7 +481,7 @@ def test_nobody_there_is_one_sentence() -> None:
     assert done.returncode == 2
 
 
-def test_an_unknown_host_is_one_sentence() -> None:
+def test_unknown_host_is_reported_in_one_sentence() -> None:
     done = conform(URL="https://api.invalid/dev", TOKEN="t")
 
     assert done.stderr.startswith("https://api.invalid/dev/health cannot be reached: ")
@@ -517,7 +513,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_https_is_asked_with_a_trusted_certificate_and_not_with_another(
+def test_https_accepts_only_a_trusted_certificate(
     in_process: Transport, tokens: dict[str, str], certificate: Path
 ) -> None:
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -532,7 +528,7 @@ def test_https_is_asked_with_a_trusted_certificate_and_not_with_another(
     assert trusted.stdout == f"{len(CASES)} alike, 0 differ, 0 left out\n", trusted
 
 
-def test_https_where_http_is_spoken_is_one_sentence(in_process: Transport) -> None:
+def test_https_to_an_http_port_is_explained(in_process: Transport) -> None:
     with stage(in_process) as url:
         done = conform(URL=url.replace("http:", "https:"), TOKEN="t")
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
         ("SABOTAGE", ["rsl"], "one of "),
     ],
 )
-def test_a_malformed_variable_is_explained(name: str, values: list[str], way_out: str) -> None:
+def test_malformed_soak_variable_is_explained(name: str, values: list[str], way_out: str) -> None:
     for value in values:
         done = subprocess.run(
             [sys.executable, "-m", "tools.soak"],

@@ -50,7 +50,7 @@ def scenario() -> Scenario:
     return Scenario()
 
 
-def test_what_is_there_as_promised_is_clean(scenario: Scenario) -> None:
+def test_intact_orders_give_a_clean_verdict(scenario: Scenario) -> None:
     one = scenario.place("acme/1")
     other = scenario.place("acme/2", user="bob", acknowledged=False)
     scenario.ledger.seen("acme", [one, other])
@@ -150,7 +150,7 @@ def wanted_by_nobody(scenario: Scenario) -> None:
         (wanted_by_nobody, Verdict(crossed=1)),
     ],
 )
-def test_a_broken_promise_counts(
+def test_broken_promise_shows_in_its_column(
     scenario: Scenario, breaks: Callable[[Scenario], None], verdict: Verdict
 ) -> None:
     breaks(scenario)
@@ -167,7 +167,7 @@ def swapped(order: Order, other: Order) -> Iterable[Order]:
         yield changed_item(order, **{name: other["items"][1][name]})
 
 
-def test_each_field_that_was_sent_counts(scenario: Scenario) -> None:
+def test_every_swapped_field_counts_as_crossed(scenario: Scenario) -> None:
     order, other = scenario.place("acme/1"), scenario.place("acme/2")
     each = list(swapped(order, other))
     for number, shows in enumerate(each, start=1):

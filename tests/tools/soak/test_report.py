@@ -102,7 +102,7 @@ def an_error(report: Report) -> None:
         (an_error, "1 answers that nobody should hear, such as [\"500 b''\"]"),
     ],
 )
-def test_what_went_wrong_is_a_problem(breaks: Callable[[Report], None], said: str) -> None:
+def test_every_kind_of_failure_is_a_problem(breaks: Callable[[Report], None], said: str) -> None:
     report = clean()
 
     breaks(report)
@@ -111,7 +111,7 @@ def test_what_went_wrong_is_a_problem(breaks: Callable[[Report], None], said: st
     assert report.exit_status() == 1
 
 
-def test_what_hit_nothing_was_not_injected() -> None:
+def test_fault_without_a_target_is_not_counted() -> None:
     report = clean()
 
     nothing_to_hit(report)
@@ -119,7 +119,7 @@ def test_what_hit_nothing_was_not_injected() -> None:
     assert report.faults["truncate"] == 0
 
 
-def test_an_interrupted_run_promises_less() -> None:
+def test_interrupted_run_tolerates_unfinished_work() -> None:
     """Its customers would still be asking, and a worker may have been killed in that moment."""
     report = clean()
     report.interrupt()
@@ -132,14 +132,14 @@ def test_an_interrupted_run_promises_less() -> None:
 
 
 @pytest.mark.parametrize("verdict", [Verdict(lost=1), Verdict(doubled=1), Verdict(crossed=1), None])
-def test_a_broken_promise_of_an_interrupted_run_is_one(verdict: Verdict | None) -> None:
+def test_broken_promise_fails_an_interrupted_run(verdict: Verdict | None) -> None:
     report = clean(verdict=verdict)
     report.interrupt()
 
     assert report.exit_status() == 1
 
 
-def test_a_run_ends_when_all_that_was_planned_has_happened() -> None:
+def test_run_ends_when_every_planned_fault_happened() -> None:
     report = Report(Plan(seconds=0, kills=1, seed=0, kinds=3))
     report.started -= 1
     report.add("delay", 0, Injected(1))

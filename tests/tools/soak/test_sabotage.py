@@ -15,7 +15,7 @@ def build(tmp_path: Path) -> Path:
     return tmp_path / "gcp"
 
 
-def test_no_read_names_the_tenant_any_more(build: Path) -> None:
+def test_mutant_reads_have_no_tenant_filter(build: Path) -> None:
     before = runpy.run_path(str(build / "chalicelib/orders/statements.py"))
 
     without_tenant_filter(build)
@@ -30,7 +30,7 @@ def test_no_read_names_the_tenant_any_more(build: Path) -> None:
         assert repr(after[name]) == repr(before[name])
 
 
-def test_the_bytecode_forgot_it_too(build: Path) -> None:
+def test_mutant_bytecode_has_no_tenant_filter(build: Path) -> None:
     """A host reads nothing else."""
     bytecode = next((build / "chalicelib/orders/__pycache__").glob("statements.*.pyc"))
     assert b"orders.tenant_id = " in bytecode.read_bytes()
@@ -40,7 +40,7 @@ def test_the_bytecode_forgot_it_too(build: Path) -> None:
     assert b"orders.tenant_id = " not in bytecode.read_bytes()
 
 
-def test_a_build_that_forgot_it_already_is_no_mutant(build: Path) -> None:
+def test_mutating_a_build_twice_is_an_error(build: Path) -> None:
     without_tenant_filter(build)
 
     with pytest.raises(ValueError, match="does not name the tenant"):

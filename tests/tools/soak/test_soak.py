@@ -35,7 +35,7 @@ def evidence(report: Report) -> str:
     return f"{report.plan}\n{report.faults}\n{report.ledger.answers}\n{report.log[-5000:]}"
 
 
-def test_faults_under_load_lose_double_and_cross_nothing() -> None:
+def test_faults_under_load_break_no_promise() -> None:
     report = run(seconds=15, kills=len(KILLS), kinds=KINDS)
 
     assert report.problems() == [], evidence(report)
@@ -47,7 +47,7 @@ def test_faults_under_load_lose_double_and_cross_nothing() -> None:
 @pytest.mark.parametrize(
     ("sabotage", "broken"), [("rls", "crossed"), ("idempotency", "doubled"), ("durability", "lost")]
 )
-def test_without_a_guard_the_same_run_is_not_clean(sabotage: str, broken: str) -> None:
+def test_sabotaged_run_breaks_the_matching_promise(sabotage: str, broken: str) -> None:
     report = run(seconds=4, kills=2, kinds=1, sabotage=sabotage)
 
     assert report.verdict is not None
@@ -76,9 +76,7 @@ def is_under_load(folder: Path) -> bool:
 
 
 @pytest.mark.parametrize("it", [is_starting, is_under_load])
-def test_a_soak_that_is_interrupted_says_so_and_leaves_nothing_behind(
-    folder: Path, it: Callable[[Path], bool]
-) -> None:
+def test_interrupted_soak_reports_and_cleans_up(folder: Path, it: Callable[[Path], bool]) -> None:
     """Ctrl-C, which a terminal sends to all of its processes."""
     said = folder / "said"
     with said.open("wb") as file:
