@@ -447,7 +447,7 @@ def test_missing_secret_store_sdk_is_explained() -> None:
 
 def test_a_plain_password_imports_no_store(shop: Database) -> None:
     code = (
-        "import sys; from chalicelib.database import tenant_scope; tenant_scope.ping();"
+        "import sys; from chalicelib import composition; composition.connections().ping(None);"
         "ours = {'chalicelib.settings.secrets', 'chalicelib.settings.secret_stores'};"
         "theirs = {'botocore', 'azure.identity', 'google.cloud.secretmanager', 'oci'};"
         "found = (ours | theirs) & set(sys.modules); sys.exit(str(found) if found else 0)"
