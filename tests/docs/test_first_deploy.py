@@ -16,12 +16,13 @@ from tests.docs.pages import Block, blocks, every_block
 from tests.support.servers import private_server
 from tools.postgres_server import connected
 
+pytestmark = pytest.mark.slow
+
 CLOUDS = ("azure", "gcp", "oci")
 DIRECTORY = "6e93a8a3-6b8b-4a52-9f1b-3f0c4a9d2b11"
 BUILDS = [block for block in every_block("sh") if block.text.startswith("make build-")]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("block", BUILDS, ids=lambda block: block.page)
 def test_build_blocks_run_unchanged(block: Block, clone: Path) -> None:
     output = shell(block.text, clone)
@@ -91,7 +92,6 @@ def only(calls: list[Call], *words: str) -> Call:
     return matching
 
 
-@pytest.mark.slow
 def test_first_deploy_to_azure_completes(first_deploy: Callable[[str], list[Call]]) -> None:
     calls = first_deploy("azure")
 
@@ -110,7 +110,6 @@ def test_first_deploy_to_azure_completes(first_deploy: Callable[[str], list[Call
     assert "TOKEN=a.b.c" in only(calls, "make", "conform")[1]
 
 
-@pytest.mark.slow
 def test_first_deploy_to_google_cloud_completes(first_deploy: Callable[[str], list[Call]]) -> None:
     calls = first_deploy("gcp")
 
@@ -125,7 +124,6 @@ def test_first_deploy_to_google_cloud_completes(first_deploy: Callable[[str], li
     assert "TOKEN=a.b.c" in only(calls, "make", "conform")[1]
 
 
-@pytest.mark.slow
 def test_first_deploy_to_oracle_completes(first_deploy: Callable[[str], list[Call]], clone: Path) -> None:
     calls = first_deploy("oci")
 

@@ -16,6 +16,8 @@ from tests.support.issuer import SigningKey, decoded, encoded
 from tests.support.log_leak_plugin import hear
 from tools.client import SEED_BYTES, Answer, Client, Transport, free_port, over_http
 
+pytestmark = pytest.mark.slow
+
 Rows = Callable[..., list[tuple[Any, ...]]]
 
 PROJECT = Path(__file__).parents[2]

@@ -22,6 +22,8 @@ from local.issuer import Issuer, _write_new_key
 from local.postgres import Server, folders_to_open
 from tools.postgres_server import connected
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[2]
 
 
@@ -98,7 +100,6 @@ def test_a_database_without_the_schema_is_refused(database: database.Urls) -> No
     assert "set OWNER_DATABASE_URL too" in ended.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", [["run"], ["serve", "aws"]], ids=" ".join)
 def test_unsafe_role_is_refused_unless_allowed(admin_url: str, command: list[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -147,7 +148,6 @@ def test_root_gets_the_folders_to_be_opened(tmp_path: Path) -> None:
 # The embedded server
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "mein Ordner ü", "it's", "comma,comma", "long" * 30])
 def test_server_restarts_in_folders_with_unusual_names(databases: Path, name: str) -> None:
     for round_no in range(2):
@@ -168,7 +168,6 @@ def test_interrupted_cluster_is_rebuilt(databases: Path) -> None:
         assert not (folder / "postgres.new").exists()
 
 
-@pytest.mark.slow
 def test_stale_pid_of_another_process_is_ignored(databases: Path) -> None:
     folder = databases / "stale"
     with embedded(folder):
@@ -181,7 +180,6 @@ def test_stale_pid_of_another_process_is_ignored(databases: Path) -> None:
         assert (folder / "postgres/postmaster.pid").read_text() != stale
 
 
-@pytest.mark.slow
 def test_shutting_down_server_is_waited_for(databases: Path) -> None:
     folder = databases / "shutting-down"
     with embedded(folder) as urls, connected(urls.app):
@@ -248,7 +246,6 @@ def test_last_of_two_users_stops_the_shared_server(databases: Path) -> None:
         psycopg2.connect(urls.app)
 
 
-@pytest.mark.slow
 def test_server_that_stopped_early_causes_no_error(databases: Path) -> None:
     folder = databases / "ended"
     with embedded(folder):

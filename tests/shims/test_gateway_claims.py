@@ -13,6 +13,8 @@ import pytest
 from tests.support.cognito import UserPool
 from tools.client import SEED_BYTES, Answer
 
+pytestmark = pytest.mark.slow
+
 Json = dict[str, Any]
 Handle = Callable[..., tuple[list[Answer], set[str]]]
 Rows = Callable[..., list[tuple[Any, ...]]]

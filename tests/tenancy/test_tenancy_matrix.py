@@ -18,6 +18,8 @@ from tests.support.tenants import claims, create_tenant, requesters
 from tools.client import Answer, Client, Transport
 from tools.postgres_server import connected
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def scene(app: Any, user_pool: UserPool, rows: Rows, in_process: Transport) -> Scene:

@@ -18,6 +18,8 @@ from tests.support.tenancy_rule import Operation, Rows, Scene
 from tools.client import Client, Transport, free_port, over_http
 from tools.postgres_server import Server, connected
 
+pytestmark = pytest.mark.slow
+
 THAT_REACH_THE_DATABASE = [
     way for way in WAYS_AT_ONCE if way.by not in ("token", "query", "body", "path", "no id")
 ]
@@ -72,7 +74,6 @@ def test_row_level_security_isolates_without_the_filter(
     assert everything_wrong(scene, in_process) == []
 
 
-@pytest.mark.slow
 def test_host_isolates_tenants_without_the_filter(
     scene: Scene, mutant: Path, environment: dict[str, str]
 ) -> None:

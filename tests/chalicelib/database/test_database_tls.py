@@ -17,6 +17,8 @@ from tests.support.servers import api_on, private_server
 from tools.client import Client, free_port, over_http
 from tools.postgres_server import INSTALLED, Server, connected
 
+pytestmark = pytest.mark.slow
+
 ENCRYPTED = """\
 select ssl from pg_stat_ssl join pg_stat_activity using (pid) where application_name = 'order-api'
 """
@@ -181,7 +183,6 @@ def test_every_host_of_a_list_is_verified(
     assert either("other.example", "another.example") == 503
 
 
-@pytest.mark.slow
 def test_build_verifies_the_database_with_its_bundled_authority(
     distant: Database, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,8 @@ from chalicelib.money.currencies import DECIMALS
 from tests.support.cognito import UserPool
 from tools.client import Answer, Client, Transport, item, seed
 
+pytestmark = pytest.mark.slow
+
 GREATEST = Decimal("999999999999.999")
 TEXT_FIELDS = ("customer_name", "customer_phone", "shipping_address", "billing_address")
 

@@ -8,6 +8,8 @@ import pytest
 from deploy import hosts
 from tools.soak.sabotage import without_tenant_filter
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def build(tmp_path: Path) -> Path:
