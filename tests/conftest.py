@@ -1,4 +1,4 @@
-"""One real PostgreSQL, one user pool and one local server for the whole session."""
+"""Session-wide fixtures: a real PostgreSQL, a user pool and a local server."""
 
 import json
 import os
@@ -39,20 +39,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         choices=MUTANTS,
         default=[],
-        help="take a guard between tenants away from the API of this process, or from its database",
+        help="remove one tenant guard from the API in this process, or from its database",
     )
 
 
 def pytest_configure() -> None:
-    """A run that is told to end, or whose terminal closes, ends as by Ctrl-C: its servers go with it."""
-    for told in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(told) is signal.SIG_DFL:  # under nohup it stays ignored
-            signal.signal(told, signal.default_int_handler)
+    """SIGTERM and SIGHUP end the run like Ctrl-C, so that fixtures still stop their servers."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup's SIG_IGN stays
+            signal.signal(number, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def databases() -> Iterator[Path]:
-    """A folder that the embedded server's own user may enter; gone after the session."""
+    """A temporary folder that the embedded server's user can enter."""
     folder = Path(tempfile.mkdtemp(prefix="order-api-tests-"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -73,21 +73,21 @@ def database(databases: Path, pytestconfig: pytest.Config) -> Iterator[Urls]:
 
 @pytest.fixture(scope="session")
 def admin_url(database: Urls) -> str:
-    """The superuser, for looking behind row-level security."""
+    """The superuser's URL: bypasses row-level security."""
     return database.owner.replace("orders_owner@", "postgres@")
 
 
 @pytest.fixture
 def rows(admin_url: str) -> Callable[..., list[tuple[Any, ...]]]:
-    """Asks the database as its superuser: what is really there."""
+    """Runs a query as superuser, so that row-level security hides nothing."""
 
-    def ask(query: str, *values: Any) -> list[tuple[Any, ...]]:
+    def query_rows(query: str, *values: Any) -> list[tuple[Any, ...]]:
         with connected(admin_url) as connection, connection.cursor() as cursor:
             cursor.execute(query, values)
-            found: list[tuple[Any, ...]] = cursor.fetchall()
-            return found
+            result: list[tuple[Any, ...]] = cursor.fetchall()
+            return result
 
-    return ask
+    return query_rows
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +99,7 @@ def user_pool() -> Iterator[cognito.UserPool]:
 
 @pytest.fixture(scope="session")
 def environment(database: Urls, user_pool: cognito.UserPool) -> dict[str, str]:
-    """What the API reads; set for this process before app.py is imported."""
+    """The API's environment variables; set in this process before app.py is imported."""
     variables = {
         "DATABASE_URL": database.app,
         "AUTH_PROVIDER": "cognito",
@@ -120,7 +120,7 @@ def aws_build(tmp_path_factory: pytest.TempPathFactory) -> AwsBuild:
 
 @pytest.fixture(scope="session")
 def app(environment: dict[str, str], request: pytest.FixtureRequest) -> Iterator[Any]:  # noqa: ARG001 (it must be set first)
-    """The one real app object."""
+    """The real app object, imported once per process."""
     from app import app
     from chalicelib import composition
     from chalicelib.orders import repository as orders
@@ -136,22 +136,22 @@ def app(environment: dict[str, str], request: pytest.FixtureRequest) -> Iterator
 
 @pytest.fixture(scope="session")
 def in_process(app: Any) -> Transport:
-    """Requests through the shims' gateway and the real app, without sockets."""
+    """Sends requests through the shims' gateway to the app, without sockets."""
     from shims.gateway import Gateway, Request
 
     gateway = Gateway(app)
 
     def send(method: str, target: str, headers: Any, body: bytes) -> Answer:
         answer = gateway.handle(Request(method, target, headers, body))
-        found = {name.lower(): value for name, value in answer.headers.items()}
-        return Answer(answer.status, found, answer.body)
+        lower_case = {name.lower(): value for name, value in answer.headers.items()}
+        return Answer(answer.status, lower_case, answer.body)
 
     return send
 
 
 @pytest.fixture(scope="session")
 def mutant(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A build for Google Cloud whose statements name no tenant where they read."""
+    """A Google Cloud build whose SELECTs have no tenant filter."""
     folder = tmp_path_factory.mktemp("mutant") / "gcp"
     builds.build("gcp", folder)
     without_tenant_filter(folder)
@@ -159,16 +159,16 @@ def mutant(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def forgetful(mutant: Path, app: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:  # noqa: ARG001
-    """Puts the mutant's statements into the API of this process."""
+def drop_tenant_filter(mutant: Path, app: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:  # noqa: ARG001
+    """Replaces this process's statements by the mutant's."""
     from chalicelib.orders import repository as orders
 
-    def forget() -> None:
+    def replace_statements() -> None:
         for name, statement in forgetful_reads(mutant).items():
             assert repr(statement) != repr(getattr(orders, name))
             monkeypatch.setattr(orders, name, statement)
 
-    return forget
+    return replace_statements
 
 
 @pytest.fixture(scope="session")
@@ -192,13 +192,13 @@ def http(server: tuple[str, int]) -> Transport:
 
 @pytest.fixture
 def tenant() -> str:
-    """A tenant that no other test knows."""
+    """A tenant name that is unique to this test."""
     return f"tenant-{uuid4().hex[:12]}"
 
 
 @pytest.fixture
 def client(in_process: Transport, user_pool: cognito.UserPool, tenant: str) -> NewClient:
-    """client() is alice of this test's tenant; client(tenant=..., user=...) somebody else."""
+    """client() is user alice of this test's tenant; client(tenant=..., user=...) is another caller."""
 
     def make(tenant: str | None = tenant, user: str = "alice", transport: Transport = in_process) -> Client:
         return Client(transport, user_pool.token(tenant, user))
@@ -212,20 +212,20 @@ def alice(client: NewClient) -> Client:
 
 
 @pytest.fixture
-def stranger(client: NewClient) -> Client:
+def other_tenant(client: NewClient) -> Client:
     """A user of another tenant."""
     return client(tenant=f"other-{uuid4().hex[:12]}", user="mallory")
 
 
 @pytest.fixture
-def nobody(in_process: Transport) -> Client:
+def anonymous(in_process: Transport) -> Client:
     """A caller without a token."""
     return Client(in_process, None)
 
 
 @pytest.fixture
 def refused(rows: Callable[..., list[tuple[Any, ...]]], tenant: str) -> Refused:
-    """Checks what an answer says, what it does not repeat, and that the tenant still has no rows."""
+    """Asserts the problem response, that it echoes no rejected value, and that no row was stored."""
 
     def check(answer: Answer, slug: str, *fields: str, unsaid: str = UNSAID) -> None:
         assert (answer.status, answer.slug) == (STATUS[slug], slug), answer.body
@@ -234,9 +234,9 @@ def refused(rows: Callable[..., list[tuple[Any, ...]]], tenant: str) -> Refused:
         if slug in ("validation", "malformed-request"):
             assert answer.fields == list(fields)
         assert all(error["message"] for error in answer.json["errors"])
-        said = json.dumps({**answer.json, "request_id": ""}, ensure_ascii=False)
-        assert UNSAID not in said
-        assert unsaid not in said
+        text = json.dumps({**answer.json, "request_id": ""}, ensure_ascii=False)
+        assert UNSAID not in text
+        assert unsaid not in text
         assert rows(
             "select (select count(*) from orders where tenant_id = %s)"
             " + (select count(*) from order_items where tenant_id = %s)"

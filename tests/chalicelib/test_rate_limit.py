@@ -65,14 +65,14 @@ def test_request_over_the_limit_is_429_without_effect(
     assert rows("select count(*) from orders where tenant_id = %s", tenant) == [(2,)]
 
 
-def test_health_and_rejected_tokens_are_not_counted(alice: Client, nobody: Client, database: Urls) -> None:
+def test_health_and_rejected_tokens_are_not_counted(alice: Client, anonymous: Client, database: Urls) -> None:
     with limited(database.app, "1/h"):
         for _ in range(3):
             assert alice.get("/health/ready").status == 200
-            assert nobody.get("/orders").status == 401
+            assert anonymous.get("/orders").status == 401
         assert alice.get("/orders").status == 200
         assert alice.get("/orders").status == 429
-        assert nobody.get("/orders").status == 401, "the token is looked at first"
+        assert anonymous.get("/orders").status == 401, "the token is looked at first"
 
 
 def test_limit_replenishes_at_an_even_rate(alice: Client, database: Urls) -> None:
@@ -83,11 +83,11 @@ def test_limit_replenishes_at_an_even_rate(alice: Client, database: Urls) -> Non
         assert [alice.get("/orders?limit=1").status for _ in range(2)] == [200, 429]
 
 
-def test_users_of_a_tenant_share_one_limit(client: NewClient, stranger: Client, database: Urls) -> None:
+def test_users_of_a_tenant_share_one_limit(client: NewClient, other_tenant: Client, database: Urls) -> None:
     with limited(database.app, "1/h"):
         assert client(user="alice").get("/orders").status == 200
         assert client(user="bob").get("/orders").status == 429
-        assert stranger.get("/orders").status == 200
+        assert other_tenant.get("/orders").status == 200
 
 
 def test_processes_share_one_limit(alice: Client, database: Urls) -> None:
@@ -261,12 +261,12 @@ def test_expired_refusals_are_evicted_first(database: Urls, monkeypatch: pytest.
 
 
 def test_row_level_security_hides_other_tenants_rates(
-    alice: Client, stranger: Client, database: Urls, tenant: str
+    alice: Client, other_tenant: Client, database: Urls, tenant: str
 ) -> None:
     from chalicelib.database.statement import Statement
 
     with limited(database.app, "5/h"):
-        alice.get("/orders"), stranger.get("/orders")
+        alice.get("/orders"), other_tenant.get("/orders")
     unfiltered = Statement("select tenant_id from rate_limits", None)
 
     assert scope_of(tenant).read(unfiltered) == [(tenant,)]

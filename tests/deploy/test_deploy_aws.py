@@ -154,14 +154,14 @@ def test_setting_gateway_responses_twice_is_idempotent(
 
 
 def test_gateway_responses_give_preflights_the_common_headers(
-    ready: AwsBuild, aws: dict[str, str], rest_api: str, nobody: Client
+    ready: AwsBuild, aws: dict[str, str], rest_api: str, anonymous: Client
 ) -> None:
     gateway = client(aws, "apigateway")
 
     python_m_deploy("gateway-responses", "--from", ready.folder, variables={**aws, "REST_API_ID": rest_api})
 
     headers = preflight_headers(gateway, rest_api)
-    ordinary = nobody.get("/health").headers
+    ordinary = anonymous.get("/health").headers
     assert headers.pop("access-control-allow-methods") == "'POST,OPTIONS'"
     assert headers.pop("x-request-id") == "context.requestId"
     assert headers == {

@@ -351,9 +351,9 @@ def as_answered(response: Json) -> tuple[str, dict[str, str], str]:
     ],
 )
 def test_api_gateway_error_bytes_equal_the_apps(
-    gateway_responses: Json, nobody: Client, kind: str, method: str, target: str, body: bytes
+    gateway_responses: Json, anonymous: Client, kind: str, method: str, target: str, body: bytes
 ) -> None:
-    ours = nobody.send(method, target, body)
+    ours = anonymous.send(method, target, body)
 
     status, headers, template = as_answered(gateway_responses[kind])
 
@@ -415,8 +415,8 @@ def test_every_api_gateway_error_is_a_contract_problem(
     assert headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
 
 
-def test_api_gateway_preflight_has_the_common_headers(api: Json, nobody: Client, app: Any) -> None:
-    ordinary = nobody.get("/health").headers
+def test_api_gateway_preflight_has_the_common_headers(api: Json, anonymous: Client, app: Any) -> None:
+    ordinary = anonymous.get("/health").headers
     common = set(ordinary) - set(UNMEANT)
 
     for path in app.routes:

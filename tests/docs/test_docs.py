@@ -122,9 +122,9 @@ def test_troubleshooting_covers_the_common_symptoms(cloud: str) -> None:
     assert "401" in symptoms
 
 
-def test_quoted_log_message_matches_the_real_one(nobody: Client, caplog: pytest.LogCaptureFixture) -> None:
+def test_quoted_log_message_matches_the_real_one(anonymous: Client, caplog: pytest.LogCaptureFixture) -> None:
     with api_on("postgresql://orders_app@127.0.0.1:1/orders"):
-        assert nobody.get("/health/ready").slug == "unavailable"
+        assert anonymous.get("/health/ready").slug == "unavailable"
 
     (message,) = [record.getMessage() for record in caplog.records if record.name == "order-api"]
     for cloud in CLOUDS:

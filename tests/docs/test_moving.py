@@ -53,10 +53,10 @@ def move(tmp_path: Path) -> Iterator[Move]:
 TABLES = ("orders", "order_items", "idempotency_keys")
 
 
-def test_migration_carries_every_order_and_key(move: Move, alice: Client, stranger: Client) -> None:
+def test_migration_carries_every_order_and_key(move: Move, alice: Client, other_tenant: Client) -> None:
     with api_on(move.old.urls.app):
         first = alice.place(key="before-the-move")
-        assert [first.status, stranger.place().status] == [201, 201]
+        assert [first.status, other_tenant.place().status] == [201, 201]
     with api_on(move.new.urls.app):
         assert alice.place().status == 201  # the conformance list does
     move.do("truncate", "Beforehand")
@@ -77,7 +77,7 @@ def test_migration_carries_every_order_and_key(move: Move, alice: Client, strang
         again = alice.place(key="before-the-move")
         assert (again.body, again.headers["idempotent-replayed"]) == (first.body, "true")
         assert alice.place(key="during-the-move").status == 201
-        assert len(stranger.get("/orders").json["orders"]) == 1
+        assert len(other_tenant.get("/orders").json["orders"]) == 1
 
 
 def test_migration_restores_row_level_security(move: Move, alice: Client) -> None:

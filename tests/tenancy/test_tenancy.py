@@ -39,10 +39,10 @@ def as_app(database: Urls, tenant: str | None, statement: str) -> list[tuple[Any
 
 @pytest.mark.parametrize("table", TABLES)
 def test_unfiltered_select_sees_only_its_own_tenant(
-    database: Urls, alice: Client, stranger: Client, tenant: str, table: str, rows: Rows
+    database: Urls, alice: Client, other_tenant: Client, tenant: str, table: str, rows: Rows
 ) -> None:
     alice.place(key="k1")
-    stranger.place(key="k1")
+    other_tenant.place(key="k1")
 
     assert as_app(database, tenant, f"select distinct tenant_id from {table}") == [(tenant,)]
     assert as_app(database, None, f"select * from {table}") == []
@@ -64,11 +64,11 @@ def test_api_role_cannot_update_delete_or_truncate(
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("statement", ["update {} set tenant_id = tenant_id", "delete from {}"])
 def test_granted_update_and_delete_skip_foreign_rows(
-    admin_url: str, stranger: Client, alice: Client, tenant: str, table: str, statement: str, rows: Rows
+    admin_url: str, other_tenant: Client, alice: Client, tenant: str, table: str, statement: str, rows: Rows
 ) -> None:
     """Row-level security alone, with the privileges given for the length of one transaction."""
     alice.place(key="k1")
-    stranger.place(key="k1")
+    other_tenant.place(key="k1")
     everything = rows(f"select * from {table} where tenant_id <> %s order by 1, 2, 3", tenant)
 
     with connected(admin_url) as connection, connection.cursor() as cursor:
@@ -83,10 +83,10 @@ def test_granted_update_and_delete_skip_foreign_rows(
 
 
 def test_rows_cannot_be_inserted_for_another_tenant(
-    database: Urls, alice: Client, stranger: Client, tenant: str
+    database: Urls, alice: Client, other_tenant: Client, tenant: str
 ) -> None:
     own = alice.place().json["order"]
-    foreign = stranger.place().json["order"]
+    foreign = other_tenant.place().json["order"]
 
     for table, values in (
         (
@@ -117,10 +117,10 @@ def test_table_owner_is_bound_by_row_level_security(database: Urls, alice: Clien
             cursor.execute(f"insert into idempotency_keys values ('acme', 'u', 'k', '', '{uuid4()}', now())")
 
 
-def test_two_tenants_can_have_the_same_order_id(rows: Rows, alice: Client, stranger: Client) -> None:
+def test_two_tenants_can_have_the_same_order_id(rows: Rows, alice: Client, other_tenant: Client) -> None:
     """A unique key over order_id alone would tell whether another tenant's order exists."""
     order_id = alice.place().json["order"]["order_id"]
-    scope = scope_of(stranger.place().json["order"]["tenant_id"])
+    scope = scope_of(other_tenant.place().json["order"]["tenant_id"])
     copy = Statement(
         f"insert into orders select tenant_id, '{order_id}', created_by, status, version, customer_name, "
         "customer_email, null, null, null, total_amount, currency, created_at, updated_at from orders"
@@ -151,8 +151,8 @@ def test_scope_without_a_tenant_is_rejected() -> None:
         scope_of("")
 
 
-def test_tenant_id_parameter_cannot_override_the_scope(tenant: str, stranger: Client) -> None:
-    foreign = stranger.place().json["order"]
+def test_tenant_id_parameter_cannot_override_the_scope(tenant: str, other_tenant: Client) -> None:
+    foreign = other_tenant.place().json["order"]
 
     found = scope_of(tenant).read(ORDER_BY_ID, order_id=foreign["order_id"], tenant_id=foreign["tenant_id"])
 
@@ -169,8 +169,8 @@ def test_inserted_row_gets_the_scopes_tenant(tenant: str, rows: Rows) -> None:
     assert rows("select count(*) from idempotency_keys where tenant_id = %s", tenant) == [(1,)]
 
 
-def test_tenant_comes_only_from_the_token(alice: Client, stranger: Client, tenant: str) -> None:
-    foreign = stranger.place().json["order"]
+def test_tenant_comes_only_from_the_token(alice: Client, other_tenant: Client, tenant: str) -> None:
+    foreign = other_tenant.place().json["order"]
     headers = {"x-tenant-id": foreign["tenant_id"], "custom:tenant_id": foreign["tenant_id"]}
 
     assert alice.send("GET", f"/orders/{foreign['order_id']}", headers=headers).status == 404

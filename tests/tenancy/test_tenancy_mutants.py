@@ -67,9 +67,9 @@ def everything_wrong(scene: Scene, send: Transport, ways: Sequence[Way] = WAYS_A
 
 
 def test_row_level_security_isolates_without_the_filter(
-    scene: Scene, in_process: Transport, forgetful: Callable[[], None]
+    scene: Scene, in_process: Transport, drop_tenant_filter: Callable[[], None]
 ) -> None:
-    forgetful()
+    drop_tenant_filter()
 
     assert everything_wrong(scene, in_process) == []
 
@@ -98,10 +98,10 @@ def test_filter_isolates_without_row_level_security(
 
 
 def test_matrix_detects_leaks_without_both_guards(
-    scene: Scene, in_process: Transport, unsecured: Server, forgetful: Callable[[], None]
+    scene: Scene, in_process: Transport, unsecured: Server, drop_tenant_filter: Callable[[], None]
 ) -> None:
     scene = Scene(scene.app, scene.document, scene.pool, rows_of(unsecured), in_process)
-    forgetful()
+    drop_tenant_filter()
 
     with api_on(unsecured.urls.app, DB_ALLOW_UNSAFE_ROLE="1"):
         found = {

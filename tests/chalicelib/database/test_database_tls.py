@@ -82,12 +82,12 @@ def distant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
 
 
 @pytest.fixture
-def ready(nobody: Client) -> Callable[[str], int]:
+def ready(anonymous: Client) -> Callable[[str], int]:
     """What /health/ready says of this database."""
 
     def ask(url: str) -> int:
         with api_on(url):
-            return nobody.get("/health/ready").status
+            return anonymous.get("/health/ready").status
 
     return ask
 

@@ -179,11 +179,11 @@ def paused(pooler: PgBouncer) -> Iterator[None]:
 
 @pytest.mark.parametrize("filtered", [True, False], ids=["filtered", "by row-level security alone"])
 def test_500_clients_on_20_sessions_stay_tenant_isolated(
-    server: Server, pooler: PgBouncer, buyer: Buy, forgetful: Callable[[], None], filtered: bool
+    server: Server, pooler: PgBouncer, buyer: Buy, drop_tenant_filter: Callable[[], None], filtered: bool
 ) -> None:
     """Where the statements name no tenant, an answer shows which tenant its session was bound to."""
     if not filtered:
-        forgetful()
+        drop_tenant_filter()
     tenants = [f"pooled-{uuid4().hex[:12]}" for _ in range(25)]
     done, counted = threading.Event(), []
 
@@ -262,10 +262,10 @@ def test_order_timing_out_in_pooler_queue_is_discarded(server: Server, pooler: P
 
 
 def test_tenant_left_on_a_pooled_session_is_detected(
-    server: Server, buyer: Buy, forgetful: Callable[[], None]
+    server: Server, buyer: Buy, drop_tenant_filter: Callable[[], None]
 ) -> None:
     """Where set_tenant() would name it for the rest of the session."""
-    forgetful()
+    drop_tenant_filter()
     done = threading.Event()
     with connected(server.urls.owner) as connection, connection.cursor() as cursor:
         cursor.execute("select pg_get_functiondef('set_tenant(text)'::regprocedure)")

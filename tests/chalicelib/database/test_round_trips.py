@@ -158,11 +158,11 @@ def test_requests_send_no_transaction_commands(alice: Client, warm: Proxy) -> No
 
 
 def test_statements_name_only_the_callers_tenant(
-    alice: Client, stranger: Client, warm: Proxy, tenant: str
+    alice: Client, other_tenant: Client, warm: Proxy, tenant: str
 ) -> None:
     with warm.watched() as traffic:
         alice.get("/orders")
-        stranger.get("/orders")
+        other_tenant.get("/orders")
 
     mine, theirs = traffic.statements
     assert asked(mine).startswith(f"select set_tenant('{tenant}');\n")

@@ -531,7 +531,9 @@ def plan(url: str, statement: Statement[Any]) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("binaries", INSTALLED or [Path("none/bin")], ids=lambda path: path.parent.name)
-def test_schema_works_on_other_postgresql_versions(alice: Client, stranger: Client, binaries: Path) -> None:
+def test_schema_works_on_other_postgresql_versions(
+    alice: Client, other_tenant: Client, binaries: Path
+) -> None:
     if not INSTALLED:
         reason = "there is no other PostgreSQL in /usr/lib/postgresql: apt-get install postgresql-15"
         if os.environ.get("CI"):
@@ -549,5 +551,5 @@ def test_schema_works_on_other_postgresql_versions(alice: Client, stranger: Clie
             assert placed[2] == placed[0] != placed[1]
             assert alice.get(f"/orders/{placed[1]['order_id']}").json["order"] == placed[1]
             assert alice.get("/orders?my_orders=true").json["orders"] == [placed[1], placed[0]]
-            assert stranger.get(f"/orders/{placed[1]['order_id']}").status == 404
-            assert stranger.get("/orders").json["orders"] == []
+            assert other_tenant.get(f"/orders/{placed[1]['order_id']}").status == 404
+            assert other_tenant.get("/orders").json["orders"] == []

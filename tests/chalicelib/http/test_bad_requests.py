@@ -28,11 +28,11 @@ CHECKS = {
 }
 
 
-def breaking(client: NewClient, nobody: Client, *broken: str) -> Answer:
+def breaking(client: NewClient, anonymous: Client, *broken: str) -> Answer:
     """A request that fails each of these checks."""
     caller = client(tenant=None) if "tenant" in broken else client()
     if "token" in broken:
-        caller = nobody
+        caller = anonymous
     body = json.dumps(seed(shipping_address=UNSAID, quantity=1) if "fields" in broken else seed()).encode()
     body = body[:-1] if "syntax" in broken else body
     return caller.send(
@@ -45,26 +45,26 @@ def breaking(client: NewClient, nobody: Client, *broken: str) -> Answer:
 
 @pytest.mark.parametrize(("first", "second"), list(combinations(CHECKS, 2)))
 def test_first_of_two_failing_checks_is_reported(
-    client: NewClient, nobody: Client, refused: Refused, first: str, second: str
+    client: NewClient, anonymous: Client, refused: Refused, first: str, second: str
 ) -> None:
-    answer = breaking(client, nobody, first, second)
+    answer = breaking(client, anonymous, first, second)
 
     refused(answer, CHECKS[first], *(["quantity"] if first == "fields" else []))
 
 
 @pytest.mark.parametrize("first", range(len(CHECKS)))
 def test_first_of_all_failing_checks_is_reported(
-    client: NewClient, nobody: Client, refused: Refused, first: int
+    client: NewClient, anonymous: Client, refused: Refused, first: int
 ) -> None:
     broken = list(CHECKS)[first:]
 
-    answer = breaking(client, nobody, *broken)
+    answer = breaking(client, anonymous, *broken)
 
     refused(answer, CHECKS[broken[0]], *(["quantity"] if broken == ["fields"] else []))
 
 
-def test_request_that_passes_every_check_is_placed(client: NewClient, nobody: Client) -> None:
-    assert breaking(client, nobody).status == 201
+def test_request_that_passes_every_check_is_placed(client: NewClient, anonymous: Client) -> None:
+    assert breaking(client, anonymous).status == 201
 
 
 def test_malformed_json_is_reported_before_field_errors(alice: Client, refused: Refused) -> None:

@@ -100,8 +100,8 @@ def test_each_request_logs_one_line(
     assert (line["user"] is None) == (line["tenant"] is None)
 
 
-def test_request_rejected_before_the_app_is_logged(nobody: Client, logged: Logged) -> None:
-    refused = nobody.get("/orders")
+def test_request_rejected_before_the_app_is_logged(anonymous: Client, logged: Logged) -> None:
+    refused = anonymous.get("/orders")
 
     *causes, line = logged()
     assert all(cause["request_id"] == line["request_id"] for cause in causes)
@@ -134,9 +134,9 @@ def test_broken_log_stream_does_not_fail_requests(
     assert alice.get("/health").status == 200
 
 
-def test_error_is_logged_under_its_request_id(nobody: Client, logged: Logged) -> None:
+def test_error_is_logged_under_its_request_id(anonymous: Client, logged: Logged) -> None:
     with api_on("postgresql://orders_app@127.0.0.1:1/orders"):
-        answer = nobody.get("/health/ready")
+        answer = anonymous.get("/health/ready")
 
     cause, line = logged()
     assert cause["message"].startswith("database unavailable: connection to server at")

@@ -118,7 +118,9 @@ def test_order_schemas_have_the_models_fields(schemas: Json) -> None:
     assert members(schemas, "PlacedItem") == {*OrderItem.model_fields} - {"tenant_id", "order_id"}
 
 
-def test_responses_have_exactly_the_documented_members(schemas: Json, alice: Client, nobody: Client) -> None:
+def test_responses_have_exactly_the_documented_members(
+    schemas: Json, alice: Client, anonymous: Client
+) -> None:
     placed = alice.place()
 
     assert placed.json.keys() == members(schemas, "OrderCreated")
@@ -128,18 +130,18 @@ def test_responses_have_exactly_the_documented_members(schemas: Json, alice: Cli
     assert alice.get("/orders").json.keys() == members(schemas, "OrderPage")
     assert alice.get("/orders?limit=0").json.keys() == members(schemas, "ProblemDetails")
     assert alice.get("/orders?limit=0").json["errors"][0].keys() == members(schemas, "FieldError")
-    assert nobody.get("/health").json.keys() == members(schemas, "Health")
+    assert anonymous.get("/health").json.keys() == members(schemas, "Health")
 
 
 @pytest.mark.parametrize("docs", ["", "off"])
 def test_document_is_served_only_with_docs_on(
-    nobody: Client, monkeypatch: pytest.MonkeyPatch, docs: str
+    anonymous: Client, monkeypatch: pytest.MonkeyPatch, docs: str
 ) -> None:
     monkeypatch.setenv("DOCS", docs)
 
-    assert nobody.get("/openapi.json").slug == "not-found"
+    assert anonymous.get("/openapi.json").slug == "not-found"
     for method in ("HEAD", "POST", "DELETE"):
-        assert nobody.send(method, "/openapi.json").status == 404
+        assert anonymous.send(method, "/openapi.json").status == 404
 
 
 @pytest.mark.parametrize(

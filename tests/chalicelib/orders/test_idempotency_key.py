@@ -84,8 +84,8 @@ def test_the_same_key_with_another_order_is_refused(
     assert orders_of(tenant) == 1
 
 
-def test_key_is_scoped_to_tenant_and_user(alice: Client, client: NewClient, stranger: Client) -> None:
-    answers = [caller.place(key="k1") for caller in (alice, client(user="bob"), stranger)]
+def test_key_is_scoped_to_tenant_and_user(alice: Client, client: NewClient, other_tenant: Client) -> None:
+    answers = [caller.place(key="k1") for caller in (alice, client(user="bob"), other_tenant)]
 
     assert [answer.status for answer in answers] == [201] * 3
     assert len({answer.headers["location"] for answer in answers}) == 3

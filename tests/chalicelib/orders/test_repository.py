@@ -59,7 +59,7 @@ def test_other_if_none_match_gets_the_order(alice: Client) -> None:
     assert alice.get(f"/orders/{order_id}", if_none_match='"2"').status == 200
 
 
-def test_foreign_absent_and_malformed_ids_get_equal_404s(alice: Client, stranger: Client) -> None:
+def test_foreign_absent_and_malformed_ids_get_equal_404s(alice: Client, other_tenant: Client) -> None:
     order_id = alice.place().json["order"]["order_id"]
 
     def without_id(client: Client, order_id: str) -> dict[str, object]:
@@ -67,9 +67,9 @@ def test_foreign_absent_and_malformed_ids_get_equal_404s(alice: Client, stranger
         assert answer.status == 404
         return {name: value for name, value in answer.json.items() if name != "request_id"}
 
-    foreign = without_id(stranger, order_id)
+    foreign = without_id(other_tenant, order_id)
     assert foreign["type"] == "urn:order-api:problem:not-found"
-    assert without_id(stranger, "01936f3c-3b5e-7cc0-98c4-dc0c0c07398f") == foreign
+    assert without_id(other_tenant, "01936f3c-3b5e-7cc0-98c4-dc0c0c07398f") == foreign
     for malformed in ("x", "1", "%00", "%27", order_id[:-1], order_id.replace("-", ""), f"{order_id}x"):
         assert without_id(alice, malformed) == foreign
 
@@ -139,7 +139,9 @@ def test_my_orders_returns_only_the_users_orders(alice: Client, client: NewClien
     assert bob.get("/orders?my_orders=true").json["orders"] == [his]
 
 
-def test_cursor_is_valid_only_for_its_own_list(alice: Client, client: NewClient, stranger: Client) -> None:
+def test_cursor_is_valid_only_for_its_own_list(
+    alice: Client, client: NewClient, other_tenant: Client
+) -> None:
     bob = client(user="bob")
     for caller in (alice, alice, bob, bob):
         caller.place()
@@ -148,7 +150,7 @@ def test_cursor_is_valid_only_for_its_own_list(alice: Client, client: NewClient,
 
     assert bob.get(f"/orders?cursor={everyones}").status == 200
     for refused in (
-        stranger.get(f"/orders?cursor={everyones}"),
+        other_tenant.get(f"/orders?cursor={everyones}"),
         alice.get(f"/orders?my_orders=true&cursor={everyones}"),
         alice.get(f"/orders?cursor={alices}"),
         bob.get(f"/orders?my_orders=true&cursor={alices}"),
