@@ -1,4 +1,4 @@
-"""The way to a database on another machine: a real server that speaks TLS, with a certificate of its own."""
+"""TLS to a remote database, tested on a real server with its own certificate."""
 
 import os
 import shutil
@@ -29,36 +29,36 @@ class Database:
     server: Server
     port: int
     ca: Path
-    """Who signed its certificate."""
+    """The CA that signed the server's certificate."""
     other_ca: Path
 
     def url(self, parameters: str = "", host: str = HOST) -> str:
-        """`host` is whom it should be; the address is loopback's."""
+        """The host name is verified; `hostaddr` connects to loopback."""
         return f"postgresql://orders_app@{host}:{self.port}/orders?hostaddr=127.0.0.1{parameters}"
 
-    def speaks_tls(self, switch: str) -> None:
-        self._said(f"alter system set ssl = {switch}")
-        self._said("select pg_reload_conf()")
+    def set_tls(self, switch: str) -> None:
+        self._query(f"alter system set ssl = {switch}")
+        self._query("select pg_reload_conf()")
         deadline = time.monotonic() + 30
-        while self._said("show ssl") != [switch]:
-            assert time.monotonic() < deadline, "the setting never came into force"
+        while self._query("show ssl") != [switch]:
+            assert time.monotonic() < deadline, "the setting did not take effect"
             time.sleep(0.05)
 
     def encrypted(self) -> list[object]:
-        """Of each connection of the API, whether it is."""
-        return self._said(ENCRYPTED)
+        """Whether each of the API's connections uses TLS."""
+        return self._query(ENCRYPTED)
 
-    def _said(self, question: str) -> list[object]:
-        """On a connection of its own: those that are open learn of settings a little later."""
+    def _query(self, query: str) -> list[object]:
+        """Runs on a new connection: open ones apply a reloaded setting later."""
         admin = f"{self.server.url('postgres')}&port={self.port}"
         with connected(admin) as connection, connection.cursor() as cursor:
-            cursor.execute(question)
+            cursor.execute(query)
             return [value for (value,) in cursor.fetchall()] if cursor.description else []
 
 
 @pytest.fixture(scope="module")
-def distant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    """Whom it lets in does not depend on TLS: it trusts everybody, from everywhere."""
+def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    """A server with trust authentication, so that logins do not depend on TLS."""
     if not INSTALLED:
         reason = "the embedded PostgreSQL speaks no TLS: apt-get install postgresql-15"
         if os.environ.get("CI"):
@@ -68,133 +68,133 @@ def distant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     ca, other_ca = certify(folder), certify(folder / "other")
     with private_server(INSTALLED[-1]) as server:
         apply_schema(server.urls.owner)
-        whose = server.data.stat()
+        owner = server.data.stat()
         for name in ("server.crt", "server.key"):
-            there = shutil.copy(folder / name, server.data)
-            os.chown(there, whose.st_uid, whose.st_gid)
-            Path(there).chmod(0o600)
-        found = Database(server, free_port(), ca, other_ca)
+            copy = shutil.copy(folder / name, server.data)
+            os.chown(copy, owner.st_uid, owner.st_gid)
+            Path(copy).chmod(0o600)
+        database = Database(server, free_port(), ca, other_ca)
         server.stop()
-        server.options = f"-F -h 127.0.0.1 -p {found.port}"
+        server.options = f"-F -h 127.0.0.1 -p {database.port}"
         server.start()
-        found.speaks_tls("on")
-        yield found
+        database.set_tls("on")
+        yield database
 
 
 @pytest.fixture
 def ready(anonymous: Client) -> Callable[[str], int]:
-    """What /health/ready says of this database."""
+    """The status of /health/ready with this database URL."""
 
-    def ask(url: str) -> int:
+    def status(url: str) -> int:
         with api_on(url):
             return anonymous.get("/health/ready").status
 
-    return ask
+    return status
 
 
-def test_remote_database_connection_uses_tls(distant: Database, alice: Client) -> None:
-    with api_on(distant.url()):
+def test_remote_database_connection_uses_tls(remote: Database, alice: Client) -> None:
+    with api_on(remote.url()):
         assert alice.place().status == 201
-        assert distant.encrypted() == [True]
+        assert remote.encrypted() == [True]
 
 
-def test_server_without_tls_is_not_used_by_default(distant: Database, ready: Callable[[str], int]) -> None:
-    distant.speaks_tls("off")
+def test_server_without_tls_is_not_used_by_default(remote: Database, ready: Callable[[str], int]) -> None:
+    remote.set_tls("off")
     try:
-        assert ready(distant.url()) == 503
-        assert ready(distant.url("&sslmode=prefer")) == 200
+        assert ready(remote.url()) == 503
+        assert ready(remote.url("&sslmode=prefer")) == 200
     finally:
-        distant.speaks_tls("on")
+        remote.set_tls("on")
 
 
 def test_verify_full_accepts_only_the_matching_certificate(
-    distant: Database, ready: Callable[[str], int]
+    remote: Database, ready: Callable[[str], int]
 ) -> None:
-    verified = f"&sslmode=verify-full&sslrootcert={distant.ca}"
+    verified = f"&sslmode=verify-full&sslrootcert={remote.ca}"
 
-    assert ready(distant.url(verified)) == 200
-    assert ready(distant.url(f"&sslmode=verify-full&sslrootcert={distant.other_ca}")) == 503
-    assert ready(distant.url(verified, host="other.example")) == 503
-    assert ready(distant.url("&sslmode=verify-full&sslrootcert=/nowhere")) == 503
+    assert ready(remote.url(verified)) == 200
+    assert ready(remote.url(f"&sslmode=verify-full&sslrootcert={remote.other_ca}")) == 503
+    assert ready(remote.url(verified, host="other.example")) == 503
+    assert ready(remote.url("&sslmode=verify-full&sslrootcert=/nowhere")) == 503
 
 
 def test_pgsslrootcert_sets_the_root_certificate(
-    distant: Database, ready: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
+    remote: Database, ready: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DB_SSLMODE", "verify-full")
-    monkeypatch.setenv("PGSSLROOTCERT", str(distant.ca))
+    monkeypatch.setenv("PGSSLROOTCERT", str(remote.ca))
 
-    assert ready(distant.url()) == 200
-    assert ready(distant.url(host="other.example")) == 503
+    assert ready(remote.url()) == 200
+    assert ready(remote.url(host="other.example")) == 503
 
 
 def test_ssl_cert_file_sets_the_system_certificate_authorities(
-    distant: Database, ready: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
+    remote: Database, ready: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """psycopg2's wheel brings an OpenSSL of its own, which finds no other machine's authorities by itself."""
-    verified = distant.url("&sslmode=verify-full&sslrootcert=system")
+    """psycopg2's wheel bundles OpenSSL, whose default CA path does not exist on this machine."""
+    verified = remote.url("&sslmode=verify-full&sslrootcert=system")
 
     assert ready(verified) == 503
-    monkeypatch.setenv("SSL_CERT_FILE", str(distant.ca))
+    monkeypatch.setenv("SSL_CERT_FILE", str(remote.ca))
     assert ready(verified) == 200
 
 
-def test_sslmode_require_accepts_any_certificate(distant: Database, ready: Callable[[str], int]) -> None:
-    """The default keeps listeners out, and nobody who can stand in the database's place."""
-    assert ready(distant.url(host="other.example")) == 200
+def test_sslmode_require_accepts_any_certificate(remote: Database, ready: Callable[[str], int]) -> None:
+    """The default prevents eavesdropping but not impersonation of the database."""
+    assert ready(remote.url(host="other.example")) == 200
 
 
 def test_db_sslrootcert_defaults_to_verify_full(
-    distant: Database, ready: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
+    remote: Database, ready: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing else is set: the mode is `verify-full` then."""
-    monkeypatch.setenv("DB_SSLROOTCERT", str(distant.ca))
-    assert ready(distant.url()) == 200
-    assert ready(distant.url(host="other.example")) == 503
+    """Without DB_SSLMODE, setting DB_SSLROOTCERT selects `verify-full`."""
+    monkeypatch.setenv("DB_SSLROOTCERT", str(remote.ca))
+    assert ready(remote.url()) == 200
+    assert ready(remote.url(host="other.example")) == 503
 
-    monkeypatch.setenv("DB_SSLROOTCERT", str(distant.other_ca))
-    assert ready(distant.url()) == 503
-    assert ready(distant.url(f"&sslrootcert={distant.ca}")) == 200
+    monkeypatch.setenv("DB_SSLROOTCERT", str(remote.other_ca))
+    assert ready(remote.url()) == 503
+    assert ready(remote.url(f"&sslrootcert={remote.ca}")) == 200
 
 
 @pytest.mark.parametrize("mode", ["require", "verify-ca"])
 def test_require_with_db_sslrootcert_verifies_only_the_authority(
-    distant: Database, ready: Callable[[str], int], monkeypatch: pytest.MonkeyPatch, mode: str
+    remote: Database, ready: Callable[[str], int], monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    """libpq takes `require` for `verify-ca` where it has an authority's file."""
+    """libpq treats `require` as `verify-ca` when a root certificate is configured."""
     monkeypatch.setenv("DB_SSLMODE", mode)
-    monkeypatch.setenv("DB_SSLROOTCERT", str(distant.ca))
-    assert ready(distant.url(host="other.example")) == 200
+    monkeypatch.setenv("DB_SSLROOTCERT", str(remote.ca))
+    assert ready(remote.url(host="other.example")) == 200
 
-    monkeypatch.setenv("DB_SSLROOTCERT", str(distant.other_ca))
-    assert ready(distant.url(host="other.example")) == 503
+    monkeypatch.setenv("DB_SSLROOTCERT", str(remote.other_ca))
+    assert ready(remote.url(host="other.example")) == 503
 
 
 def test_every_host_of_a_list_is_verified(
-    distant: Database, ready: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
+    remote: Database, ready: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DB_SSLROOTCERT", str(distant.ca))
-    addresses = f"?hostaddr=127.0.0.1,127.0.0.1&port={distant.port},{distant.port}"
+    monkeypatch.setenv("DB_SSLROOTCERT", str(remote.ca))
+    addresses = f"?hostaddr=127.0.0.1,127.0.0.1&port={remote.port},{remote.port}"
 
-    def either(first: str, second: str) -> int:
+    def status(first: str, second: str) -> int:
         return ready(f"postgresql://orders_app@{first},{second}/orders{addresses}")
 
-    assert either(HOST, HOST) == 200
-    assert either("other.example", "another.example") == 503
+    assert status(HOST, HOST) == 200
+    assert status("other.example", "another.example") == 503
 
 
 def test_build_verifies_the_database_with_its_bundled_authority(
-    distant: Database, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    remote: Database, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At Google's runtime, which is told neither a file nor a mode."""
+    """The Google Cloud build, run without DB_SSLROOTCERT and DB_SSLMODE."""
 
     def ready(authority: str, host: str = HOST) -> int:
         monkeypatch.setenv("DB_SSLROOTCERT", authority)
         builds.build("gcp", tmp_path / "build")
-        variables, port = {**environment, "DATABASE_URL": distant.url(host=host)}, free_port()
+        variables, port = {**environment, "DATABASE_URL": remote.url(host=host)}, free_port()
         with hosts.serving("gcp", tmp_path / "build", variables, "127.0.0.1", port):
             return Client(over_http("127.0.0.1", port), None).get("/health/ready").status
 
-    assert ready(str(distant.ca)) == 200
-    assert ready(str(distant.other_ca)) == 503
+    assert ready(str(remote.ca)) == 200
+    assert ready(str(remote.other_ca)) == 503
     assert ready("", host="other.example") == 200

@@ -1,4 +1,4 @@
-"""A process that runs out of threads or descriptors: 503 while it lasts, and nothing is left behind."""
+"""Out of threads or file descriptors: 503 until it ends, and no leaked state."""
 
 import os
 import threading
@@ -17,7 +17,7 @@ def test_no_query_runs_without_a_read_timeout_thread(alice: Client, database: Ur
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    assert alice.get("/orders").status == 200  # the token keys are there
+    assert alice.get("/orders").status == 200  # fetches the token keys
     with api_on(database.app):
         with pytest.MonkeyPatch.context() as exhausted:
             exhausted.setattr(threading.Thread, "start", refuse)

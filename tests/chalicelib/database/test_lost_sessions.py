@@ -1,4 +1,4 @@
-"""A pooler loses its session with the server and keeps ours: nobody knows whether an order was committed."""
+"""A pooler loses its server session but keeps the client's: whether the order was committed is unknown."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -43,7 +43,7 @@ def test_lost_session_reports_unknown_outcome_without_a_key(
 
     assert_unavailable(answer)
     assert "it is not known whether" in answer.json["detail"]
-    assert rows("select count(*) from orders where tenant_id = %s", tenant) == [(1,)], "and it is there"
+    assert rows("select count(*) from orders where tenant_id = %s", tenant) == [(1,)], "it was committed"
     assert alice.get("/orders").status == 200
 
 
@@ -63,7 +63,7 @@ def test_lost_session_with_a_key_places_one_order(
 
 @pytest.mark.parametrize("code", ["40001", "53300", "57014", "58030"])
 def test_rolled_back_error_is_not_reported_as_unknown(alice: Client, pooler: Proxy, code: str) -> None:
-    """These end a transaction before its commit: the answer says so, and the order can be sent again."""
+    """These errors abort the transaction before its commit, so that a retry is safe."""
     assert alice.get("/orders").status == 200
     pooler.replacement = error_response(code)
     answer = alice.place()

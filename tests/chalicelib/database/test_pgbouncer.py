@@ -1,4 +1,4 @@
-"""PgBouncer in transaction mode: 500 clients take turns with 20 sessions, and leave nothing on them."""
+"""PgBouncer in transaction mode: 500 clients share 20 server sessions and leave no session state."""
 
 import random
 import threading
@@ -26,7 +26,7 @@ from tools.postgres_server import Server, connected
 pytestmark = pytest.mark.slow
 
 CLIENTS, SESSIONS = 500, 20
-OF_THE_API, RAW = 480, 20
+API_CLIENTS, READERS = 480, 20
 SESSION_LEFT = """
 select pg_backend_pid(), array_remove(array[
     nullif('app.tenant_id=' || current_setting('app.tenant_id', true), 'app.tenant_id='),
@@ -39,12 +39,12 @@ select pg_backend_pid(), array_remove(array[
     (select 'cursor ' || string_agg(name, ', ') from pg_cursors where name <> '')
 ], null)"""
 POOLERS_OWN = ["client_encoding", "DateStyle", "TimeZone", "standard_conforming_strings", "application_name"]
-"""What PgBouncer itself sets on a session, to what its client has said at its start."""
+"""Settings that PgBouncer copies from a client's startup message to the server session."""
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A server that nobody else is connected to."""
+    """A server without other clients."""
     with private_server() as server:
         apply_schema(server.urls.owner)
         with connected(server.urls.owner) as connection:
@@ -58,24 +58,24 @@ def pooler(server: Server) -> Iterator[PgBouncer]:
         yield pooler
 
 
-Buy = Callable[[str, str], Client]
+NewBuyer = Callable[[str, str], Client]
 
 
 @pytest.fixture
-def buyer(in_process: Transport, user_pool: UserPool) -> Buy:
-    """A client of this user of this tenant."""
+def buyer(in_process: Transport, user_pool: UserPool) -> NewBuyer:
+    """Makes a client for a tenant and a user."""
     return lambda tenant, user: Client(in_process, signed(claims(user_pool, tenant, user)))
 
 
-def asked(url: str, query: str, *values: Any) -> list[tuple[Any, ...]]:
+def query_rows(url: str, query: str, *values: Any) -> list[tuple[Any, ...]]:
     with connected(url) as connection, connection.cursor() as cursor:
         cursor.execute(query, values or None)
-        found: list[tuple[Any, ...]] = cursor.fetchall() if cursor.description else []
-        return found
+        rows: list[tuple[Any, ...]] = cursor.fetchall() if cursor.description else []
+        return rows
 
 
-def in_the_pool(pooler: PgBouncer) -> dict[str, int]:
-    """PgBouncer's own count of clients (`cl_`) and sessions (`sv_`)."""
+def pool_counts(pooler: PgBouncer) -> dict[str, int]:
+    """PgBouncer's counters of clients (`cl_`) and server sessions (`sv_`)."""
     with connected(pooler.console) as connection, connection.cursor() as cursor:
         cursor.execute("show pools")
         names = [column.name for column in cursor.description]
@@ -84,154 +84,156 @@ def in_the_pool(pooler: PgBouncer) -> dict[str, int]:
 
 
 def clients_are_open(pooler: PgBouncer) -> bool:
-    counts = in_the_pool(pooler)
+    counts = pool_counts(pooler)
     return counts["cl_active"] + counts["cl_waiting"] == CLIENTS
 
 
-# What a buyer does, and what is wrong with the answers
+# Requests, and what is wrong with the answers
 
 
-def bought(client: Client, tenant: str, user: str, foreign: str, chance: random.Random) -> list[str]:
-    """A keyed order, and then some of everything else; each answer must be this tenant's alone."""
+def isolation_errors(client: Client, tenant: str, user: str, foreign: str, rng: random.Random) -> list[str]:
+    """Places an order with a key, then sends four random requests; returns what is wrong with the answers."""
     key, body = uuid4().hex, seed(customer_name=tenant)
     placed = client.place(body, key=key)
     if placed.status != 201:
         return [f"placing: {placed.status} {placed.body!r}"]
     order = placed.json["order"]
     cursor = client.get("/orders?limit=1").json["next_cursor"]
-    further = f"&cursor={cursor}" if cursor else ""
+    after = f"&cursor={cursor}" if cursor else ""
     requests: dict[str, Callable[[], Answer]] = {
         "replay": lambda: client.place(body, key=key),
         "create": lambda: client.place(body),
         "get": lambda: client.get(f"/orders/{order['order_id']}"),
         "foreign": lambda: client.get(f"/orders/{foreign}"),
         "list": lambda: client.get("/orders?limit=20"),
-        "cursor": lambda: client.get(f"/orders?limit=20{further}"),
+        "cursor": lambda: client.get(f"/orders?limit=20{after}"),
         "offset": lambda: client.get("/orders?limit=20&offset=1"),
         "mine": lambda: client.get("/orders?limit=20&my_orders=true"),
         "ready": lambda: client.get("/health/ready"),
     }
-    wrong = [] if order["tenant_id"] == tenant else [f"placing: {order}"]
-    for name in chance.sample(sorted(requests), 4):
+    errors = [] if order["tenant_id"] == tenant else [f"placing: {order}"]
+    for name in rng.sample(sorted(requests), 4):
         answer = requests[name]()
         if answer.status != {"replay": 201, "create": 201, "foreign": 404}.get(name, 200):
-            wrong.append(f"{name}: {answer.status} {answer.body!r}")
+            errors.append(f"{name}: {answer.status} {answer.body!r}")
             continue
-        seen = answer.json.get("orders", [answer.json["order"]] if "order" in answer.json else [])
-        strange = [each for each in seen if (each["tenant_id"], each["customer_name"]) != (tenant, tenant)]
+        orders = answer.json.get("orders", [answer.json["order"]] if "order" in answer.json else [])
+        foreign_orders = [
+            row for row in orders if (row["tenant_id"], row["customer_name"]) != (tenant, tenant)
+        ]
         if name == "mine":
-            strange += [each for each in seen if each["created_by"] != user]
-        if name in ("replay", "get") and seen != [order]:
-            strange += seen
-        wrong += [f"{name} of {tenant}: {each}" for each in strange]
-    return wrong
+            foreign_orders += [row for row in orders if row["created_by"] != user]
+        if name in ("replay", "get") and orders != [order]:
+            foreign_orders += orders
+        errors += [f"{name} of {tenant}: {row}" for row in foreign_orders]
+    return errors
 
 
-def looked(url: str, tenants: Sequence[str], until: threading.Event) -> list[str]:
-    """What the API's role sees that should not, without any filter, on sessions between others' requests."""
-    chance, wrong = random.Random(url), []
+def unfiltered_read_errors(url: str, tenants: Sequence[str], stop: threading.Event) -> list[str]:
+    """Reads orders without a tenant filter on sessions shared with the API; returns isolation failures."""
+    rng, errors = random.Random(url), []
     with connected(url) as connection, connection.cursor() as cursor:
-        while not until.is_set():
-            tenant = chance.choice(tenants)
+        while not stop.is_set():
+            tenant = rng.choice(tenants)
             cursor.execute("select set_tenant(%s); select distinct tenant_id from orders", (tenant,))
             if cursor.fetchall() not in ([], [(tenant,)]):
-                wrong.append(f"{tenant} sees others")
+                errors.append(f"{tenant} sees another tenant")
             cursor.execute("select current_setting('app.tenant_id', true), (select count(*) from orders)")
             if cursor.fetchone() not in (("", 0), (None, 0)):
-                wrong.append("nobody sees somebody's orders")
+                errors.append("a session without a tenant sees orders")
             time.sleep(0.02)
-    return wrong
+    return errors
 
 
-def left(url: str, sessions: int = SESSIONS) -> dict[int, list[str]]:
-    """What rests on each session behind the pooler, all of them held at once."""
-    found = {}
-    with ExitStack() as held:
+def session_state(url: str, sessions: int = SESSIONS) -> dict[int, list[str]]:
+    """The state left on each server session, by its pid; holds all sessions at once to reach each."""
+    states = {}
+    with ExitStack() as stack:
         for _ in range(sessions):
-            cursor = held.enter_context(connected(url)).cursor()
+            cursor = stack.enter_context(connected(url)).cursor()
             cursor.execute("begin")
             cursor.execute(SESSION_LEFT, (POOLERS_OWN,))
-            pid, rests = cursor.fetchone()
-            found[pid] = rests
-    return found
+            pid, state = cursor.fetchone()
+            states[pid] = state
+    return states
 
 
 @contextmanager
 def api_behind(pooler: PgBouncer) -> Iterator[None]:
-    """The API of this process with all its connections open."""
-    limits = {"DB_POOL_SIZE": str(OF_THE_API), "DB_POOL_MAX": str(OF_THE_API)}
+    """The API of this process behind the pooler, with all its connections open."""
+    limits = {"DB_POOL_SIZE": str(API_CLIENTS), "DB_POOL_MAX": str(API_CLIENTS)}
     with api_on(pooler.url, DB_PREPARE="off", DB_READ_TIMEOUT="100", DB_POOL_TIMEOUT="100", **limits):
         pool = connections().pool
-        for connection in [pool.take() for _ in range(OF_THE_API)]:
+        for connection in [pool.take() for _ in range(API_CLIENTS)]:
             pool.give_back(connection)
         yield
 
 
 @contextmanager
 def paused(pooler: PgBouncer) -> Iterator[None]:
-    """Nobody gets a session; whoever asks meanwhile waits."""
-    asked(pooler.console, "pause orders")
+    """PAUSE: clients queue for a server session until RESUME."""
+    query_rows(pooler.console, "pause orders")
     try:
         yield
     finally:
-        asked(pooler.console, "resume orders")
+        query_rows(pooler.console, "resume orders")
 
 
 @pytest.mark.parametrize("filtered", [True, False], ids=["filtered", "by row-level security alone"])
 def test_500_clients_on_20_sessions_stay_tenant_isolated(
-    server: Server, pooler: PgBouncer, buyer: Buy, drop_tenant_filter: Callable[[], None], filtered: bool
+    server: Server, pooler: PgBouncer, buyer: NewBuyer, drop_tenant_filter: Callable[[], None], filtered: bool
 ) -> None:
-    """Where the statements name no tenant, an answer shows which tenant its session was bound to."""
+    """Without the filter, an answer contains the rows of whichever tenant its session is bound to."""
     if not filtered:
         drop_tenant_filter()
     tenants = [f"pooled-{uuid4().hex[:12]}" for _ in range(25)]
-    done, counted = threading.Event(), []
+    stop, counts = threading.Event(), []
 
     def sessions() -> int:
         count = "select count(*) from pg_stat_activity where usename = 'orders_app'"
-        return int(asked(server.url("postgres"), count)[0][0])
+        return int(query_rows(server.url("postgres"), count)[0][0])
 
     def count() -> None:
-        while not done.wait(0.1):
-            counted.append(sessions())
+        while not stop.wait(0.1):
+            counts.append(sessions())
 
     with ExitStack() as stack:
         stack.enter_context(api_behind(pooler))
         threads = stack.enter_context(ThreadPoolExecutor(CLIENTS + 1))
-        stack.callback(done.set)
+        stack.callback(stop.set)
         clients = {(tenant, user): buyer(tenant, user) for tenant in tenants for user in ("alice", "bob")}
         victims = {tenant: clients[tenant, "bob"].place(seed(customer_name=tenant)) for tenant in tenants}
         foreign = {tenant: answer.json["order"]["order_id"] for tenant, answer in victims.items()}
 
-        def buy(number: int) -> list[str]:
-            chance = random.Random(number)
-            (tenant, other), user = chance.sample(tenants, 2), chance.choice(("alice", "bob"))
-            return bought(clients[tenant, user], tenant, user, foreign[other], chance)
+        def send_requests(number: int) -> list[str]:
+            rng = random.Random(number)
+            (tenant, other), user = rng.sample(tenants, 2), rng.choice(("alice", "bob"))
+            return isolation_errors(clients[tenant, user], tenant, user, foreign[other], rng)
 
-        looking = [threads.submit(looked, pooler.url, tenants, done) for _ in range(RAW)]
+        readers = [threads.submit(unfiltered_read_errors, pooler.url, tenants, stop) for _ in range(READERS)]
         until(lambda: clients_are_open(pooler), 30)
         with paused(pooler):
-            buying = [threads.submit(buy, number) for number in range(OF_THE_API)]
-            until(lambda: in_the_pool(pooler)["cl_waiting"] == CLIENTS, 30)
+            buyers = [threads.submit(send_requests, number) for number in range(API_CLIENTS)]
+            until(lambda: pool_counts(pooler)["cl_waiting"] == CLIENTS, 30)
         threads.submit(count)
-        wrong = [each for future in buying for each in future.result()]
+        errors = [error for future in buyers for error in future.result()]
         assert clients_are_open(pooler)
-        done.set()
-        assert wrong + [each for future in looking for each in future.result()] == []
-    assert max(counted) == SESSIONS
-    rests = left(pooler.url)
-    assert len(rests) == SESSIONS
-    assert set(map(tuple, rests.values())) == {()}
+        stop.set()
+        assert errors + [error for future in readers for error in future.result()] == []
+    assert max(counts) == SESSIONS
+    states = session_state(pooler.url)
+    assert len(states) == SESSIONS
+    assert set(map(tuple, states.values())) == {()}
 
 
-def test_pooler_sends_no_set_for_our_connections(server: Server, buyer: Buy) -> None:
-    """What we say at the start is what its sessions begin with, to the letter."""
+def test_pooler_sends_no_set_for_our_connections(server: Server, buyer: NewBuyer) -> None:
+    """The client's startup parameters equal the server session's, so that PgBouncer has no SET to send."""
     with (
         TemporaryDirectory(prefix="order-api-wire-") as folder,
         closing(Proxy(Path(folder), server.folder)) as proxy,
     ):
-        for each in (Path(folder), *Path(folder).iterdir()):
-            each.chmod(0o777)  # PgBouncer is another user
+        for path in (Path(folder), *Path(folder).iterdir()):
+            path.chmod(0o777)  # PgBouncer runs as another user
         with (
             pgbouncer(f"postgresql://orders_app@/orders?host={folder}") as pooler,
             api_on(pooler.url, DB_PREPARE="off"),
@@ -242,47 +244,51 @@ def test_pooler_sends_no_set_for_our_connections(server: Server, buyer: Buy) -> 
                 assert [customer.get("/orders").status for _ in range(5)] == [200] * 5
 
     assert len(traffic.statements) == 5
-    assert [each for each in traffic.statements if each.upper().startswith("SET ")] == []
+    assert [text for text in traffic.statements if text.upper().startswith("SET ")] == []
 
 
-def test_order_timing_out_in_pooler_queue_is_discarded(server: Server, pooler: PgBouncer, buyer: Buy) -> None:
+def test_order_timing_out_in_pooler_queue_is_discarded(
+    server: Server, pooler: PgBouncer, buyer: NewBuyer
+) -> None:
     alice = buyer("waiting", "alice")
     with api_on(pooler.url, DB_PREPARE="off", DB_READ_TIMEOUT="1"):
         assert alice.get("/health/ready").status == 200
         with paused(pooler):
-            waiting = alice.place()
+            timed_out = alice.place()
         later = alice.place()
 
-    assert (waiting.status, later.status) == (503, 201)
-    placed = asked(server.url("postgres"), "select order_id::text from orders where tenant_id = 'waiting'")
-    assert placed == [(later.json["order"]["order_id"],)]
+    assert (timed_out.status, later.status) == (503, 201)
+    stored = query_rows(
+        server.url("postgres"), "select order_id::text from orders where tenant_id = 'waiting'"
+    )
+    assert stored == [(later.json["order"]["order_id"],)]
 
 
-# The checks above can fail
+# Negative controls: the checks above fail when they should
 
 
 def test_tenant_left_on_a_pooled_session_is_detected(
-    server: Server, buyer: Buy, drop_tenant_filter: Callable[[], None]
+    server: Server, buyer: NewBuyer, drop_tenant_filter: Callable[[], None]
 ) -> None:
-    """Where set_tenant() would name it for the rest of the session."""
+    """With a set_tenant() that uses SET instead of SET LOCAL."""
     drop_tenant_filter()
-    done = threading.Event()
+    stop = threading.Event()
     with connected(server.urls.owner) as connection, connection.cursor() as cursor:
         cursor.execute("select pg_get_functiondef('set_tenant(text)'::regprocedure)")
-        (sound,) = cursor.fetchone()
-        cursor.execute(sound.replace("set local", "set"))
+        (definition,) = cursor.fetchone()
+        cursor.execute(definition.replace("set local", "set"))
         try:
             with pgbouncer(server.urls.app, connections=1) as pooler:
                 with api_on(pooler.url, DB_PREPARE="off"):
                     assert buyer("leaking", "alice").place().status == 201
-                threading.Timer(0.2, done.set).start()
-                wrong = looked(pooler.url, ["leaking"], done)
-                rests = left(pooler.url, 1)
+                threading.Timer(0.2, stop.set).start()
+                errors = unfiltered_read_errors(pooler.url, ["leaking"], stop)
+                states = session_state(pooler.url, 1)
         finally:
-            cursor.execute(sound)
+            cursor.execute(definition)
 
-    assert set(wrong) == {"nobody sees somebody's orders"}
-    assert list(rests.values()) == [["app.tenant_id=leaking"]]
+    assert set(errors) == {"a session without a tenant sees orders"}
+    assert list(states.values()) == [["app.tenant_id=leaking"]]
 
 
 @pytest.mark.parametrize(
@@ -298,6 +304,6 @@ def test_tenant_left_on_a_pooled_session_is_detected(
 )
 def test_any_state_left_on_a_session_is_detected(server: Server, statement: str, seen: str) -> None:
     with pgbouncer(server.urls.app, connections=1) as pooler:
-        asked(pooler.url, statement)
+        query_rows(pooler.url, statement)
 
-        assert list(left(pooler.url, 1).values()) == [[seen]]
+        assert list(session_state(pooler.url, 1).values()) == [[seen]]

@@ -1,4 +1,4 @@
-"""The pool of connections: its limits, and that no request gets one that is dead, old or somebody else's."""
+"""The connection pool: its limits, and that it hands out no dead, expired or shared connection."""
 
 import threading
 import time
@@ -32,14 +32,14 @@ def taken(pool: Pool) -> Iterator[Connection]:
         pool.give_back(connection)
 
 
-def process_of(pool: Pool) -> int:
-    """The server's process behind the connection that comes next."""
+def next_pid(pool: Pool) -> int:
+    """The backend pid of the next connection from the pool."""
     with taken(pool) as connection:
         return int(connection.driver.info.backend_pid)
 
 
-def at_rest(pool: Pool, most: int) -> int:
-    """How many of the connections that are taken at once were open before."""
+def idle_count(pool: Pool, most: int) -> int:
+    """How many of `most` connections taken at once were idle before."""
     with ExitStack() as in_use:
         opened = time.time()
         return sum(in_use.enter_context(taken(pool)).opened < opened for _ in range(most))
@@ -59,7 +59,7 @@ def test_pool_enforces_idle_and_maximum_size(
             with pytest.raises(PoolExhausted):
                 pool.take()
 
-        assert at_rest(pool, most) == idle
+        assert idle_count(pool, most) == idle
 
 
 def test_most_recently_used_connection_is_reused_first(database: Urls) -> None:
@@ -69,7 +69,7 @@ def test_most_recently_used_connection_is_reused_first(database: Urls) -> None:
     pool.give_back(first)
     pool.give_back(second)
 
-    assert process_of(pool) == second.driver.info.backend_pid
+    assert next_pid(pool) == second.driver.info.backend_pid
     pool.close()
 
 
@@ -77,8 +77,8 @@ def test_returned_connection_wakes_a_waiting_thread(database: Urls) -> None:
     pool = new_pool(database, most=1, timeout=10)
     only = pool.take()
 
-    with ThreadPoolExecutor(1) as other:
-        waiting = other.submit(process_of, pool)
+    with ThreadPoolExecutor(1) as executor:
+        waiting = executor.submit(next_pid, pool)
         time.sleep(0.1)
         assert not waiting.done()
         pool.give_back(only)
@@ -99,23 +99,23 @@ def test_wait_for_a_connection_ends_at_the_deadline(database: Urls) -> None:
 
 def test_pool_replaces_a_connection_past_its_lifetime(database: Urls) -> None:
     pool = new_pool(database, recycle=0.5)
-    first = process_of(pool)
-    assert process_of(pool) == first
+    first = next_pid(pool)
+    assert next_pid(pool) == first
 
     time.sleep(0.6)
 
-    assert process_of(pool) != first
+    assert next_pid(pool) != first
     pool.close()
 
 
 def test_connection_closed_by_the_server_is_replaced(database: Urls, admin_url: str) -> None:
     pool = new_pool(database)
-    first = process_of(pool)
+    first = next_pid(pool)
 
     with psycopg2.connect(admin_url) as admin, admin.cursor() as cursor:
         cursor.execute("select pg_terminate_backend(%s, 5000)", (first,))
 
-    assert process_of(pool) != first
+    assert next_pid(pool) != first
     pool.close()
 
 
@@ -129,15 +129,15 @@ def test_closed_connection_is_not_returned_to_the_pool(database: Urls) -> None:
 
 
 def test_connection_used_during_empty_is_closed_on_return(database: Urls) -> None:
-    """It leads to where those at rest led: to a server that is the primary no more, or is silent."""
+    """It goes to the same server as the idle ones: one that was demoted or does not answer."""
     pool = new_pool(database)
     with taken(pool) as in_use:
         pool.empty()
         older = in_use.driver.info.backend_pid
 
-    assert process_of(pool) != older
+    assert next_pid(pool) != older
     assert in_use.driver.closed
-    assert at_rest(pool, 1) == 1
+    assert idle_count(pool, 1) == 1
     pool.close()
 
 
@@ -148,23 +148,23 @@ def test_setting_the_clock_back_still_pools_connections(
     pool.empty()
     with monkeypatch.context() as clock:
         clock.setattr(time, "time", lambda: 0.0)
-        first = process_of(pool)
+        first = next_pid(pool)
 
-        assert process_of(pool) == first
+        assert next_pid(pool) == first
     pool.close()
 
 
 def test_connection_opened_during_empty_is_closed_on_return(database: Urls) -> None:
-    """Where it leads was decided before."""
+    """Its host was resolved before empty() was called."""
     pool = new_pool(database)
     connect = pool._connect
 
-    def meanwhile() -> Connection:
+    def connect_then_empty() -> Connection:
         connection = connect()
         pool.empty()
         return connection
 
-    pool._connect = meanwhile
+    pool._connect = connect_then_empty
     with taken(pool) as connection:
         pass
 
@@ -189,7 +189,7 @@ def test_interrupted_request_closes_its_connection(database: Urls) -> None:
 
 def test_failed_connect_frees_its_pool_slot() -> None:
     def refuse() -> Connection:
-        raise psycopg2.OperationalError("nobody listens")
+        raise psycopg2.OperationalError("connection refused")
 
     pool = Pool(refuse, idle=1, most=1, recycle=60, timeout=0.2)
 
@@ -200,11 +200,11 @@ def test_failed_connect_frees_its_pool_slot() -> None:
 
 def test_closed_pool_closes_connections_as_they_return(database: Urls) -> None:
     pool = new_pool(database)
-    resting, in_use = pool.take(), pool.take()
-    pool.give_back(resting)
+    idle, in_use = pool.take(), pool.take()
+    pool.give_back(idle)
 
     pool.close()
-    assert resting.driver.closed
+    assert idle.driver.closed
     assert not in_use.driver.closed
 
     pool.give_back(in_use)
@@ -218,18 +218,18 @@ def test_threads_never_share_a_connection(database: Urls) -> None:
 
     def hold(_: int) -> None:
         with taken(pool) as connection:
-            process = connection.driver.info.backend_pid
+            pid = connection.driver.info.backend_pid
             with lock:
-                if process in held:
-                    shared.append(process)
-                held.add(process)
+                if pid in held:
+                    shared.append(pid)
+                held.add(pid)
             time.sleep(0.001)
             with lock:
-                held.remove(process)
+                held.remove(pid)
 
     with ThreadPoolExecutor(12) as threads:
         list(threads.map(hold, range(600)))
 
     assert shared == []
-    assert at_rest(pool, 4) == 2
+    assert idle_count(pool, 4) == 2
     pool.close()

@@ -1,4 +1,4 @@
-"""Prepared statements: used where a connection is ours alone, and no request fails where they get lost."""
+"""Prepared statements: used on connections that no pooler shares; losing them fails no request."""
 
 import logging
 import re
@@ -50,8 +50,8 @@ def own_server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def in_the_session(app: object, database: Urls) -> Iterator[Execute]:  # noqa: ARG001 (its environment)
-    """Does something to the API's one pooled session, as a reset in front of it would."""
+def on_the_session(app: object, database: Urls) -> Iterator[Execute]:  # noqa: ARG001 (its environment)
+    """Runs a command on the API's only pooled session, as a pooler's reset would."""
 
     def execute(command: str) -> None:
         pool = connections().pool
@@ -65,7 +65,7 @@ def in_the_session(app: object, database: Urls) -> Iterator[Execute]:  # noqa: A
 
 
 def every_request(client: Client) -> list[int]:
-    """The status of each kind of request."""
+    """Sends a request of each kind; returns the statuses."""
     key = uuid4().hex
     placed = client.place(key=key)
     cursor = client.get("/orders?limit=1").json["next_cursor"] if client.place().status == 201 else ""
@@ -81,7 +81,7 @@ def every_request(client: Client) -> list[int]:
     ]
 
 
-ALL_WELL = [201, 201, 201, 200, 200, 200, 200, 200]
+ALL_OK = [201, 201, 201, 200, 200, 200, 200, 200]
 
 
 def test_statement_is_prepared_per_connection_on_first_use(alice: Client, proxy: Proxy) -> None:
@@ -93,7 +93,7 @@ def test_statement_is_prepared_per_connection_on_first_use(alice: Client, proxy:
     (string,) = first.statements
     assert PREPARE.findall(string) == EXECUTE.findall(string)
     assert len(EXECUTE.findall(string)) == 2
-    assert [EXECUTE.findall(each) for each in second.statements] == [EXECUTE.findall(string)]
+    assert [EXECUTE.findall(text) for text in second.statements] == [EXECUTE.findall(string)]
     assert "prepare" not in second.statements[0]
     assert "insert" not in second.statements[0].lower()
 
@@ -109,14 +109,14 @@ def test_nothing_is_prepared_with_db_prepare_off(alice: Client, proxy: Proxy) ->
     url = f"postgresql://orders_app@/orders?host={proxy.folder}"
 
     with api_on(url, DB_PREPARE="off"), proxy.watched() as traffic:
-        assert every_request(alice) == ALL_WELL
+        assert every_request(alice) == ALL_OK
 
     assert len(traffic.statements) > 8
     assert not re.search("prepare|execute", "\n".join(traffic.statements))
 
 
 def test_different_statement_texts_get_different_names() -> None:
-    """So that behind a pooler no release executes what another one has prepared."""
+    """Behind a pooler, a release must not execute a statement that another release prepared."""
     one, other = (Statement("", f"select {n}, %(tenant_id)s") for n in (1, 2))
 
     assert one.name != other.name
@@ -125,22 +125,22 @@ def test_different_statement_texts_get_different_names() -> None:
 
 @pytest.mark.parametrize("command", ["discard all", "deallocate all"])
 def test_session_reset_prepares_again_without_errors(
-    alice: Client, in_the_session: Execute, command: str, caplog: pytest.LogCaptureFixture
+    alice: Client, on_the_session: Execute, command: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert every_request(alice) == ALL_WELL
+    assert every_request(alice) == ALL_OK
 
     for _ in range(3):
-        in_the_session(command)
-        assert every_request(alice) == ALL_WELL
+        on_the_session(command)
+        assert every_request(alice) == ALL_OK
 
-    assert "DB_PREPARE" not in caplog.text, "they are prepared anew, not given up"
+    assert "DB_PREPARE" not in caplog.text, "prepared again, not disabled"
 
 
 def test_lost_prepared_statement_places_the_order_once(
-    alice: Client, in_the_session: Execute, tenant: str, rows: Callable[..., list[tuple[int]]]
+    alice: Client, on_the_session: Execute, tenant: str, rows: Callable[..., list[tuple[int]]]
 ) -> None:
     alice.place()
-    in_the_session("deallocate all")
+    on_the_session("deallocate all")
 
     assert alice.place().status == 201
 
@@ -148,14 +148,14 @@ def test_lost_prepared_statement_places_the_order_once(
 
 
 def test_existing_statement_name_causes_no_errors(
-    alice: Client, in_the_session: Execute, caplog: pytest.LogCaptureFixture
+    alice: Client, on_the_session: Execute, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As behind a pooler, whose server session another client has prepared it in."""
+    """Happens behind a pooler, when another client prepared it on the same server session."""
     from chalicelib.orders.statements import ORDER_BY_ID
 
-    in_the_session(f"prepare {ORDER_BY_ID.name} as select 1")
+    on_the_session(f"prepare {ORDER_BY_ID.name} as select 1")
 
-    assert every_request(alice) == ALL_WELL
+    assert every_request(alice) == ALL_OK
     assert "DB_PREPARE" not in caplog.text
 
 
@@ -167,11 +167,11 @@ def test_resetting_all_sessions_keeps_prepared_statements_enabled(
         taken = [pool.take() for _ in range(3)]
         for connection in taken:
             pool.give_back(connection)
-            assert every_request(alice) == ALL_WELL  # the one given back last
+            assert every_request(alice) == ALL_OK  # uses the one returned last
         for connection in taken:
             connection.driver.cursor().execute("deallocate all")
 
-        assert every_request(alice) == ALL_WELL
+        assert every_request(alice) == ALL_OK
 
     assert "DB_PREPARE" not in caplog.text
 
@@ -182,7 +182,7 @@ def test_error_in_unprepared_statement_keeps_preparing_enabled(
 ) -> None:
     unsupported = Statement("do $$ begin raise feature_not_supported; end $$", None)
     with api_on(own_server.urls.app):
-        assert every_request(alice) == ALL_WELL
+        assert every_request(alice) == ALL_OK
         with pytest.raises(Refused):
             scope_of("acme").read(unsupported)
 
@@ -193,27 +193,27 @@ def test_new_pool_resumes_prepared_statements(
     alice: Client, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections(), "_may_prepare", False)
-    with proxy.watched() as given_up:
+    with proxy.watched() as disabled:
         alice.place()
 
     composition.close()
-    with proxy.watched() as anew:
+    with proxy.watched() as new_pool:
         alice.place()
 
-    assert ["prepare" in traffic.statements[0] for traffic in (given_up, anew)] == [False, True]
+    assert ["prepare" in traffic.statements[0] for traffic in (disabled, new_pool)] == [False, True]
 
 
 def test_no_connection_executes_prepared_statements_once_disabled(
-    alice: Client, in_the_session: Execute, monkeypatch: pytest.MonkeyPatch
+    alice: Client, on_the_session: Execute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also not one that another request held when that was decided, and gave back afterwards."""
-    assert every_request(alice) == ALL_WELL
-    in_the_session("deallocate all")
+    """Includes a connection that was in use when preparing was disabled."""
+    assert every_request(alice) == ALL_OK
+    on_the_session("deallocate all")
     monkeypatch.setattr(connections(), "_may_prepare", False)
     in_use_before = connections().pool.take()
     connections().pool.give_back(in_use_before)
 
-    assert every_request(alice) == ALL_WELL
+    assert every_request(alice) == ALL_OK
     assert not in_use_before.driver.closed
 
 
@@ -232,26 +232,26 @@ def test_no_connection_executes_prepared_statements_once_disabled(
 )
 def test_schema_change_causes_no_errors(alice: Client, own_server: Server, change: str) -> None:
     with api_on(own_server.urls.app):
-        assert every_request(alice) == ALL_WELL
+        assert every_request(alice) == ALL_OK
 
         with connected(own_server.urls.owner) as connection:
             connection.cursor().execute(change)
 
-        assert every_request(alice) == ALL_WELL
+        assert every_request(alice) == ALL_OK
 
 
 @pytest.mark.slow
 def test_changed_result_columns_prepare_the_statement_again(alice: Client, own_server: Server) -> None:
     text = "select * from schema_version where %(tenant_id)s <> ''"
-    whole = Statement(text, text)
+    statement = Statement(text, text)
     with api_on(own_server.urls.app):
         scope = scope_of("acme")
-        before = scope.read(whole)
+        before = scope.read(statement)
 
         with connected(own_server.urls.owner) as connection:
             connection.cursor().execute("alter table schema_version add column note text default 'n'")
 
-        assert scope.read(whole) == [(*row, "n") for row in before]
+        assert scope.read(statement) == [(*row, "n") for row in before]
         assert alice.place().status == 201
 
 
@@ -277,10 +277,10 @@ def test_timeout_while_preparing_does_not_fail_later_requests(alice: Client, own
             assert alice.place().status == 503
             cursor.execute("rollback")
 
-        assert every_request(alice) == ALL_WELL
+        assert every_request(alice) == ALL_OK
 
 
-# Behind a real pooler, in transaction mode
+# Behind PgBouncer in transaction mode
 
 
 @pytest.fixture
@@ -289,30 +289,34 @@ def pooler(database: Urls) -> Iterator[PgBouncer]:
         yield server
 
 
-def together(client: NewClient, threads: int = 8, requests: int = 160) -> list[str]:
-    """What was wrong with the answers to threads of several tenants."""
+def concurrent_errors(client: NewClient, threads: int = 8, requests: int = 160) -> list[str]:
+    """Sends requests of four tenants from several threads; returns what is wrong with the answers."""
     tenants = [f"pooled-{uuid4().hex[:12]}" for _ in range(4)]
     clients = [client(tenant=tenant) for tenant in tenants]
 
-    def ask(number: int) -> list[str]:
-        tenant, mine = tenants[number % 4], clients[number % 4]
-        answer = mine.place()
+    def send_requests(number: int) -> list[str]:
+        tenant, own_client = tenants[number % 4], clients[number % 4]
+        answer = own_client.place()
         if answer.status != 201:
             return [f"place: {answer.status}"]
-        read = mine.get(f"/orders/{answer.json['order']['order_id']}")
-        seen = {order["tenant_id"] for order in mine.get("/orders?limit=5").json.get("orders", [{}])}
-        return [] if read.status == 200 and seen == {tenant} else [f"{read.status}, saw {seen}"]
+        read = own_client.get(f"/orders/{answer.json['order']['order_id']}")
+        tenants_seen = {
+            order["tenant_id"] for order in own_client.get("/orders?limit=5").json.get("orders", [{}])
+        }
+        return (
+            [] if read.status == 200 and tenants_seen == {tenant} else [f"{read.status}, saw {tenants_seen}"]
+        )
 
     with ThreadPoolExecutor(threads) as pool:
-        return [wrong for found in pool.map(ask, range(requests)) for wrong in found]
+        return [error for errors in pool.map(send_requests, range(requests)) for error in errors]
 
 
 def test_pooler_disables_prepared_statements_without_errors(
     client: NewClient, pooler: PgBouncer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody set DB_PREPARE=off, and the address does not look like a pooler's."""
+    """DB_PREPARE is unset, and the address does not match a known pooler's."""
     with caplog.at_level(logging.WARNING, "order-api"), api_on(pooler.url):
-        assert together(client) == []
+        assert concurrent_errors(client) == []
 
     assert "set DB_PREPARE=off" in caplog.text
 
@@ -321,7 +325,7 @@ def test_db_prepare_off_prepares_nothing_behind_a_pooler(
     client: NewClient, pooler: PgBouncer, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "order-api"), api_on(pooler.url, DB_PREPARE="off"):
-        assert together(client) == []
+        assert concurrent_errors(client) == []
 
     assert caplog.text == ""
     with psycopg2.connect(pooler.url) as connection, connection.cursor() as cursor:

@@ -1,4 +1,4 @@
-"""No request waits for ever: a silent database, and the host's own deadline."""
+"""Requests are bounded: DB_READ_TIMEOUT for an unresponsive database, the host's deadline for all of it."""
 
 import json
 import re
@@ -43,8 +43,8 @@ ONE_SECOND = {"DB_READ_TIMEOUT": "1", "DB_POOL_TIMEOUT": "1"}
 
 
 @contextmanager
-def frozen(admin_url: str) -> Iterator[None]:
-    """The server's processes of the API's connections stand still: alive to the kernel, silent."""
+def suspended_backends(admin_url: str) -> Iterator[None]:
+    """Stops the backends of the API's connections with SIGSTOP: TCP stays up, no answer comes."""
     with connected(admin_url) as admin, admin.cursor() as cursor:
         cursor.execute("select pid from pg_stat_activity where usename = 'orders_app'")
         processes = [psutil.Process(pid) for (pid,) in cursor.fetchall()]
@@ -63,7 +63,7 @@ def frozen(admin_url: str) -> Iterator[None]:
 def test_silent_server_times_out_with_503(
     alice: Client, database: Urls, admin_url: str, request_: str
 ) -> None:
-    asks: dict[str, Callable[[], Answer]] = {
+    requests: dict[str, Callable[[], Answer]] = {
         "place": alice.place,
         "place with a key": lambda: alice.place(key=uuid4().hex),
         "list": lambda: alice.get("/orders"),
@@ -74,11 +74,11 @@ def test_silent_server_times_out_with_503(
         for connection in [pool.take() for _ in range(3)]:
             pool.give_back(connection)
 
-        with frozen(admin_url):
+        with suspended_backends(admin_url):
             with within(5):
-                answer = asks[request_]()
+                answer = requests[request_]()
             assert_unavailable(answer)
-            assert alice.get("/orders").status == 200, "by a new connection: those at rest were given up too"
+            assert alice.get("/orders").status == 200, "on a new connection: the idle ones were dropped"
 
     assert ("it is not known whether" in answer.json["detail"]) == (request_ == "place")
 
@@ -86,7 +86,7 @@ def test_silent_server_times_out_with_503(
 def test_retry_with_key_replays_a_timed_out_order(
     alice: Client, database: Urls, tenant: str, rows: Any
 ) -> None:
-    """The server commits and its answer is held back: who asks again gets that one order."""
+    """The server commits, its answer is dropped, and the retry with the key replays the order."""
     sockets, key = Path(parse_dsn(database.app)["host"]), uuid4().hex
     with (
         TemporaryDirectory(prefix="order-api-wire-") as folder,
@@ -109,12 +109,12 @@ def test_many_concurrent_timeouts_leak_no_connection(
 ) -> None:
     with api_on(database.app, **ONE_SECOND, DB_POOL_SIZE="8", DB_POOL_MAX="8"), ThreadPoolExecutor(8) as pool:
         clients = [client(tenant=f"silent-{n}") for n in range(8)]
-        list(pool.map(lambda each: each.get("/orders"), clients * 4))
-        with frozen(admin_url), within(12):
-            statuses = list(pool.map(lambda each: each.get("/orders").status, clients * 2))
+        list(pool.map(lambda api_client: api_client.get("/orders"), clients * 4))
+        with suspended_backends(admin_url), within(12):
+            statuses = list(pool.map(lambda api_client: api_client.get("/orders").status, clients * 2))
 
         assert 503 in statuses
-        assert {each.get("/orders").status for each in clients} == {200}
+        assert {api_client.get("/orders").status for api_client in clients} == {200}
         assert len(connections().pool._idle) <= 8
         assert not connections().read_timeout._due
 
@@ -129,17 +129,17 @@ def test_slow_answer_within_the_read_timeout_succeeds(database: Urls) -> None:
 # The host's deadline
 
 BOUND = 4.5
-"""Seconds in which one of three ends on a busy machine; by itself it would last five or eight."""
+"""Seconds in which a request with a deadline of 3 ends on a busy machine; other timeouts are 5 and 8."""
 
 
 def test_host_deadline_shortens_statement_timeout(database: Urls) -> None:
-    """Far from it nothing is said; near it the server itself gives up first, and says so."""
+    """Only when the deadline is near is the server's own statement_timeout shortened to end before it."""
     timeout = Statement("select current_setting('statement_timeout')", None)
     with api_on(database.app):
         assert scope_of("acme", time.monotonic() + 30).read(timeout) == [("5s",)]
         ((text,),) = scope_of("acme", time.monotonic() + 4).read(timeout)
-        assert scope_of("acme", time.monotonic() + 30).read(timeout) == [("5s",)], "for one transaction"
-        assert scope_of("acme", time.monotonic() + 8).read(timeout) == [("5s",)], "it is never prolonged"
+        assert scope_of("acme", time.monotonic() + 30).read(timeout) == [("5s",)], "one transaction only"
+        assert scope_of("acme", time.monotonic() + 8).read(timeout) == [("5s",)], "it is never lengthened"
 
     assert text.endswith("ms")
     assert 1500 < int(text.removesuffix("ms")) <= 3100
@@ -147,37 +147,37 @@ def test_host_deadline_shortens_statement_timeout(database: Urls) -> None:
 
 def test_statement_times_out_before_the_host_deadline(database: Urls) -> None:
     with api_on(database.app):
-        before = time.monotonic()
-        with pytest.raises(Unavailable) as refused:
-            scope_of("acme", before + 3).read(Statement("select pg_sleep(6)", None))
+        started = time.monotonic()
+        with pytest.raises(Unavailable) as error:
+            scope_of("acme", started + 3).read(Statement("select pg_sleep(6)", None))
 
-    assert time.monotonic() - before < BOUND
-    assert type(refused.value) is Unavailable, "the server said what happened: nothing"
+    assert time.monotonic() - started < BOUND
+    assert type(error.value) is Unavailable, "the server cancelled it: not an unknown outcome"
 
 
 @pytest.mark.parametrize("prepare", ["on", "off"])
 def test_host_deadline_bounds_a_new_connections_first_query(
     database: Urls, admin_url: str, prepare: str
 ) -> None:
-    """The check of its role and the planning of statements wait for a locked table too."""
+    """The role check and PREPARE wait for a locked table too."""
     scope = scope_of("acme", time.monotonic() + 2)
     with api_on(database.app, DB_PREPARE=prepare), psycopg2.connect(admin_url) as admin:
         admin.cursor().execute("lock table orders in access exclusive mode")
 
-        with pytest.raises(Unavailable) as refused:
+        with pytest.raises(Unavailable) as error:
             scope.write((ORDER_BY_ID, [{"order_id": str(uuid4())}]))
 
         admin.rollback()
-    assert type(refused.value) is Unavailable, "the server said what happened: nothing"
+    assert type(error.value) is Unavailable, "the server cancelled it: not an unknown outcome"
 
 
 def test_read_timeout_is_logged_as_no_answer(
     database: Urls, admin_url: str, alice: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And not that the server has closed the connection, as libpq does."""
+    """libpq alone would report a connection closed by the server."""
     with api_on(database.app, **ONE_SECOND):
         assert alice.get("/orders").status == 200
-        with frozen(admin_url):
+        with suspended_backends(admin_url):
             assert_unavailable(alice.get("/orders"))
 
     assert caplog.messages[0].startswith("database unavailable: no answer came in time (DB_READ_TIMEOUT")
@@ -185,9 +185,9 @@ def test_read_timeout_is_logged_as_no_answer(
 
 @pytest.mark.parametrize("asked", ["GET", "POST"])
 def test_other_datestyle_adds_no_unbounded_round_trip(
-    database: Urls, admin_url: str, alice: Client, asked: str
+    database: Urls, admin_url: str, alice: Client, method: str
 ) -> None:
-    """psycopg2 would set it on its own, inside connect()."""
+    """psycopg2 would send SET datestyle inside connect(), without a read timeout."""
     with (
         TemporaryDirectory(prefix="order-api-wire-") as folder,
         closing(Proxy(Path(folder), Path(parse_dsn(database.app)["host"]))) as proxy,
@@ -200,11 +200,11 @@ def test_other_datestyle_adds_no_unbounded_round_trip(
                 api_on(f"postgresql://orders_app@/orders?host={folder}"),
                 proxy.watched() as traffic,
             ):
-                answer = alice.place() if asked == "POST" else alice.get("/orders")
+                answer = alice.place() if method == "POST" else alice.get("/orders")
         finally:
             cursor.execute("alter role orders_app reset datestyle")
 
-    assert answer.status == (201 if asked == "POST" else 200)
+    assert answer.status == (201 if method == "POST" else 200)
     assert [kind for kind in traffic.messages if kind != "X"] == ["startup", "Q"]
 
 
@@ -213,21 +213,21 @@ def test_silent_server_times_out_before_the_host_deadline(
 ) -> None:
     with api_on(database.app):
         assert alice.get("/orders").status == 200
-        with frozen(admin_url):
-            before = time.monotonic()
+        with suspended_backends(admin_url):
+            started = time.monotonic()
             with pytest.raises(NoAnswer):
-                OrderRepository(Caller("acme", "alice"), scope_of("acme", before + 3)).get(str(uuid4()))
+                OrderRepository(Caller("acme", "alice"), scope_of("acme", started + 3)).get(str(uuid4()))
 
-    assert 2 < time.monotonic() - before < BOUND
+    assert 2 < time.monotonic() - started < BOUND
 
 
 def test_near_deadline_timeout_keeps_idle_connections(database: Urls, admin_url: str) -> None:
-    """Not long enough to call the server silent: those at rest stay."""
+    """Less than DB_READ_TIMEOUT does not prove the server unresponsive, so idle connections stay."""
     with api_on(database.app):
         pool = connections().pool
         for connection in [pool.take() for _ in range(3)]:
             pool.give_back(connection)
-        with frozen(admin_url), pytest.raises(NoAnswer):
+        with suspended_backends(admin_url), pytest.raises(NoAnswer):
             scope_of("acme", time.monotonic() + 1.5).read(Statement("select 1", None))
 
         assert len(pool._idle) == 2
@@ -249,15 +249,16 @@ def test_lambda_remaining_time_becomes_the_deadline(
     with api_on(database.app):
         assert alice.get("/orders").status == 200
         monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "order-api")
-        monkeypatch.delitem(sys.modules, "chalice.local", raising=False)  # an earlier test has served with it
-        with frozen(admin_url), within(BOUND):
+        # An earlier test may have imported it.
+        monkeypatch.delitem(sys.modules, "chalice.local", raising=False)
+        with suspended_backends(admin_url), within(BOUND):
             answer = app(list_event(), Context())
 
     assert answer["statusCode"] == 503
 
 
 def list_event() -> dict[str, Any]:
-    """As API Gateway sends it."""
+    """GET /orders in API Gateway's format."""
     return {
         "path": "/orders",
         "httpMethod": "GET",
@@ -281,12 +282,12 @@ def test_gateway_passes_the_host_deadline_on(
 ) -> None:
     from shims.gateway import Gateway, Request, deadline
 
-    in_a_moment = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()
+    deadline_time = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()
     with api_on(database.app):
         assert alice.get("/orders").status == 200
         headers = {"authorization": user_pool.token("acme")}
-        with frozen(admin_url), within(BOUND):
-            request = Request("GET", "/orders", headers, b"", deadline=deadline(in_a_moment))
+        with suspended_backends(admin_url), within(BOUND):
+            request = Request("GET", "/orders", headers, b"", deadline=deadline(deadline_time))
             answer = Gateway(app).handle(request)
 
     assert answer.status == 503
@@ -317,19 +318,19 @@ def test_a_malformed_deadline_sets_no_limit(app: Any, timestamp: str) -> None:  
 
 
 def test_each_timeout_is_shorter_than_the_one_around_it() -> None:
-    """A statement, an answer, the function, the gateway: the first to give up knows what happened."""
+    """Statement < read < function < gateway: the innermost timeout reports the most precise error."""
     statement = 5
     assert f"statement_timeout = '{statement}s'" in (PROJECT / "schema.sql").read_text()
-    answer = int(SETTINGS["DB_READ_TIMEOUT"].default)
+    read = int(SETTINGS["DB_READ_TIMEOUT"].default)
     azure = json.loads((PROJECT / "shims/azure/host.json").read_text())["functionTimeout"]
     oracle = re.search(r"^timeout: (\d+)$", (PROJECT / "shims/oci/func.yaml").read_text(), re.MULTILINE)
     google = set(re.findall(r'"--timeout", "(\d+)s?"', (PROJECT / "deploy/hosts.py").read_text()))
     functions = [
         json.loads((PROJECT / ".chalice/config.json").read_text())["lambda_timeout"],
-        *(int(each) for each in (azure.rpartition(":")[2], oracle and oracle[1], *google)),
+        *(int(seconds) for seconds in (azure.rpartition(":")[2], oracle and oracle[1], *google)),
     ]
 
-    assert statement < answer < min(functions)
+    assert statement < read < min(functions)
     assert functions[0] < 29, "API Gateway gives up after 29 seconds"
 
 
@@ -337,7 +338,7 @@ def test_each_timeout_is_shorter_than_the_one_around_it() -> None:
 
 
 def test_each_connection_has_its_own_read_timeout(database: Urls) -> None:
-    timeout, soon, late, never = ReadTimeout(), *(a_connection(database) for _ in range(3))
+    timeout, soon, late, never = ReadTimeout(), *(new_connection(database) for _ in range(3))
     timeout.start(late, 2)
     timeout.start(soon, 0.2)
     timeout.start(never, 60)
@@ -354,7 +355,7 @@ def test_each_connection_has_its_own_read_timeout(database: Urls) -> None:
 
 
 def test_read_timeout_can_be_started_again(database: Urls) -> None:
-    timeout, connection = ReadTimeout(), a_connection(database)
+    timeout, connection = ReadTimeout(), new_connection(database)
     timeout.start(connection, 0.2)
     timeout.stop(connection)
     time.sleep(0.5)
@@ -367,12 +368,12 @@ def test_read_timeout_can_be_started_again(database: Urls) -> None:
 
 
 def test_read_timeout_ignores_a_reused_file_descriptor(database: Urls) -> None:
-    """libpq may close its descriptor while the timeout runs, and the number soon is somebody else's."""
-    timeout, connection = ReadTimeout(), a_connection(database)
+    """libpq may close its descriptor while the timer runs, and the number is then reused."""
+    timeout, connection = ReadTimeout(), new_connection(database)
     number = connection.driver.fileno()
     timeout.start(connection, 1)
     connection.driver.close()
-    other = a_connection(database)
+    other = new_connection(database)
     assert other.driver.fileno() == number
 
     time.sleep(2)
@@ -384,5 +385,5 @@ def test_read_timeout_ignores_a_reused_file_descriptor(database: Urls) -> None:
     other.close()
 
 
-def a_connection(database: Urls) -> Connection:
+def new_connection(database: Urls) -> Connection:
     return Connection(psycopg2.connect(database.app), prepares=False)

@@ -1,4 +1,4 @@
-"""The database goes away, comes back, is slow, is full: clients hear 503, and never wait for long."""
+"""The database crashes, restarts, is slow or full: clients get 503 within seconds, and it recovers."""
 
 import socket
 import threading
@@ -27,8 +27,8 @@ from tools.postgres_server import Server, connected
 pytestmark = pytest.mark.slow
 
 LONGEST_WAIT = 5.0
-"""Seconds; a function's own timeout must never be what ends a request."""
-IMPATIENT = "-c%20lock_timeout%3D0%20-c%20statement_timeout%3D300ms"
+"""Seconds; shorter than a function's timeout, which must never be what ends a request."""
+SHORT_STATEMENT_TIMEOUT = "-c%20lock_timeout%3D0%20-c%20statement_timeout%3D300ms"
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def own_server(database: object) -> Iterator[Server]:  # noqa: ARG001 (as root i
 
 @pytest.fixture
 def api(own_server: Server, alice: Client) -> Iterator[Client]:
-    """Alice of the API, which uses a server that a test may mistreat."""
+    """Client of an API whose database server a test may crash."""
     own_server.start_again()
     with api_on(own_server.urls.app):
         yield alice
@@ -48,16 +48,16 @@ def api(own_server: Server, alice: Client) -> Iterator[Client]:
 
 @dataclass
 class Customers:
-    """Clients that go on asking, whatever they hear."""
+    """Clients that keep sending requests, whatever the answers."""
 
     answers: list[Answer] = field(default_factory=list)
     slowest: float = 0.0
     keys: list[str] = field(default_factory=list)
-    """Idempotency keys, each sent until it placed its order."""
+    """Idempotency keys, each retried until its order was placed."""
     placed: list[str] = field(default_factory=list)
-    """The orders whose placing was confirmed."""
+    """Order ids of the 201 answers."""
     errors: list[BaseException] = field(default_factory=list)
-    gone_home: threading.Event = field(default_factory=threading.Event)
+    stop: threading.Event = field(default_factory=threading.Event)
 
     def ask(self, request: Callable[[], Answer]) -> Answer:
         started = time.monotonic()
@@ -66,10 +66,10 @@ class Customers:
         self.answers.append(answer)
         return answer
 
-    def keep(self, asking: Callable[[], None]) -> None:
+    def repeat(self, request: Callable[[], None]) -> None:
         try:
-            while not self.gone_home.is_set():
-                asking()
+            while not self.stop.is_set():
+                request()
         except BaseException as error:
             self.errors.append(error)
             raise
@@ -84,66 +84,66 @@ class Customers:
 
 @contextmanager
 def customers(client: Client) -> Iterator[Customers]:
-    them = Customers()
-    askers = (
-        lambda: them.place_once(client),
-        lambda: them.place_once(client),
-        lambda: void(them.ask(lambda: client.get("/orders?limit=5"))),
-        lambda: void(them.ask(lambda: client.get("/orders/01936f3c-3b5e-7cc0-98c4-dc0c0c07398f"))),
-        lambda: void(them.ask(client.place)),
+    load = Customers()
+    requests = (
+        lambda: load.place_once(client),
+        lambda: load.place_once(client),
+        lambda: discard(load.ask(lambda: client.get("/orders?limit=5"))),
+        lambda: discard(load.ask(lambda: client.get("/orders/01936f3c-3b5e-7cc0-98c4-dc0c0c07398f"))),
+        lambda: discard(load.ask(client.place)),
     )
-    threads = [threading.Thread(target=them.keep, args=(asking,)) for asking in askers]
+    threads = [threading.Thread(target=load.repeat, args=(request,)) for request in requests]
     for thread in threads:
         thread.start()
     try:
-        yield them
+        yield load
     finally:
-        them.gone_home.set()
+        load.stop.set()
         for thread in threads:
             thread.join(timeout=30)
         assert not any(thread.is_alive() for thread in threads), "a request hangs"
 
 
-def void(_answer: Answer) -> None:
+def discard(_answer: Answer) -> None:
     pass
 
 
 def test_database_crash_causes_503s_until_it_restarts(
     api: Client, client: NewClient, http: Transport, own_server: Server
 ) -> None:
-    def heard(status: int) -> bool:
-        return any(answer.status == status for answer in them.answers)
+    def answered(status: int) -> bool:
+        return any(answer.status == status for answer in load.answers)
 
-    with customers(client(transport=http)) as them:
-        until(lambda: len(them.placed) > 10)
-        kill_while_requests_run(own_server)
-        until(lambda: heard(503))
+    with customers(client(transport=http)) as load:
+        until(lambda: len(load.placed) > 10)
+        kill_during_requests(own_server)
+        until(lambda: answered(503))
         assert_unavailable(api.get("/health/ready"))
         assert api.get("/health").status == 200
         own_server.start()
         until(lambda: api.get("/health/ready").status == 200)
-        before = len(them.placed)
-        until(lambda: len(them.placed) > before + 10)
+        before = len(load.placed)
+        until(lambda: len(load.placed) > before + 10)
 
-    assert not them.errors
-    assert {answer.status for answer in them.answers} == {200, 201, 404, 503}
-    for answer in them.answers:
+    assert not load.errors
+    assert {answer.status for answer in load.answers} == {200, 201, 404, 503}
+    for answer in load.answers:
         if answer.status == 503:
             assert_unavailable(answer)
-    assert them.slowest < LONGEST_WAIT
-    assert len(set(them.placed)) == len(them.placed) == len(set(them.keys))
-    assert all(api.get(f"/orders/{order_id}").status == 200 for order_id in them.placed)
+    assert load.slowest < LONGEST_WAIT
+    assert len(set(load.placed)) == len(load.placed) == len(set(load.keys))
+    assert all(api.get(f"/orders/{order_id}").status == 200 for order_id in load.placed)
 
 
 def test_each_key_places_one_order_across_a_crash(
     api: Client, client: NewClient, http: Transport, own_server: Server, tenant: str
 ) -> None:
-    with customers(client(transport=http)) as them:
-        until(lambda: len(them.placed) > 5)
-        kill_while_requests_run(own_server)
+    with customers(client(transport=http)) as load:
+        until(lambda: len(load.placed) > 5)
+        kill_during_requests(own_server)
         own_server.start()
-        before = len(them.placed)
-        until(lambda: len(them.placed) > before + 5)
+        before = len(load.placed)
+        until(lambda: len(load.placed) > before + 5)
 
     with connected(own_server.url("postgres")) as connection, connection.cursor() as cursor:
         cursor.execute(
@@ -151,14 +151,14 @@ def test_each_key_places_one_order_across_a_crash(
             " join orders using (tenant_id, order_id) where tenant_id = %s",
             [tenant],
         )
-        assert cursor.fetchone() == (len(them.keys), len(them.keys))
+        assert cursor.fetchone() == (len(load.keys), len(load.keys))
     assert api.get("/health/ready").status == 200
 
 
-def kill_while_requests_run(server: Server) -> None:
+def kill_during_requests(server: Server) -> None:
     with connected(server.url("postgres")) as connection, connection.cursor() as cursor:
         cursor.execute("begin; lock table orders in access exclusive mode")
-        until(lambda: waits_for_a_lock(server))
+        until(lambda: has_lock_waiter(server))
         server.kill()
 
 
@@ -167,29 +167,29 @@ def test_cut_idle_connections_cause_no_errors(
 ) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: client(transport=http).get("/orders"), range(40)))
-    assert cut(own_server) >= 1
+    assert terminate_sessions(own_server) >= 1
 
     assert api.place().status == 201
 
-    cut(own_server)
+    terminate_sessions(own_server)
     assert api.get("/orders").status == 200
-    cut(own_server)
+    terminate_sessions(own_server)
     assert api.get("/health/ready").status == 200
 
 
-def cut(server: Server) -> int:
-    """Terminate the API's connections; how many there were."""
+def terminate_sessions(server: Server) -> int:
+    """Terminates the API's sessions; returns how many there were."""
     with connected(server.url("postgres")) as connection, connection.cursor() as cursor:
         cursor.execute("select pid from pg_stat_activity where usename = 'orders_app'")
-        processes = [process for (process,) in cursor.fetchall()]
-        cursor.execute("select pg_terminate_backend(pid) from unnest(%s) as pid", [processes])
+        pids = [pid for (pid,) in cursor.fetchall()]
+        cursor.execute("select pg_terminate_backend(pid) from unnest(%s) as pid", [pids])
 
-        def gone() -> bool:
-            cursor.execute("select from pg_stat_activity where pid = any(%s)", [processes])
+        def all_ended() -> bool:
+            cursor.execute("select from pg_stat_activity where pid = any(%s)", [pids])
             return not cursor.fetchall()
 
-        until(gone)
-        return len(processes)
+        until(all_ended)
+        return len(pids)
 
 
 @pytest.mark.parametrize("target", ["/orders", "/health/ready"])
@@ -212,7 +212,7 @@ def test_unresponsive_database_host_times_out_with_503(alice: Client, method: st
 
 @contextmanager
 def locked_orders(server: Server) -> Iterator[None]:
-    """Somebody else holds the table of orders."""
+    """Another session holds an exclusive lock on orders."""
     with connected(server.url("postgres")) as connection, connection.cursor() as cursor:
         cursor.execute("begin; lock table orders in access exclusive mode")
         yield
@@ -228,7 +228,7 @@ def test_wait_for_a_locked_table_is_bounded(api: Client, own_server: Server, req
 
 
 def test_statement_timeout_cancels_a_slow_statement(api: Client, own_server: Server) -> None:
-    with api_on(f"{own_server.urls.app}&options={IMPATIENT}"):
+    with api_on(f"{own_server.urls.app}&options={SHORT_STATEMENT_TIMEOUT}"):
         with locked_orders(own_server), within(2):
             assert_unavailable(api.place())
 
@@ -244,14 +244,14 @@ def test_wait_for_a_pool_connection_is_bounded(
     with api_on(own_server.urls.app, **limits), ThreadPoolExecutor(1) as pool:
         with locked_orders(own_server):
             first = pool.submit(other.get, "/orders")
-            until(lambda: waits_for_a_lock(own_server))
+            until(lambda: has_lock_waiter(own_server))
             with within(1.5):
                 assert_unavailable(api.get("/health/ready"))
         assert first.result().status == 200
         assert api.get("/orders").status == 200
 
 
-def waits_for_a_lock(server: Server) -> bool:
+def has_lock_waiter(server: Server) -> bool:
     with connected(server.url("postgres")) as connection, connection.cursor() as cursor:
         cursor.execute("select count(*) from pg_locks where not granted")
         return bool(cursor.fetchone() != (0,))
@@ -261,9 +261,9 @@ def test_read_is_retried_when_its_connection_breaks(api: Client, own_server: Ser
     with ThreadPoolExecutor(1) as pool:
         with locked_orders(own_server):
             reading = pool.submit(api.get, "/orders")
-            until(lambda: waits_for_a_lock(own_server))
-            cut(own_server)
-            until(lambda: waits_for_a_lock(own_server))
+            until(lambda: has_lock_waiter(own_server))
+            terminate_sessions(own_server)
+            until(lambda: has_lock_waiter(own_server))
 
         assert reading.result().status == 200
 
@@ -271,8 +271,8 @@ def test_read_is_retried_when_its_connection_breaks(api: Client, own_server: Ser
 def test_order_without_a_key_is_not_retried(api: Client, tenant: str, own_server: Server) -> None:
     with ThreadPoolExecutor(1) as pool, locked_orders(own_server):
         placing = pool.submit(api.place)
-        until(lambda: waits_for_a_lock(own_server))
-        cut(own_server)
+        until(lambda: has_lock_waiter(own_server))
+        terminate_sessions(own_server)
         assert_unavailable(placing.result())
         assert "it is not known whether" in placing.result().json["detail"]
 
@@ -294,7 +294,7 @@ def test_read_only_session_still_answers_reads(api: Client, own_server: Server) 
 def test_rejected_writes_do_not_make_other_tenants_reconnect(
     api: Client, client: NewClient, own_server: Server
 ) -> None:
-    """As on a full disk: what another connection would find as well is asked on this one."""
+    """Like a full disk: a new connection would fail the same way, so the open one is kept."""
     globex = client(tenant="globex")
     with (
         TemporaryDirectory(prefix="order-api-wire-") as folder,
@@ -306,37 +306,37 @@ def test_rejected_writes_do_not_make_other_tenants_reconnect(
         for _ in range(40):
             assert_unavailable(api.place())
             assert globex.get("/orders").status == 200
-        lasted = time.monotonic() - started
+        elapsed = time.monotonic() - started
 
-    assert traffic.messages.count("startup") <= 1 + lasted / NEW
+    assert traffic.messages.count("startup") <= 1 + elapsed / NEW
 
 
 def test_connections_to_a_demoted_primary_are_dropped(api: Client, own_server: Server) -> None:
-    """Those at rest lead there too: the next request connects, where the settings lead to by now."""
+    """Idle connections go there too: the next request connects anew, to the current primary."""
     with api_on(f"{own_server.urls.app}&options={READ_ONLY}"):
         pool = connections().pool
-        older = [pool.take() for _ in range(3)]
-        for connection in older:
-            connection.opened = time.time()  # on a slow machine too
+        idle = [pool.take() for _ in range(3)]
+        for connection in idle:
+            connection.opened = time.time()  # counts as new, also on a slow machine
             pool.give_back(connection)
         assert_unavailable(api.place())
         assert len(pool._idle) == 3
-        for connection in older:
+        for connection in idle:
             connection.opened -= NEW
 
         assert_unavailable(api.place())
 
         assert pool._idle == []
-        assert all(connection.driver.closed for connection in older)
+        assert all(connection.driver.closed for connection in idle)
 
 
 def test_interrupted_order_leaves_no_rows(api: Client, own_server: Server, tenant: str) -> None:
     with ThreadPoolExecutor(1) as pool, locked_orders(own_server):
         placing = pool.submit(api.place, None, "one-key")
-        until(lambda: waits_for_a_lock(own_server))
-        cut(own_server)
-        until(lambda: waits_for_a_lock(own_server))  # with a key it is safe to repeat, and so it was
-        cut(own_server)
+        until(lambda: has_lock_waiter(own_server))
+        terminate_sessions(own_server)
+        until(lambda: has_lock_waiter(own_server))  # the key made the retry safe
+        terminate_sessions(own_server)
         assert_unavailable(placing.result())
 
     with connected(own_server.url("postgres")) as connection, connection.cursor() as cursor:

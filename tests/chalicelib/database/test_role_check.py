@@ -1,4 +1,4 @@
-"""The API serves nothing with a role that row-level security does not bind, and says what to do about it."""
+"""The API refuses a database role that bypasses row-level security, and logs how to fix it."""
 
 import logging
 import os
@@ -24,28 +24,28 @@ pytestmark = pytest.mark.slow
 TABLES = ("orders", "order_items", "idempotency_keys", "rate_limits")
 ABSENT = "01936f3c-3b5e-7cc0-98c4-dc0c0c07398f"
 SESSIONS = "select count(*) from pg_stat_activity where application_name = 'order-api'"
-WHAT_TO_DO = ". Log in as orders_app, which schema.sql makes; for an experiment set DB_ALLOW_UNSAFE_ROLE=1"
+ADVICE = ". Log in as orders_app, which schema.sql makes; for an experiment set DB_ALLOW_UNSAFE_ROLE=1"
 
 
 @dataclass(frozen=True)
 class Unsafe:
-    """A role, or tables, as they must not be: what makes them so, what undoes it, and what the log says."""
+    """An unsafe role or table: the SQL that makes it, the SQL that undoes it, and the logged reason."""
 
     role: str
-    says: str
-    do: str = "select"
-    undo: str = "select"
+    reason: str
+    setup: str = "select"
+    cleanup: str = "select"
 
 
-def made(role: str, attributes: str, says: str, member_of: str) -> Unsafe:
-    do = f"create role {role} login {attributes}; grant {member_of} to {role}"
-    return Unsafe(role, says, do, f"drop owned by {role}; drop role {role}")
+def created_role(role: str, attributes: str, reason: str, member_of: str) -> Unsafe:
+    setup = f"create role {role} login {attributes}; grant {member_of} to {role}"
+    return Unsafe(role, reason, setup, f"drop owned by {role}; drop role {role}")
 
 
 UNSAFE = {
     "a superuser": Unsafe("postgres", "is a superuser"),
-    "BYPASSRLS": made("careless", "bypassrls", "has BYPASSRLS", "orders_app"),
-    "a member of a superuser": made(
+    "BYPASSRLS": created_role("careless", "bypassrls", "has BYPASSRLS", "orders_app"),
+    "a member of a superuser": created_role(
         "aide", "", "may become postgres, which is a superuser", "orders_app, postgres"
     ),
     "a member of a member of a role with BYPASSRLS": Unsafe(
@@ -56,8 +56,8 @@ UNSAFE = {
         "drop role aide; drop role between; drop role careless",
     ),
     "the owner": Unsafe("orders_owner", "owns the table idempotency_keys"),
-    "a member of the owner": made("deputy", "", "owns the table idempotency_keys", "orders_owner"),
-    "a member that inherits nothing": made(
+    "a member of the owner": created_role("deputy", "", "owns the table idempotency_keys", "orders_owner"),
+    "a member that inherits nothing": created_role(
         "sleeper", "noinherit", "owns the table idempotency_keys", "orders_owner"
     ),
     **{
@@ -134,7 +134,7 @@ UNSAFE = {
         "drop policy audit on orders; drop role auditors",
     ),
 }
-LOOSENED = Unsafe(
+GIVEN_BYPASSRLS = Unsafe(
     "orders_app", "has BYPASSRLS", "alter role orders_app bypassrls", "alter role orders_app nobypassrls"
 )
 
@@ -147,13 +147,13 @@ def server() -> Iterator[Server]:
 
 
 @contextmanager
-def changed(server: Server, unsafe: Unsafe) -> Iterator[None]:
+def applied(server: Server, unsafe: Unsafe) -> Iterator[None]:
     with connected(server.url("postgres")) as connection, connection.cursor() as cursor:
-        cursor.execute(unsafe.do)
+        cursor.execute(unsafe.setup)
         try:
             yield
         finally:
-            cursor.execute(unsafe.undo)
+            cursor.execute(unsafe.cleanup)
 
 
 @contextmanager
@@ -165,15 +165,15 @@ def proxied(server: Server) -> Iterator[Proxy]:
         yield proxy
 
 
-def counted(server: Server, query: str) -> int:
+def count_rows(server: Server, query: str) -> int:
     with connected(server.url("postgres")) as connection, connection.cursor() as cursor:
         cursor.execute(query)
         (count,) = cursor.fetchone()
         return int(count)
 
 
-def protected(alice: Client) -> list[Answer]:
-    """Whatever asks the database."""
+def every_request(alice: Client) -> list[Answer]:
+    """One request of each kind that uses the database."""
     return [
         alice.place(),
         alice.place(key="k1"),
@@ -199,16 +199,16 @@ def test_unsafe_role_is_refused(
 ) -> None:
     unsafe = UNSAFE[case]
 
-    with changed(server, unsafe), api_on(server.url(unsafe.role)):
-        assert_refused(protected(alice), unsafe.role)
+    with applied(server, unsafe), api_on(server.url(unsafe.role)):
+        assert_refused(every_request(alice), unsafe.role)
         assert alice.get("/health").status == 200
         deadline = time.monotonic() + 10
-        while counted(server, SESSIONS):
-            assert time.monotonic() < deadline, "a refused session stays open"
+        while count_rows(server, SESSIONS):
+            assert time.monotonic() < deadline, "a rejected session stays open"
 
-    said = [record.getMessage() for record in caplog.records if record.name == "order-api"]
-    assert set(said) == {f"refuses to serve: the role {unsafe.role} {unsafe.says}{WHAT_TO_DO}"}
-    assert counted(server, f"select count(*) from orders where tenant_id = '{tenant}'") == 0
+    messages = [record.getMessage() for record in caplog.records if record.name == "order-api"]
+    assert set(messages) == {f"refuses to serve: the role {unsafe.role} {unsafe.reason}{ADVICE}"}
+    assert count_rows(server, f"select count(*) from orders where tenant_id = '{tenant}'") == 0
     with api_on(server.urls.app):
         assert alice.place().status == 201
 
@@ -226,15 +226,15 @@ def test_harmless_extra_policies_are_accepted(server: Server, alice: Client, pol
     harmless = Unsafe(
         "orders_app", "", f"create role auditors; {policy}", "drop policy more on orders; drop role auditors"
     )
-    with changed(server, harmless), api_on(server.urls.app):
+    with applied(server, harmless), api_on(server.urls.app):
         assert alice.place().status == 201
 
 
-BEHIND_ANOTHER_NAME = "&options=-c%20role%3Dorders_app"
+SET_ROLE = "&options=-c%20role%3Dorders_app"
 
 
 @pytest.mark.parametrize(
-    ("login", "says", "do", "undo"),
+    ("login", "reason", "setup", "cleanup"),
     [
         ("postgres", "may become postgres, which is a superuser", "select", "select"),
         (
@@ -254,49 +254,51 @@ BEHIND_ANOTHER_NAME = "&options=-c%20role%3Dorders_app"
 )
 def test_privileged_login_with_set_role_is_refused(
     login: str,
-    says: str,
-    do: str,
-    undo: str,
+    reason: str,
+    setup: str,
+    cleanup: str,
     server: Server,
     alice: Client,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A single SET ROLE NONE undoes it."""
-    with changed(server, Unsafe(login, says, do, undo)), api_on(server.url(login) + BEHIND_ANOTHER_NAME):
-        assert_refused(protected(alice), "orders_app")
+    """SET ROLE NONE would give the session its login's privileges back."""
+    with applied(server, Unsafe(login, reason, setup, cleanup)), api_on(server.url(login) + SET_ROLE):
+        assert_refused(every_request(alice), "orders_app")
 
-    assert f"refuses to serve: the role orders_app {says}{WHAT_TO_DO}" in caplog.messages
+    assert f"refuses to serve: the role orders_app {reason}{ADVICE}" in caplog.messages
 
 
 def test_createrole_is_refused_before_postgresql_16(
     server: Server, alice: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """PostgreSQL 16 took that from CREATEROLE; before, it may grant itself the owner."""
-    before = [binaries for binaries in INSTALLED if int(binaries.parent.name) < 16]
-    if not before:
+    """Before PostgreSQL 16, CREATEROLE could grant itself any role, so also the owner."""
+    before_16 = [binaries for binaries in INSTALLED if int(binaries.parent.name) < 16]
+    if not before_16:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("no PostgreSQL 15 here: make system-packages")
-    maker = Unsafe("orders_app", "", "alter role orders_app createrole", "alter role orders_app nocreaterole")
-    with changed(server, maker), api_on(server.urls.app):
+    with_createrole = Unsafe(
+        "orders_app", "", "alter role orders_app createrole", "alter role orders_app nocreaterole"
+    )
+    with applied(server, with_createrole), api_on(server.urls.app):
         assert alice.place().status == 201
-    with private_server(before[0]) as older:
+    with private_server(before_16[0]) as older:
         apply_schema(older.urls.owner)
         with api_on(older.urls.app):
             assert alice.place().status == 201
-        with changed(older, maker), api_on(older.urls.app):
-            assert_refused(protected(alice), "orders_app")
+        with applied(older, with_createrole), api_on(older.urls.app):
+            assert_refused(every_request(alice), "orders_app")
 
-    says = "has CREATEROLE, before PostgreSQL 16 a way into every other role"
-    assert f"refuses to serve: the role orders_app {says}{WHAT_TO_DO}" in caplog.messages
+    reason = "has CREATEROLE, before PostgreSQL 16 a way into every other role"
+    assert f"refuses to serve: the role orders_app {reason}{ADVICE}" in caplog.messages
 
 
 def test_custom_role_under_row_level_security_is_served(server: Server, alice: Client) -> None:
-    tidy = made("tidy", "", "", "orders_app")
+    custom = created_role("tidy", "", "", "orders_app")
 
-    with changed(server, tidy), api_on(server.url("tidy")):
-        assert [answer.status for answer in protected(alice)] == [201, 201, 200, 200, 404, 200]
+    with applied(server, custom), api_on(server.url("tidy")):
+        assert [answer.status for answer in every_request(alice)] == [201, 201, 200, 200, 404, 200]
 
 
-# What it costs
+# Cost
 
 
 def test_role_check_joins_each_connections_first_query_only(server: Server, alice: Client) -> None:
@@ -304,22 +306,22 @@ def test_role_check_joins_each_connections_first_query_only(server: Server, alic
         with proxy.watched() as first:
             assert alice.place().status == 201
         with proxy.watched() as later:
-            assert [answer.status for answer in protected(alice)] == [201, 201, 200, 200, 404, 200]
+            assert [answer.status for answer in every_request(alice)] == [201, 201, 200, 200, 404, 200]
         connections().pool.empty()
-        with proxy.watched() as anew:
+        with proxy.watched() as reconnected:
             assert alice.get("/health/ready").status == 200
 
-    for new in (first, anew):
-        assert [kind for kind in new.messages if kind != "X"] == ["startup", "Q"]
-    assert first.trips == anew.trips == 2
+    for traffic in (first, reconnected):
+        assert [kind for kind in traffic.messages if kind != "X"] == ["startup", "Q"]
+    assert first.trips == reconnected.trips == 2
     assert [string.startswith("do $$ declare found") for string in first.statements] == [True]
-    assert [string.startswith("do $$ declare found") for string in anew.statements] == [True]
+    assert [string.startswith("do $$ declare found") for string in reconnected.statements] == [True]
     assert later.trips == len(later.statements) == 6
     assert "do $$" not in "".join(later.statements)
 
 
 def test_failed_first_query_leaves_the_role_unchecked(server: Server, alice: Client) -> None:
-    """A first string that failed for another reason leaves the connection unchecked."""
+    """The check is rolled back with the failed string, so it is sent again."""
     with proxied(server) as proxy, api_on(f"postgresql://orders_app@/orders?host={proxy.folder}"):
         assert alice.place(key="once").status == 201
         connections().pool.empty()
@@ -329,7 +331,7 @@ def test_failed_first_query_leaves_the_role_unchecked(server: Server, alice: Cli
     assert [string.startswith("do $$") for string in traffic.statements] == [True, True]
 
 
-# The way out
+# DB_ALLOW_UNSAFE_ROLE
 
 
 def test_db_allow_unsafe_role_serves_and_logs_a_warning(
@@ -338,7 +340,7 @@ def test_db_allow_unsafe_role_serves_and_logs_a_warning(
     with proxied(server) as proxy, caplog.at_level(logging.WARNING, "order-api"):
         url = f"postgresql://postgres@/orders?host={proxy.folder}"
         with api_on(url, DB_ALLOW_UNSAFE_ROLE="1"), proxy.watched() as traffic:
-            assert [answer.status for answer in protected(alice)] == [201, 201, 200, 200, 404, 200]
+            assert [answer.status for answer in every_request(alice)] == [201, 201, 200, 200, 404, 200]
 
     assert "do $$" not in "".join(traffic.statements)
     assert caplog.messages == [
@@ -349,19 +351,19 @@ def test_db_allow_unsafe_role_serves_and_logs_a_warning(
 @pytest.mark.parametrize("value", ["", "0"])
 def test_other_values_still_refuse_an_unsafe_role(server: Server, alice: Client, value: str) -> None:
     with api_on(server.url("postgres"), DB_ALLOW_UNSAFE_ROLE=value):
-        assert_refused(protected(alice), "postgres")
+        assert_refused(every_request(alice), "postgres")
 
 
-# While it runs
+# Changes while serving
 
 
 def test_new_connections_refuse_a_role_changed_while_serving(server: Server, alice: Client) -> None:
-    """Those that are open go on until DB_POOL_RECYCLE; nothing needs a restart, neither way."""
+    """Open connections are served until DB_POOL_RECYCLE; neither change needs a restart."""
     with api_on(server.urls.app, DB_POOL_SIZE="1", DB_POOL_MAX="1", DB_POOL_RECYCLE="1"):
         assert alice.place().status == 201
-        with changed(server, LOOSENED):
+        with applied(server, GIVEN_BYPASSRLS):
             connections().pool.empty()
-            assert_refused(protected(alice), "orders_app")
+            assert_refused(every_request(alice), "orders_app")
         assert alice.place().status == 201
 
 
@@ -372,7 +374,7 @@ def test_recycled_connection_is_checked_again(
         assert alice.place().status == 201
         pool: Any = connections().pool
         monkeypatch.setattr(pool, "_recycle", 0)
-        with changed(server, LOOSENED):
+        with applied(server, GIVEN_BYPASSRLS):
             assert_refused([alice.get("/orders")], "orders_app")
 
 
@@ -382,10 +384,10 @@ def test_recycled_connection_is_checked_again(
 def test_pooler_sessions_have_their_role_checked(
     server: Server, alice: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever role the API itself names to the pooler."""
-    with pgbouncer(server.url("postgres")) as careless, api_on(careless.url, DB_PREPARE="off"):
-        assert_refused(protected(alice), "postgres")
-    with pgbouncer(server.urls.app) as sound, api_on(sound.url, DB_PREPARE="off"):
-        assert [answer.status for answer in protected(alice)] == [201, 201, 200, 200, 404, 200]
+    """The role of the server session counts, not the one that the API logs in with."""
+    with pgbouncer(server.url("postgres")) as as_superuser, api_on(as_superuser.url, DB_PREPARE="off"):
+        assert_refused(every_request(alice), "postgres")
+    with pgbouncer(server.urls.app) as as_app, api_on(as_app.url, DB_PREPARE="off"):
+        assert [answer.status for answer in every_request(alice)] == [201, 201, 200, 200, 404, 200]
 
-    assert f"refuses to serve: the role postgres is a superuser{WHAT_TO_DO}" in caplog.text
+    assert f"refuses to serve: the role postgres is a superuser{ADVICE}" in caplog.text

@@ -1,4 +1,4 @@
-"""What a request costs on the wire between the API and PostgreSQL: one round trip."""
+"""A request costs one round trip between the API and PostgreSQL."""
 
 import os
 import re
@@ -45,17 +45,17 @@ def proxy(app: Any, database: Urls) -> Iterator[Proxy]:  # noqa: ARG001 (its env
 
 @pytest.fixture
 def warm(alice: Client, proxy: Proxy) -> Proxy:
-    """The proxy, with one connection open behind it."""
+    """The proxy, with one open connection behind it."""
     alice.get("/health/ready")
     return proxy
 
 
-def get_the_newest(alice: Client) -> Callable[[], Answer]:
+def get_newest(alice: Client) -> Callable[[], Answer]:
     order_id = alice.place().json["order"]["order_id"]
     return lambda: alice.get(f"/orders/{order_id}")
 
 
-def get_what_is_known(alice: Client) -> Callable[[], Answer]:
+def get_unchanged(alice: Client) -> Callable[[], Answer]:
     order_id = alice.place().json["order"]["order_id"]
     return lambda: alice.get(f"/orders/{order_id}", if_none_match='"1"')
 
@@ -67,13 +67,13 @@ def next_page(alice: Client) -> Callable[[], Answer]:
     return lambda: alice.get(f"/orders?limit=1&cursor={cursor}")
 
 
-def asked_again(alice: Client) -> Callable[[], Answer]:
+def replay(alice: Client) -> Callable[[], Answer]:
     key = uuid4().hex
     alice.place(key=key)
     return lambda: alice.place(key=key)
 
 
-def another_order_under_the_key(alice: Client) -> Callable[[], Answer]:
+def reuse_key(alice: Client) -> Callable[[], Answer]:
     key = uuid4().hex
     alice.place(key=key)
     return lambda: alice.place(seed(customer_name="Jane Doe"), key=key)
@@ -85,19 +85,17 @@ def another_order_under_the_key(alice: Client) -> Callable[[], Answer]:
         pytest.param(lambda alice: alice.place, 201, 1, id="create"),
         pytest.param(lambda alice: lambda: alice.place(key=uuid4().hex), 201, 1, id="create with a key"),
         pytest.param(lambda alice: lambda: alice.place(seed(items=[item()] * 500)), 201, 1, id="500 items"),
-        pytest.param(get_the_newest, 200, 1, id="get"),
-        pytest.param(get_what_is_known, 304, 1, id="get what is known"),
-        pytest.param(
-            lambda alice: lambda: alice.get(f"/orders/{ABSENT}"), 404, 1, id="get what is not there"
-        ),
+        pytest.param(get_newest, 200, 1, id="get"),
+        pytest.param(get_unchanged, 304, 1, id="get with a matching ETag"),
+        pytest.param(lambda alice: lambda: alice.get(f"/orders/{ABSENT}"), 404, 1, id="get an absent order"),
         pytest.param(lambda alice: lambda: alice.get("/orders"), 200, 1, id="list"),
         pytest.param(
-            lambda alice: lambda: alice.get("/orders?offset=7&limit=3"), 200, 1, id="list further on"
+            lambda alice: lambda: alice.get("/orders?offset=7&limit=3"), 200, 1, id="list by offset"
         ),
         pytest.param(next_page, 200, 1, id="list by cursor"),
         pytest.param(lambda alice: lambda: alice.get("/orders?my_orders=true"), 200, 1, id="my orders"),
-        pytest.param(asked_again, 201, 2, id="replay"),
-        pytest.param(another_order_under_the_key, 422, 2, id="another order under the key"),
+        pytest.param(replay, 201, 2, id="replay"),
+        pytest.param(reuse_key, 422, 2, id="another order with the same key"),
         pytest.param(lambda alice: lambda: alice.place({}), 422, 0, id="invalid order"),
         pytest.param(lambda alice: lambda: alice.get("/orders/1"), 404, 0, id="malformed id"),
         pytest.param(lambda alice: lambda: alice.get("/health"), 200, 0, id="health"),
@@ -117,18 +115,20 @@ def test_round_trips_per_request_on_a_warm_connection(
 
     assert answer.status == status, answer.body
     assert (traffic.trips, traffic.messages) == (trips, ["Q"] * trips)
-    assert all(asked(statement).startswith("select set_tenant('") for statement in traffic.statements)
+    assert all(
+        without_prepare(statement).startswith("select set_tenant('") for statement in traffic.statements
+    )
 
 
-def asked(string: str) -> str:
-    """What a string says behind the statements that it prepares."""
+def without_prepare(string: str) -> str:
+    """A query string without its leading PREPARE statements."""
     return re.sub(r"\A(prepare order_api_\w+ as .+?;\n)*", "", string, flags=re.DOTALL)
 
 
 def test_first_create_takes_connecting_plus_one_round_trip(
     proxy: Proxy, user_pool: UserPool, tenant: str
 ) -> None:
-    """Connecting is startup and its answer, no probes; TLS and a password add trips of their own."""
+    """Connecting is one trip: startup and its answer. TLS and a password would add more."""
     environment = {**os.environ, "TOKEN": user_pool.token(tenant)}
 
     with proxy.watched() as traffic:
@@ -141,7 +141,8 @@ def test_first_create_takes_connecting_plus_one_round_trip(
             check=False,
         )
 
-    assert first.stdout.splitlines()[-1:] == [b"201"], first.stderr  # behind its line in the log
+    # The request log is written before this line.
+    assert first.stdout.splitlines()[-1:] == [b"201"], first.stderr
     assert traffic.trips == 2
     assert [kind for kind in traffic.messages if kind != "X"] == ["startup", "Q"]
 
@@ -152,7 +153,7 @@ def test_requests_send_no_transaction_commands(alice: Client, warm: Proxy) -> No
         alice.get(f"/orders/{order_id}")
         alice.get("/orders")
 
-    commands = [line.split()[0].lower() for text in traffic.statements for line in text.split(";\n")]
+    commands = [line.split()[0].lower() for string in traffic.statements for line in string.split(";\n")]
     assert set(commands) <= {"prepare", "select", "execute"}
     assert len(traffic.statements) == 3
 
@@ -164,9 +165,9 @@ def test_statements_name_only_the_callers_tenant(
         alice.get("/orders")
         other_tenant.get("/orders")
 
-    mine, theirs = traffic.statements
-    assert asked(mine).startswith(f"select set_tenant('{tenant}');\n")
-    assert tenant not in theirs
+    own, foreign = traffic.statements
+    assert without_prepare(own).startswith(f"select set_tenant('{tenant}');\n")
+    assert tenant not in foreign
 
 
 def test_connection_keeps_no_state_except_prepared_statements(alice: Client, warm: Proxy) -> None:
@@ -183,8 +184,8 @@ def test_connection_keeps_no_state_except_prepared_statements(alice: Client, war
                 " (select count(*) from pg_prepared_statements where name not like 'order\\_api\\_%'),"
                 " (select count(*) from pg_locks where pid = pg_backend_pid() and locktype = 'advisory')"
             )
-            left = cursor.fetchone()
+            state = cursor.fetchone()
         connections().pool.give_back(connection)
 
-    assert left == ("", 0, 0, 0)
-    assert traffic.messages == ["Q"], "it was the pooled connection, in no transaction"
+    assert state == ("", 0, 0, 0)
+    assert traffic.messages == ["Q"], "it was the pooled connection, outside a transaction"

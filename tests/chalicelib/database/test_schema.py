@@ -1,4 +1,4 @@
-"""schema.sql: what it promises, that it can be applied at any time, and on which PostgreSQL."""
+"""schema.sql: its constraints and privileges, applying it repeatedly, and supported PostgreSQL versions."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ from tests.support.servers import api_on, private_server
 from tools.client import Client
 from tools.postgres_server import EMBEDDED, INSTALLED, connected
 
-Ask = Callable[..., list[tuple[Any, ...]]]
+Rows = Callable[..., list[tuple[Any, ...]]]
 TENANT_TABLES = ("idempotency_keys", "order_items", "orders", "rate_limits")
 ORDER_ID = "01936f3c-3b5e-7cc0-98c4-dc0c0c07398f"
 NOW = "2026-11-22T09:00:00Z"
@@ -61,7 +61,7 @@ ROWS: Mapping[str, Mapping[str, Any]] = {
     },
     "rate_limits": {"tenant_id": "acme", "taken_until": 0},
 }
-REFUSED = [
+VIOLATIONS = [
     ("orders", {"tenant_id": ""}, "orders_tenant_named"),
     ("orders", {"status": "shipped"}, "orders_status_known"),
     ("orders", {"version": 0}, "orders_version_counts"),
@@ -99,7 +99,7 @@ def snapshot(binaries: Path, admin_url: str) -> str:
         capture_output=True,
         text=True,
     ).stdout
-    lasting = [line for line in dump.splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))]
+    state = [line for line in dump.splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))]
     with connected(admin_url) as connection, connection.cursor() as cursor:
         for query in (
             "select * from pg_roles where rolname !~ '^pg_' order by rolname",
@@ -108,13 +108,13 @@ def snapshot(binaries: Path, admin_url: str) -> str:
             "select * from schema_version",
         ):
             cursor.execute(query)
-            lasting += map(repr, cursor.fetchall())
-    return "\n".join(lasting)
+            state += map(repr, cursor.fetchall())
+    return "\n".join(state)
 
 
 @contextmanager
 def new_database(url: str) -> Iterator[str]:
-    """An empty database of the owner beside the one at `url`; its superuser's URL."""
+    """An empty database of orders_owner on the same server; yields its superuser URL."""
     name = f"orders_{uuid4().hex[:8]}"
     with connected(url) as connection, connection.cursor() as cursor:
         cursor.execute(f"create database {name} owner orders_owner")
@@ -124,7 +124,7 @@ def new_database(url: str) -> Iterator[str]:
             cursor.execute(f"drop database {name} with (force)")
 
 
-def owned(admin_url: str) -> str:
+def owner_url(admin_url: str) -> str:
     return make_dsn(admin_url, user="orders_owner")
 
 
@@ -135,12 +135,12 @@ def empty_database(admin_url: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def kept_role_settings(rows: Ask, admin_url: str) -> Iterator[None]:
-    """A test may change orders_app's settings: roles belong to the whole server."""
-    ((before,),) = rows("select setconfig from pg_db_role_setting where setrole = 'orders_app'::regrole")
+def kept_role_settings(rows: Rows, admin_url: str) -> Iterator[None]:
+    """Restores orders_app's settings afterwards: roles are shared by all databases of the server."""
+    ((settings,),) = rows("select setconfig from pg_db_role_setting where setrole = 'orders_app'::regrole")
     yield
     execute(admin_url, "alter role orders_app reset all")
-    for setting in before:
+    for setting in settings:
         name, value = setting.split("=", 1)
         execute(admin_url, f"alter role orders_app set {name} = '{value}'")
 
@@ -164,70 +164,68 @@ def test_applying_the_schema_twice_changes_nothing(database: Urls, admin_url: st
 
 def test_schema_can_be_applied_concurrently(admin_url: str, empty_database: str) -> None:
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(apply_schema, [owned(empty_database)] * 4))
+        list(pool.map(apply_schema, [owner_url(empty_database)] * 4))
 
-    one_by_one, at_once = (snapshot(EMBEDDED, url) for url in (admin_url, empty_database))
-    assert without_moments(at_once) == without_moments(one_by_one)
+    sequential, concurrent = (snapshot(EMBEDDED, url) for url in (admin_url, empty_database))
+    assert without_timestamps(concurrent) == without_timestamps(sequential)
 
 
-def without_moments(snapshot: str) -> list[str]:
+def without_timestamps(snapshot: str) -> list[str]:
     return [line for line in snapshot.splitlines() if "datetime" not in line]
 
 
 def test_applying_the_schema_again_takes_no_blocking_locks(empty_database: str) -> None:
-    apply_schema(owned(empty_database))
+    apply_schema(owner_url(empty_database))
 
     with connected(empty_database) as connection, connection.cursor() as cursor:
         cursor.execute("begin; " + insert("orders"), ROWS["orders"])
-        apply_schema(make_dsn(owned(empty_database), options="-c lock_timeout=2s"))
+        apply_schema(make_dsn(owner_url(empty_database), options="-c lock_timeout=2s"))
         cursor.execute("rollback")
 
 
 def test_schema_upgrades_version_1_to_version_2(admin_url: str, empty_database: str) -> None:
-    apply_schema(owned(empty_database))
+    apply_schema(owner_url(empty_database))
     execute(
-        owned(empty_database),
+        owner_url(empty_database),
         "drop table rate_limits",
         "drop function set_tenant(text, integer)",
         "delete from schema_version where version = 2",
     )
 
-    apply_schema(owned(empty_database))
+    apply_schema(owner_url(empty_database))
 
     upgraded, new = (snapshot(EMBEDDED, url) for url in (empty_database, admin_url))
-    assert without_moments(upgraded) == without_moments(new)
+    assert without_timestamps(upgraded) == without_timestamps(new)
 
 
 def test_newer_database_refuses_an_older_schema_file(empty_database: str) -> None:
-    apply_schema(owned(empty_database))
+    apply_schema(owner_url(empty_database))
     execute(
         empty_database, "insert into schema_version (version) values (3)", "drop index orders_created_by_idx"
     )
     before = snapshot(EMBEDDED, empty_database)
 
-    with pytest.raises(psycopg2.errors.RaiseException) as refused:
-        apply_schema(owned(empty_database))
+    with pytest.raises(psycopg2.errors.RaiseException) as error:
+        apply_schema(owner_url(empty_database))
 
-    assert (
-        refused.value.diag.message_primary == "this database is at schema version 3, this file is version 2"
-    )
-    assert "newest deployed release" in str(refused.value.diag.message_hint)
+    assert error.value.diag.message_primary == "this database is at schema version 3, this file is version 2"
+    assert "newest deployed release" in str(error.value.diag.message_hint)
     assert snapshot(EMBEDDED, empty_database) == before
 
 
 @pytest.mark.usefixtures("kept_role_settings")
-@pytest.mark.parametrize("own", ["statement_timeout=9s", "plan_cache_mode=auto"])
-def test_operators_role_settings_are_kept(database: Urls, rows: Ask, admin_url: str, own: str) -> None:
-    name, _, value = own.partition("=")
+@pytest.mark.parametrize("setting", ["statement_timeout=9s", "plan_cache_mode=auto"])
+def test_operators_role_settings_are_kept(database: Urls, rows: Rows, admin_url: str, setting: str) -> None:
+    name, _, value = setting.partition("=")
     execute(admin_url, f"alter role orders_app set {name} = '{value}'")
 
     apply_schema(database.owner)
 
-    assert own in role_settings(rows)
+    assert setting in role_settings(rows)
 
 
 @pytest.mark.usefixtures("kept_role_settings")
-def test_timeouts_are_set_beside_other_operator_settings(database: Urls, rows: Ask, admin_url: str) -> None:
+def test_timeouts_are_set_beside_other_operator_settings(database: Urls, rows: Rows, admin_url: str) -> None:
     execute(admin_url, "alter role orders_app reset all", "alter role orders_app set work_mem = '8MB'")
 
     apply_schema(database.owner)
@@ -251,21 +249,21 @@ def test_non_utf8_database_is_refused(database: Urls, admin_url: str, encoding: 
 
 @pytest.mark.usefixtures("kept_role_settings")
 def test_timeouts_are_set_despite_settings_for_another_database(
-    database: Urls, rows: Ask, admin_url: str
+    database: Urls, rows: Rows, admin_url: str
 ) -> None:
-    elsewhere = "alter role orders_app in database template1 {} statement_timeout"
-    execute(admin_url, "alter role orders_app reset all", elsewhere.format("set") + " = '60s'")
+    command = "alter role orders_app in database template1 {} statement_timeout"
+    execute(admin_url, "alter role orders_app reset all", command.format("set") + " = '60s'")
 
     apply_schema(database.owner)
 
-    execute(admin_url, elsewhere.format("reset"))
+    execute(admin_url, command.format("reset"))
     assert set(role_settings(rows)) == ROLE_SETTINGS
 
 
 ROLE_SETTINGS = {"statement_timeout=5s", "lock_timeout=2s", "plan_cache_mode=force_generic_plan"}
 
 
-def role_settings(rows: Ask) -> list[str]:
+def role_settings(rows: Rows) -> list[str]:
     ((settings,),) = rows("select setconfig from pg_db_role_setting where setrole = 'orders_app'::regrole")
     return list(settings)
 
@@ -273,7 +271,7 @@ def role_settings(rows: Ask) -> list[str]:
 # Tenancy
 
 
-def test_every_index_and_key_starts_with_the_tenant(rows: Ask) -> None:
+def test_every_index_and_key_starts_with_the_tenant(rows: Rows) -> None:
     indexes = rows(
         "select indexrelid::regclass::text, attname from pg_index"
         " join pg_attribute on attrelid = indrelid and attnum = indkey[0]"
@@ -297,7 +295,7 @@ def test_every_index_and_key_starts_with_the_tenant(rows: Ask) -> None:
     assert foreign_keys == [("order_items_order_fkey", "tenant_id", "tenant_id")]
 
 
-def test_row_level_security_is_forced_on_every_tenant_table(rows: Ask) -> None:
+def test_row_level_security_is_forced_on_every_tenant_table(rows: Rows) -> None:
     tables = rows(
         "select relname::text, relrowsecurity, relforcerowsecurity from pg_class join pg_attribute"
         " on attrelid = pg_class.oid where relkind in ('r', 'p') and attname = 'tenant_id' order by 1"
@@ -314,7 +312,7 @@ def test_row_level_security_is_forced_on_every_tenant_table(rows: Ask) -> None:
 # The API's role
 
 
-def test_api_role_has_no_special_attributes(rows: Ask) -> None:
+def test_api_role_has_no_special_attributes(rows: Rows) -> None:
     role = rows(
         "select rolcanlogin, rolsuper, rolbypassrls, rolcreaterole, rolcreatedb, rolreplication, rolpassword"
         " from pg_authid where rolname = 'orders_app'"
@@ -334,7 +332,7 @@ def test_api_role_has_its_settings(database: Urls) -> None:
             assert cursor.fetchone() == (value,)
 
 
-def test_api_role_has_exactly_the_needed_privileges(rows: Ask) -> None:
+def test_api_role_has_exactly_the_needed_privileges(rows: Rows) -> None:
     on_tables = rows(
         "select relname::text, privilege_type from pg_class, aclexplode(relacl)"
         " where relnamespace = 'public'::regnamespace and grantee in (0, 'orders_app'::regrole)"
@@ -359,7 +357,7 @@ def test_api_role_has_exactly_the_needed_privileges(rows: Ask) -> None:
     assert on_the_schema == [("USAGE",)]
 
 
-# Rules of the rows
+# Constraints
 
 
 def insert(table: str, values: Mapping[str, Any] | None = None) -> str:
@@ -369,7 +367,7 @@ def insert(table: str, values: Mapping[str, Any] | None = None) -> str:
 
 @pytest.fixture
 def good_rows(admin_url: str) -> Iterator[Any]:
-    """A transaction with one good row in every table, as the superuser, whom policies do not bind."""
+    """A superuser's transaction with one valid row in every table; policies do not apply to it."""
     connection = psycopg2.connect(admin_url)
     try:
         with connection.cursor() as cursor:
@@ -381,24 +379,24 @@ def good_rows(admin_url: str) -> Iterator[Any]:
         connection.close()
 
 
-@pytest.mark.parametrize(("table", "change", "constraint"), REFUSED)
+@pytest.mark.parametrize(("table", "change", "constraint"), VIOLATIONS)
 def test_row_violating_a_constraint_is_rejected(
     good_rows: Any, table: str, change: Mapping[str, Any], constraint: str
 ) -> None:
-    with pytest.raises(psycopg2.IntegrityError) as refused:
+    with pytest.raises(psycopg2.IntegrityError) as error:
         good_rows.execute(insert(table), {**ROWS[table], **change})
 
-    assert refused.value.diag.constraint_name == constraint
+    assert error.value.diag.constraint_name == constraint
 
 
-def test_every_constraint_is_named_and_tested(rows: Ask) -> None:
+def test_every_constraint_is_named_and_tested(rows: Rows) -> None:
     constraints = rows(
         "select conrelid::regclass::text, conname::text from pg_constraint"
         " where conrelid::regclass::text = any(%s) and contype <> 'n'",
         list(TENANT_TABLES),
     )
 
-    assert set(constraints) == {(table, constraint) for table, _, constraint in REFUSED}
+    assert set(constraints) == {(table, constraint) for table, _, constraint in VIOLATIONS}
 
 
 @pytest.mark.parametrize(
@@ -412,16 +410,16 @@ def test_every_constraint_is_named_and_tested(rows: Ask) -> None:
     ],
 )
 def test_table_limits_are_inclusive(good_rows: Any, table: str, change: Mapping[str, Any]) -> None:
-    fresh = {"order_id": str(uuid4())} if table == "orders" else {}
+    new_id = {"order_id": str(uuid4())} if table == "orders" else {}
 
-    good_rows.execute(insert(table), {**ROWS[table], **fresh, **change})
+    good_rows.execute(insert(table), {**ROWS[table], **new_id, **change})
 
 
 # The models
 
 
 @pytest.mark.parametrize("model", [Order, OrderItem, IdempotencyKey])
-def test_the_models_have_the_columns_of_the_tables(rows: Ask, model: type[SQLModel]) -> None:
+def test_the_models_have_the_columns_of_the_tables(rows: Rows, model: type[SQLModel]) -> None:
     table: Table = model.__table__  # type: ignore[attr-defined]
     in_database = rows(
         "select column_name::text, is_nullable = 'YES', data_type from information_schema.columns"
@@ -434,15 +432,15 @@ def test_the_models_have_the_columns_of_the_tables(rows: Ask, model: type[SQLMod
         table.name,
     )
 
-    assert [(column.name, column.nullable, spoken(column.type)) for column in table.columns] == [
+    assert [(column.name, column.nullable, type_name(column.type)) for column in table.columns] == [
         (name, nullable, {"text": "character varying", "character": "character varying"}.get(kind, kind))
         for name, nullable, kind in in_database
     ]
     assert {(column.name,) for column in table.primary_key} == set(key)
 
 
-def spoken(kind: Any) -> str:
-    """A column type in information_schema's words."""
+def type_name(kind: Any) -> str:
+    """A column type as information_schema names it."""
     text = str(kind.compile(dialect=postgresql.dialect())).lower()  # type: ignore[no-untyped-call]
     return "character varying" if text.startswith("varchar") else text
 
@@ -454,7 +452,7 @@ def spoken(kind: Any) -> str:
 def many_orders(admin_url: str) -> Iterator[str]:
     """Thirty tenants with 300 orders of ten users each."""
     with new_database(admin_url) as url:
-        apply_schema(owned(url))
+        apply_schema(owner_url(url))
         execute(
             url,
             "insert into orders select 'tenant-' || n % 30, gen_random_uuid(), 'user-' || n % 10, 'pending',"
@@ -484,26 +482,26 @@ def many_orders(admin_url: str) -> Iterator[str]:
 def test_statements_use_indexes_and_read_no_extra_rows(
     many_orders: str, statement: Statement[Any], index: str, condition: str
 ) -> None:
-    steps = plan(many_orders, statement)
+    nodes = plan(many_orders, statement)
 
-    used = {step["Index Name"]: step["Index Cond"] for step in steps if "Index Name" in step}
+    used = {node["Index Name"]: node["Index Cond"] for node in nodes if "Index Name" in node}
     assert condition in used[index]
     assert "tenant_id" in used[index]
     assert "order_items_pkey" in used
-    assert not {step["Node Type"] for step in steps} & {"Seq Scan", "Bitmap Heap Scan"}
-    rows_read = [step["Actual Rows"] for step in steps if step.get("Relation Name") == "orders"]
+    assert not {node["Node Type"] for node in nodes} & {"Seq Scan", "Bitmap Heap Scan"}
+    rows_read = [node["Actual Rows"] for node in nodes if node.get("Relation Name") == "orders"]
     assert max(rows_read) <= 3
 
 
 def test_planner_statistics_expect_many_orders_per_tenant(many_orders: str) -> None:
-    """Else a plan that is made for all tenants may read all orders of the one that has most of them."""
+    """Otherwise a generic plan may read all orders of the largest tenant."""
     with connected(make_dsn(many_orders, user="postgres")) as connection, connection.cursor() as cursor:
         cursor.execute("select n_distinct from pg_stats where tablename = 'orders' and attname = 'tenant_id'")
         assert cursor.fetchone() == (pytest.approx(-0.001),)
 
 
 def plan(url: str, statement: Statement[Any]) -> list[dict[str, Any]]:
-    """The steps that the statement took, as the API's role, for the second page of a tenant."""
+    """The executed plan's nodes, as the API's role, for the second page of a tenant."""
     values = {
         "tenant_id": "tenant-1",
         "created_by": "user-1",
@@ -518,12 +516,12 @@ def plan(url: str, statement: Statement[Any]) -> list[dict[str, Any]]:
             b"select set_tenant('tenant-1'); explain (analyze, format json) "
             + cursor.mogrify(statement.text, values)
         )
-        ((found,),) = cursor.fetchall()
-    steps, left = [], [found[0]["Plan"]]
-    while left:
-        steps.append(left.pop())
-        left += steps[-1].get("Plans", [])
-    return steps
+        ((result,),) = cursor.fetchall()
+    nodes, unvisited = [], [result[0]["Plan"]]
+    while unvisited:
+        nodes.append(unvisited.pop())
+        unvisited += nodes[-1].get("Plans", [])
+    return nodes
 
 
 # Other versions of PostgreSQL

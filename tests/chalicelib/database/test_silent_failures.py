@@ -1,4 +1,4 @@
-"""What fails on our side says the same few words, whatever happened: no cause, no statement, no value."""
+"""A 5xx answer has a fixed short detail: no cause, no statement, no value."""
 
 from pathlib import Path
 
@@ -17,25 +17,25 @@ REQUESTS = [
 
 
 @pytest.mark.parametrize(
-    ("trouble", "problem"),
-    [("nowhere", Unavailable), ("no tables", Internal), ("no such database", Unavailable)],
+    ("failure", "problem"),
+    [("no server", Unavailable), ("no tables", Internal), ("no such database", Unavailable)],
 )
-@pytest.mark.parametrize(("method", "path", "body"), REQUESTS, ids=lambda each: str(each)[:12])
+@pytest.mark.parametrize(("method", "path", "body"), REQUESTS, ids=lambda value: str(value)[:12])
 def test_failure_response_hides_its_cause(
     alice: Client,
     database: Urls,
     tmp_path: Path,
-    trouble: str,
+    failure: str,
     problem: type[Problem],
     method: str,
     path: str,
     body: bytes,
 ) -> None:
     url = {
-        "nowhere": f"postgresql://orders_app:hunter2@/orders?host={tmp_path}",
+        "no server": f"postgresql://orders_app:hunter2@/orders?host={tmp_path}",
         "no tables": database.app.replace("/orders?", "/postgres?"),
         "no such database": database.app.replace("/orders?", "/absent?"),
-    }[trouble]
+    }[failure]
 
     with api_on(url):
         answer = alice.send(method, path, body, {"Content-Type": "application/json", "Idempotency-Key": "k1"})

@@ -1,4 +1,4 @@
-"""Statements as SQL: an INSERT of one row and of several, with what may follow its rows; named rows."""
+"""Statements: an INSERT of one or several rows with a clause after VALUES, and rows as named tuples."""
 
 from typing import NamedTuple
 
