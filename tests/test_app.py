@@ -1,4 +1,4 @@
-"""app.py holds the app, its CORS and its routes; the code that they call is in chalicelib/."""
+"""app.py contains only the app, its CORS and its routes; what they call is in chalicelib/."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The objects that a process shares are made at the first request that needs them; close forgets them."""
+"""A process's shared objects are made on first use, never at import; close() discards them."""
 
 import subprocess
 import sys
@@ -18,10 +18,10 @@ from tests.support.servers import api_on, scope_of
 @pytest.mark.parametrize("shared", [composition.connections, composition.rate_limiter])
 def test_all_threads_get_the_same_object(database: Urls, shared: object) -> None:
     assert callable(shared)
-    together = threading.Barrier(8)
+    barrier = threading.Barrier(8)
 
     def get(_: int) -> object:
-        together.wait(10)
+        barrier.wait(10)
         return shared()
 
     with api_on(database.app), ThreadPoolExecutor(8) as threads:
@@ -38,18 +38,18 @@ def test_importing_the_app_makes_nothing(environment: dict[str, str]) -> None:
 
 
 def test_close_ends_the_read_timeouts_thread(database: Urls) -> None:
-    def timeouts() -> int:
+    def count_threads() -> int:
         return sum(thread.name == "database-read-timeout" for thread in threading.enumerate())
 
     with api_on(database.app):
-        before = timeouts()
+        before = count_threads()
         composition.connections().ping()
-        assert timeouts() == before + 1
+        assert count_threads() == before + 1
     deadline = time.monotonic() + 10
-    while timeouts() > before and time.monotonic() < deadline:
+    while count_threads() > before and time.monotonic() < deadline:
         time.sleep(0.05)
 
-    assert timeouts() == before
+    assert count_threads() == before
 
 
 def test_a_repository_refuses_another_tenants_scope(database: Urls) -> None:

@@ -1,4 +1,4 @@
-"""RATE_LIMIT: a tenant's requests are counted for all processes together, and its flood is its own."""
+"""RATE_LIMIT: requests are counted per tenant, for all processes together."""
 
 import re
 import threading
@@ -46,21 +46,21 @@ def test_every_response_has_the_remaining_limit(alice: Client, database: Urls) -
 
     assert [answer.status for answer in answers] == [201, 200, 404, 400, 422]
     assert {answer.headers["ratelimit-policy"] for answer in answers} == {'"tenant";q=5;w=3600'}
-    left = [re.fullmatch(r'"tenant";r=(\d+);t=(\d+)', answer.headers["ratelimit"]) for answer in answers]
-    assert [match and int(match[1]) for match in left] == [4, 3, 2, 1, 0]
+    matches = [re.fullmatch(r'"tenant";r=(\d+);t=(\d+)', answer.headers["ratelimit"]) for answer in answers]
+    assert [match and int(match[1]) for match in matches] == [4, 3, 2, 1, 0]
 
 
 def test_request_over_the_limit_is_429_without_effect(
     alice: Client, database: Urls, rows: Rows, tenant: str
 ) -> None:
     with limited(database.app, "2/h"):
-        placed = [alice.place() for _ in range(4)]
+        answers = [alice.place() for _ in range(4)]
 
-    assert [answer.status for answer in placed] == [201, 201, 429, 429]
-    for answer in placed[2:]:
+    assert [answer.status for answer in answers] == [201, 201, 429, 429]
+    for answer in answers[2:]:
         assert answer.slug == "rate-limited"
         assert answer.headers["content-type"] == "application/problem+json"
-        assert 1700 < int(answer.headers["retry-after"]) <= 1800, "one every half an hour"
+        assert 1700 < int(answer.headers["retry-after"]) <= 1800, "2/h is one every 30 minutes"
         assert answer.headers["ratelimit"] == f'"tenant";r=0;t={answer.headers["retry-after"]}'
     assert rows("select count(*) from orders where tenant_id = %s", tenant) == [(2,)]
 
@@ -72,11 +72,11 @@ def test_health_and_rejected_tokens_are_not_counted(alice: Client, anonymous: Cl
             assert anonymous.get("/orders").status == 401
         assert alice.get("/orders").status == 200
         assert alice.get("/orders").status == 429
-        assert anonymous.get("/orders").status == 401, "the token is looked at first"
+        assert anonymous.get("/orders").status == 401, "the token is checked first"
 
 
 def test_limit_replenishes_at_an_even_rate(alice: Client, database: Urls) -> None:
-    """One every three seconds: a busy machine does not turn two in a moment into two in six seconds."""
+    """20/m is one every 3 s: long enough that a slow machine cannot turn the 429 into a 200."""
     with limited(database.app, "20/m"):
         assert [alice.get("/orders?limit=1").status for _ in range(21)] == [200] * 20 + [429]
         time.sleep(3.1)
@@ -91,7 +91,7 @@ def test_users_of_a_tenant_share_one_limit(client: NewClient, other_tenant: Clie
 
 
 def test_processes_share_one_limit(alice: Client, database: Urls) -> None:
-    """What a process remembers is not what counts: another one begins with nothing."""
+    """Counts are in the database; each `limited` starts with an empty process cache."""
     with limited(database.app, "3/h"):
         assert alice.get("/orders").status == 200
     with limited(database.app, "3/h"):
@@ -111,9 +111,9 @@ def test_concurrent_requests_never_exceed_the_limit(alice: Client, database: Url
 def test_request_losing_a_race_has_correct_retry_after(
     alice: Client, database: Urls, admin_url: str, rows: Rows, tenant: str, taken_until: str
 ) -> None:
-    """Its statement began before that, and still sees turns, or one in half a second."""
+    """Its statement's snapshot predates the other update and still shows free requests, or one in 0.5 s."""
     in_15_minutes = "extract(epoch from now()) + 3600 - 900"
-    waiting = "select count(*) from pg_locks where locktype = 'transactionid' and not granted"
+    lock_waiters = "select count(*) from pg_locks where locktype = 'transactionid' and not granted"
     rows(f"insert into rate_limits values (%s, {taken_until}) returning true", tenant)
     with (
         limited(database.app, "2/h"),
@@ -122,26 +122,26 @@ def test_request_losing_a_race_has_correct_retry_after(
         other.cursor() as cursor,
     ):
         cursor.execute(f"update rate_limits set taken_until = {in_15_minutes} where tenant_id = %s", [tenant])
-        refused = pool.submit(alice.get, "/orders")
-        while rows(waiting) == [(0,)]:
-            assert not refused.done()
+        rejected = pool.submit(alice.get, "/orders")
+        while rows(lock_waiters) == [(0,)]:
+            assert not rejected.done()
         other.commit()
 
-        assert refused.result().status == 429
-        assert 880 < int(refused.result().headers["retry-after"]) <= 900
+        assert rejected.result().status == 429
+        assert 880 < int(rejected.result().headers["retry-after"]) <= 900
 
 
 def test_concurrent_first_requests_of_a_tenant_are_counted(client: NewClient, database: Urls) -> None:
     with limited(database.app, "1/h"), ThreadPoolExecutor(8) as pool:
         for _ in range(5):
-            newcomer = client(tenant=f"new-{uuid4().hex}")
-            together = threading.Barrier(8)
+            new_client = client(tenant=f"new-{uuid4().hex}")
+            barrier = threading.Barrier(8)
 
-            def ask(_: int, newcomer: Client = newcomer, together: threading.Barrier = together) -> int:
-                together.wait(10)
-                return newcomer.get("/orders").status
+            def send(_: int, new_client: Client = new_client, barrier: threading.Barrier = barrier) -> int:
+                barrier.wait(10)
+                return new_client.get("/orders").status
 
-            assert sorted(pool.map(ask, range(8))) == [200] + [429] * 7
+            assert sorted(pool.map(send, range(8))) == [200] + [429] * 7
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_rejected_flood_costs_no_round_trips(alice: Client, proxy: Proxy) -> Non
         with proxy.watched() as flood:
             assert {alice.place().status for _ in range(50)} == {429}
 
-    assert flood.trips == 1, "the first refusal is the database's, and is remembered"
+    assert flood.trips == 1, "only the first rejection asks the database"
 
 
 def test_read_only_database_answers_reads_without_counting(alice: Client, database: Urls) -> None:
@@ -177,15 +177,15 @@ def test_read_only_database_answers_reads_without_counting(alice: Client, databa
 def test_standby_answers_reads_and_keeps_prepared_statements(
     alice: Client, proxied_standby: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """There the table of turns, which is unlogged, cannot even be read: another error than read-only."""
+    """An unlogged table cannot even be read on a standby, which is another error than read-only."""
     with limited(f"postgresql://orders_app@/orders?host={proxied_standby.folder}", "1/h"):
         assert alice.get("/orders").status == 200
-        with proxied_standby.watched() as later:
+        with proxied_standby.watched() as traffic:
             assert [alice.get("/orders").status for _ in range(3)] == [200] * 3
 
-        assert later.trips == 3, "for a while nobody asks it for turns again"
-        assert later.messages.count("startup") == 0
-        assert "execute" in later.statements[-1]
+        assert traffic.trips == 3, "counting is suspended for a while"
+        assert traffic.messages.count("startup") == 0
+        assert "execute" in traffic.statements[-1]
         assert alice.place().status == 503
     assert "DB_PREPARE" not in caplog.text
 
@@ -203,7 +203,7 @@ def proxied_standby(database: Urls) -> Iterator[Proxy]:  # noqa: ARG001 (as root
 
 
 def test_changed_limit_takes_effect_at_once(alice: Client, database: Urls) -> None:
-    """A tenant that was at the end of a long period is not kept waiting for it by a short one."""
+    """A tenant that used up a long period does not wait for its end under a new, short period."""
     with limited(database.app, "1/h"):
         assert [alice.get("/orders").status for _ in range(2)] == [200, 429]
     with limited(database.app, "50/s"):
@@ -215,10 +215,10 @@ def test_changed_limit_takes_effect_at_once(alice: Client, database: Urls) -> No
 def test_failed_rate_check_is_not_counted(alice: Client, tenant: str) -> None:
     with limited("postgresql://orders_app@127.0.0.1:1/orders", "2/h"):
         next_turns = rate_limiter()._next_turns
-        next_turns[tenant] = due = time.time() - 1  # as if a refused tenant's turn had come
+        next_turns[tenant] = next_turn = time.time() - 1  # a rejected tenant may retry now
         assert alice.get("/orders").status == 503
 
-        assert next_turns == {tenant: due}
+        assert next_turns == {tenant: next_turn}
 
 
 def test_setting_the_clock_back_locks_out_no_tenant(
@@ -227,12 +227,12 @@ def test_setting_the_clock_back_locks_out_no_tenant(
     with limited(database.app, "2/m"):
         assert [alice.get("/orders").status for _ in range(3)] == [200, 200, 429]
         monkeypatch.setattr(rate_limit, "time", SimpleNamespace(time=lambda: time.time() - 3600))
-        refused = alice.get("/orders")
-        assert (refused.status, int(refused.headers["retry-after"]) <= 30) == (429, True)
-        forgiven = rows("delete from rate_limits where tenant_id = %s returning true", tenant)
+        rejected = alice.get("/orders")
+        assert (rejected.status, int(rejected.headers["retry-after"]) <= 30) == (429, True)
+        deleted = rows("delete from rate_limits where tenant_id = %s returning true", tenant)
 
         monkeypatch.setattr(rate_limit, "time", SimpleNamespace(time=lambda: time.time() - 7200))
-        assert (forgiven, alice.get("/orders").status) == ([(True,)], 200)
+        assert (deleted, alice.get("/orders").status) == ([(True,)], 200)
 
 
 def test_counting_resumes_after_the_clock_is_set_back(

@@ -1,4 +1,4 @@
-"""Lambda SnapStart: an instance uses nothing that has expired, and repeats no other instance."""
+"""Lambda SnapStart: a restored instance uses no expired state and no duplicated random state."""
 
 import json
 import os
@@ -36,13 +36,13 @@ POOL_ARN = "arn:aws:cognito-idp:eu-west-1:123456789012:userpool/eu-west-1_AbCdEf
 SECRET_ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:orders-AbCdEf"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
 RESTORE_TIMEOUT = 10
-"""Seconds that Lambda gives the hooks after a restore."""
+"""Lambda's limit for the after-restore hooks, in seconds."""
 Json = dict[str, Any]
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """With a path short enough for a socket."""
+    """A folder whose path is short enough for a Unix socket."""
     with TemporaryDirectory(prefix="order-api-wire-") as name:
         yield Path(name)
 
@@ -53,31 +53,31 @@ def proxy_in(folder: Path, database: Urls) -> Iterator[Proxy]:
         yield proxy
 
 
-def through(folder: Path) -> str:
+def url_through(folder: Path) -> str:
     return f"postgresql://orders_app@/orders?host={folder}"
 
 
 def messages(traffic: Traffic) -> list[str]:
-    """The messages of all connections, without Terminate, which they may send at any time."""
+    """The messages of all connections, without Terminate, whose timing varies."""
     return [kind for kind in traffic.messages if kind != TERMINATE]
 
 
-def kinds(traffic: Traffic) -> list[set[str]]:
+def first_words(traffic: Traffic) -> list[set[str]]:
     """The first word of each command in each string, without the role check."""
     strings = [text.removeprefix(ROLE_CHECK.decode()) for text in traffic.statements]
     return [{line.split()[0] for line in text.split(";\n") if line} for text in strings]
 
 
 class Instance:
-    """tests/support/snapstart_instance.py, which runs the named steps."""
+    """A process of tests/support/snapstart_instance.py, which runs named steps."""
 
     def __init__(self, tenant: str, *options: str, **variables: str) -> None:
-        inherited = {"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT)}
-        own = {"COGNITO_USER_POOL_ARN": POOL_ARN, "AWS_LAMBDA_FUNCTION_NAME": "order-api"}
+        process_variables = {"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT)}
+        lambda_variables = {"COGNITO_USER_POOL_ARN": POOL_ARN, "AWS_LAMBDA_FUNCTION_NAME": "order-api"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.snapstart_instance", tenant, *options],
             cwd=PROJECT,
-            env={**inherited, **own, **variables},
+            env={**process_variables, **lambda_variables, **variables},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -88,13 +88,13 @@ class Instance:
         assert self.process.stdout is not None
         self.process.stdin.write(f"{step}\n")
         self.process.stdin.flush()
-        said = self.process.stdout.readline()
-        assert said, f"it ended at {step!r}"
-        return json.loads(said)
+        line = self.process.stdout.readline()
+        assert line, f"the process ended at {step!r}"
+        return json.loads(line)
 
     def sockets(self) -> list[Any]:
-        found: list[Any] = psutil.Process(self.process.pid).net_connections("all")
-        return found
+        connections: list[Any] = psutil.Process(self.process.pid).net_connections("all")
+        return connections
 
     def __enter__(self) -> "Instance":
         return self
@@ -103,11 +103,11 @@ class Instance:
         self.process.communicate(timeout=30)
 
 
-# What expires
+# Expired state
 
 
 def test_restore_connects_before_the_first_create(folder: Path, database: Urls, tenant: str) -> None:
-    with proxy_in(folder, database) as proxy, Instance(tenant, DATABASE_URL=through(folder)) as instance:
+    with proxy_in(folder, database) as proxy, Instance(tenant, DATABASE_URL=url_through(folder)) as instance:
         with proxy.watched() as before:
             instance.run("snapshot")
             sockets = instance.sockets()
@@ -116,16 +116,16 @@ def test_restore_connects_before_the_first_create(folder: Path, database: Urls, 
         with proxy.watched() as first:
             status, _ = instance.run("create")
 
-    assert messages(before) == ["startup", "Q", "Q"], "a page and an order were asked for"
+    assert messages(before) == ["startup", "Q", "Q"], "the warm-up reads a page and an order"
     assert sockets == []
     assert messages(restoring) == ["startup", "Q"]
-    assert kinds(restoring) == [{"prepare"}]
+    assert first_words(restoring) == [{"prepare"}]
     assert (status, first.trips, messages(first)) == (201, 1, ["Q"])
-    assert kinds(first) == [{"select", "execute"}]
+    assert first_words(first) == [{"select", "execute"}]
 
 
 def test_warm_up_places_no_order(folder: Path, database: Urls, tenant: str) -> None:
-    with proxy_in(folder, database) as proxy, Instance(tenant, DATABASE_URL=through(folder)) as instance:
+    with proxy_in(folder, database) as proxy, Instance(tenant, DATABASE_URL=url_through(folder)) as instance:
         instance.run("snapshot")
 
     assert proxy.traffic.statements
@@ -133,7 +133,7 @@ def test_warm_up_places_no_order(folder: Path, database: Urls, tenant: str) -> N
 
 
 def test_warm_up_with_a_rate_limit_counts_nothing(folder: Path, database: Urls, tenant: str) -> None:
-    variables = {"DATABASE_URL": through(folder), "RATE_LIMIT": "100/s"}
+    variables = {"DATABASE_URL": url_through(folder), "RATE_LIMIT": "100/s"}
     with proxy_in(folder, database) as proxy, Instance(tenant, **variables) as instance:
         with proxy.watched() as before:
             instance.run("snapshot")
@@ -142,17 +142,17 @@ def test_warm_up_with_a_rate_limit_counts_nothing(folder: Path, database: Urls, 
         with proxy.watched() as first:
             status, _ = instance.run("create")
 
-    assert messages(before) == ["startup", "Q", "Q"], "a page and an order were asked for"
+    assert messages(before) == ["startup", "Q", "Q"], "the warm-up reads a page and an order"
     assert "insert" not in "".join(before.statements).lower()
-    assert kinds(restoring) == [{"prepare"}]
+    assert first_words(restoring) == [{"prepare"}]
     assert (status, messages(first)) == (201, ["Q", "Q"])
-    assert kinds(first) == [{"select", "execute"}] * 2
+    assert first_words(first) == [{"select", "execute"}] * 2
 
 
 def test_restore_without_prepare_connects_and_checks_the_role(
     folder: Path, database: Urls, tenant: str
 ) -> None:
-    variables = {"DATABASE_URL": through(folder), "DB_PREPARE": "off"}
+    variables = {"DATABASE_URL": url_through(folder), "DB_PREPARE": "off"}
     with proxy_in(folder, database) as proxy, Instance(tenant, **variables) as instance:
         instance.run("snapshot")
         with proxy.watched() as restoring:
@@ -166,32 +166,32 @@ def test_restore_without_prepare_connects_and_checks_the_role(
 
 
 def test_secret_is_fetched_again_after_a_restore(folder: Path, database: Urls, tenant: str) -> None:
-    """The database moves after the snapshot is taken: the old secret still has the old address."""
+    """The database moves after the snapshot, so that the cached secret has the old address."""
     old, new = folder / "old", folder / "new"
-    for place in (old, new):
-        place.mkdir()
+    for directory in (old, new):
+        directory.mkdir()
 
     def secret(store: Store, _: Asked) -> secret_servers.Answer:
-        said = json.dumps({"ARN": SECRET_ARN, "Name": "orders", "SecretString": store.text}).encode()
-        return store.secret(lambda: (200, {"Content-Type": "application/x-amz-json-1.1"}, said))
+        body = json.dumps({"ARN": SECRET_ARN, "Name": "orders", "SecretString": store.text}).encode()
+        return store.secret(lambda: (200, {"Content-Type": "application/x-amz-json-1.1"}, body))
 
     store = Store(secret, rds(old))
     with (
-        proxy_in(old, database) as before,
-        proxy_in(new, database) as after,
+        proxy_in(old, database) as old_proxy,
+        proxy_in(new, database) as new_proxy,
         secret_servers.serving(store) as variables,
         Instance(tenant, DB_PASSWORD=SECRET_ARN, **CREDENTIALS, **variables) as instance,
     ):
         instance.run("snapshot")
-        sockets, said = instance.sockets(), messages(before.traffic)
+        sockets, sent = instance.sockets(), messages(old_proxy.traffic)
         store.text = rds(new)
         instance.run("restore")
         status, _ = instance.run("create")
 
     assert sockets == []
     assert (status, store.fetches) == (201, 2)
-    assert messages(before.traffic) == said == ["startup", "Q", "Q"]
-    assert messages(after.traffic) == ["startup", "Q", "Q"]
+    assert messages(old_proxy.traffic) == sent == ["startup", "Q", "Q"]
+    assert messages(new_proxy.traffic) == ["startup", "Q", "Q"]
 
 
 def rds(host: Path) -> str:
@@ -200,18 +200,18 @@ def rds(host: Path) -> str:
     return json.dumps(members)
 
 
-# What must be unique
+# Random state
 
 
 def test_restored_instances_generate_different_order_ids(database: Urls, tenant: str) -> None:
     with Instance(tenant, DATABASE_URL=database.app) as instance:
         instance.run("draw")
         instance.run("snapshot")
-        same = [random_digits(instance.run("copied")) for _ in range(2)]
-        different = [random_digits(instance.run("restored")) for _ in range(3)]
+        without_hook = [random_digits(instance.run("copied")) for _ in range(2)]
+        with_hook = [random_digits(instance.run("restored")) for _ in range(3)]
 
-    assert len(set(same)) == 1, "without the hook, copies repeat each other"
-    assert len(set(different)) == 3
+    assert len(set(without_hook)) == 1, "without the hook, copies repeat each other"
+    assert len(set(with_hook)) == 3
 
 
 def random_digits(drawn: Json) -> str:
@@ -222,38 +222,40 @@ def random_digits(drawn: Json) -> str:
 
 
 def test_restored_instances_have_different_random_states(database: Urls, tenant: str) -> None:
-    """OpenSSL detects a copy by its process id, which on Lambda is the same."""
-    drawn = ("psycopg2's OpenSSL", "Python's OpenSSL", "random")
+    """OpenSSL detects a copy by its process id, which is equal in Lambda's copies."""
+    sources = ("psycopg2's OpenSSL", "Python's OpenSSL", "random")
     with Instance(tenant, "--alone", DATABASE_URL=database.app) as instance:
-        itself = instance.run("draw")["process"]
+        original_pid = instance.run("draw")["process"]
         instance.run("snapshot")
-        first, second = instance.run("copied"), instance.run("copied")
-        if not itself == first["process"] == second["process"]:
+        copy_1, copy_2 = instance.run("copied"), instance.run("copied")
+        if not original_pid == copy_1["process"] == copy_2["process"]:
             pytest.skip("no copy under the same process id: this kernel refuses a new namespace (unshare)")
-        one, other = instance.run("restored"), instance.run("restored")
+        restored_1, restored_2 = instance.run("restored"), instance.run("restored")
 
-    assert [first[name] for name in drawn] == [second[name] for name in drawn], "copies repeat each other"
-    for name in drawn:
-        assert one[name] != other[name], name
-        assert one[name] != first[name], name
+    assert [copy_1[name] for name in sources] == [copy_2[name] for name in sources], (
+        "copies repeat each other"
+    )
+    for name in sources:
+        assert restored_1[name] != restored_2[name], name
+        assert restored_1[name] != copy_1[name], name
 
 
 def test_forked_workers_have_different_random_states(database: Urls, tenant: str) -> None:
     """gunicorn may import the API before it forks."""
     with Instance(tenant, DATABASE_URL=database.app) as instance:
         instance.run("draw")
-        instance.run("snapshot")  # closes the connections: a fork must not use its parent's
+        instance.run("snapshot")  # closes the connections, which a fork must not share
         workers = [instance.run("forked") for _ in range(3)]
 
     assert len({random_digits(worker) for worker in workers}) == 3
     assert len({worker["psycopg2's OpenSSL"] for worker in workers}) == 3
 
 
-# Under Lambda's own runtime
+# Under Lambda's runtime
 
 
 class Lambda:
-    """The built zip with snapshots, under awslambdaric. Only Lambda itself requires Python 3.12."""
+    """The built zip with SnapStart on, under awslambdaric. (Lambda itself requires Python 3.12.)"""
 
     def __init__(self, build: AwsBuild, folder: Path, variables: dict[str, str]) -> None:
         shutil.copytree(build.folder / "package", folder / "package")
@@ -263,8 +265,8 @@ class Lambda:
         self._folder, self._variables = folder, variables
 
     @contextmanager
-    def on(self, database_url: str) -> Iterator[Transport]:
-        """The function, with that database."""
+    def serving(self, database_url: str) -> Iterator[Transport]:
+        """Runs the function with this database."""
         port = free_port()
         variables = {**self._variables, "DATABASE_URL": database_url}
         with hosts.serving("lambda", self._folder, variables, "127.0.0.1", port):
@@ -279,7 +281,7 @@ def on_lambda(aws_build: AwsBuild, environment: dict[str, str], tmp_path: Path) 
 def test_lambda_runtime_calls_the_snapstart_hooks(
     on_lambda: Lambda, folder: Path, database: Urls, user_pool: UserPool, tenant: str
 ) -> None:
-    with proxy_in(folder, database) as proxy, on_lambda.on(through(folder)) as transport:
+    with proxy_in(folder, database) as proxy, on_lambda.serving(url_through(folder)) as transport:
         start, alice = proxy.traffic, Client(transport, user_pool.token(tenant))
         with proxy.watched() as first:
             placed = alice.place()
@@ -288,7 +290,7 @@ def test_lambda_runtime_calls_the_snapstart_hooks(
 
     assert messages(start) == ["startup", "Q", "Q", "startup", "Q"]
     assert (placed.status, first.trips, first.messages) == (201, 1, ["Q"])
-    assert kinds(first) == [{"select", "execute"}]
+    assert first_words(first) == [{"select", "execute"}]
     assert (listed.json["orders"], messages(second)) == ([placed.json["order"]], ["Q"])
 
 
@@ -300,32 +302,35 @@ def test_snapshot_and_restore_succeed_without_a_database(
     tenant: str,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    with on_lambda.on(through(folder)) as transport:
+    with on_lambda.serving(url_through(folder)) as transport:
         alice = Client(transport, user_pool.token(tenant))
-        refused = alice.place()
+        unavailable = alice.place()
         with proxy_in(folder, database):
             placed = alice.place()
 
-    said = capfd.readouterr().err
-    assert (refused.status, refused.slug, placed.status) == (503, "unavailable", 201)
-    assert "SnapStart: the rehearsal ended with 503, the snapshot is taken all the same" in said
-    assert "SnapStart: restored without a connection" in said
-    lines = of_requests(said)
-    assert len(lines) == 2, "the warm-up has no line"
-    cold = [lines[answer.headers["x-request-id"]]["cold_start"] for answer in (refused, placed)]
-    assert cold == [True, False], "the first after the restore, not the warm-up's"
+    log = capfd.readouterr().err
+    assert (unavailable.status, unavailable.slug, placed.status) == (503, "unavailable", 201)
+    assert "SnapStart: the rehearsal ended with 503, the snapshot is taken all the same" in log
+    assert "SnapStart: restored without a connection" in log
+    lines = of_requests(log)
+    assert len(lines) == 2, "the warm-up logs no request line"
+    cold = [lines[answer.headers["x-request-id"]]["cold_start"] for answer in (unavailable, placed)]
+    assert cold == [True, False], "cold is the first request after the restore, not the warm-up"
 
 
 def test_unresponsive_database_does_not_exceed_lambdas_restore_timeout(folder: Path, tenant: str) -> None:
     """libpq waits for each address of a host; these listeners accept a connection and send nothing."""
-    places = [folder / str(number) for number in range(6)]
-    variables = {"DATABASE_URL": through(Path(",".join(map(str, places)))), "DB_CONNECT_TIMEOUT": "2"}
+    directories = [folder / str(number) for number in range(6)]
+    variables = {
+        "DATABASE_URL": url_through(Path(",".join(map(str, directories)))),
+        "DB_CONNECT_TIMEOUT": "2",
+    }
     with ExitStack() as stack:
-        for place in places:
-            place.mkdir()
-            silent = stack.enter_context(socket.socket(socket.AF_UNIX))
-            silent.bind(str(place / ".s.PGSQL.5432"))
-            silent.listen()
+        for directory in directories:
+            directory.mkdir()
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(str(directory / ".s.PGSQL.5432"))
+            listener.listen()
         with Instance(tenant, **variables) as instance:
             seconds = instance.run("restore")
 

@@ -25,9 +25,9 @@ from tests.chalicelib.identity.test_tokens import (
     WRONG_HEADERS,
     Rows,
     assert_unauthorized,
-    pointing_at_itself,
-    signed_with_the_public_key,
-    stored,
+    hs256_with_public_key,
+    stored_rows,
+    token_with_own_key,
 )
 from tests.conformance.conftest import DOORS
 from tests.support.cognito import UserPool
@@ -162,13 +162,13 @@ def from_a_good_token(good: str) -> Tokens:
 
 
 def public_key_as_secret(place: Place, good: str, form: str) -> str:
-    return signed_with_the_public_key(place.keys.body, form, good.split(".")[1])
+    return hs256_with_public_key(place.keys.body, form, good.split(".")[1])
 
 
 def with_another_key(place: Place, claims: dict[str, Any]) -> Tokens:
     for kid in (KEY.kid, ATTACKERS_KEY.kid):
         for pointer in POINTERS:
-            yield f"{pointer} with kid {kid}", pointing_at_itself(pointer, kid, claims, place.attackers_keys)
+            yield f"{pointer} with kid {kid}", token_with_own_key(pointer, kid, claims, place.attackers_keys)
     yield "another key under the same kid", ATTACKERS_KEY.token(claims, kid=KEY.kid)
     yield "SHA-512 as RS512", KEY.token(claims, hashes.SHA512(), alg="RS512")
     yield "SHA-512 as RS256", KEY.token(claims, hashes.SHA512())
@@ -211,7 +211,7 @@ def test_valid_token_places_an_order_for_its_tenant(place: Place, tenant: str) -
 
 
 def test_forged_token_is_rejected(place: Place, rows: Rows, tenant: str) -> None:
-    before = stored(rows)
+    before = stored_rows(rows)
 
     for name, authorization in forged(place, tenant):
         for method, body in (("POST", SEED_BYTES), ("GET", b"")):
@@ -221,13 +221,13 @@ def test_forged_token_is_rejected(place: Place, rows: Rows, tenant: str) -> None
             assert answer.status == 401, name
             assert_unauthorized(answer)
 
-    assert stored(rows) == before
+    assert stored_rows(rows) == before
     assert place.attackers_keys.fetches == 0
     assert authorized(place, KEY.token(place.provider.claims(tenant)), "GET").status == 200
 
 
 def test_token_without_a_tenant_is_forbidden(place: Place, rows: Rows) -> None:
-    before = stored(rows)
+    before = stored_rows(rows)
 
     for name, value in WITHOUT_TENANT.items():
         token = KEY.token(place.provider.claims(value))
@@ -237,7 +237,7 @@ def test_token_without_a_tenant_is_forbidden(place: Place, rows: Rows) -> None:
             assert answer.json["detail"] == "Missing tenant_id in claims"
             assert "www-authenticate" not in answer.headers
 
-    assert stored(rows) == before
+    assert stored_rows(rows) == before
 
 
 # From provider to provider

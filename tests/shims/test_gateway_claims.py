@@ -1,4 +1,4 @@
-"""Claims inside an event are trusted on Lambda, where API Gateway verified them, and nowhere else."""
+"""Claims in an event are trusted only on Lambda, where API Gateway has verified them."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ Handle = Callable[..., tuple[list[Answer], set[str]]]
 Rows = Callable[..., list[tuple[Any, ...]]]
 
 PROJECT = Path(__file__).parents[2]
-ABSENT = object()
+NO_AUTHORIZER = object()
 ON_LAMBDA = {"AWS_LAMBDA_FUNCTION_NAME": "order-api-dev"}
 PROGRAM = """
 import json, sys
@@ -33,10 +33,10 @@ print(json.dumps([answers, list(sys.modules)]))
 
 @pytest.fixture
 def handle(environment: dict[str, str]) -> Handle:
-    """Answers of app.py to these events, in a separate process, and the modules that it loaded."""
+    """Runs app.py on these events in a separate process; returns the answers and the loaded modules."""
 
     def run(*events: Json, first: str = "", **variables: str) -> tuple[list[Answer], set[str]]:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", PROGRAM.format(first=first)],
             cwd=PROJECT,
             env={"PATH": "/usr/bin:/bin", **environment, **variables},
@@ -46,15 +46,17 @@ def handle(environment: dict[str, str]) -> Handle:
             timeout=60,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
-        answers, modules = json.loads(done.stdout.splitlines()[-1])
+        assert process.returncode == 0, process.stderr
+        answers, modules = json.loads(process.stdout.splitlines()[-1])
         return [read(answer) for answer in answers], set(modules)
 
     return run
 
 
-def event(authorizer: Any = ABSENT, method: str = "POST", path: str = "/orders", **changes: Any) -> Json:
-    """What API Gateway's Lambda proxy integration sends."""
+def event(
+    authorizer: Any = NO_AUTHORIZER, method: str = "POST", path: str = "/orders", **changes: Any
+) -> Json:
+    """An event of API Gateway's Lambda proxy integration."""
     return {
         "resource": path,
         "path": path,
@@ -72,7 +74,7 @@ def event(authorizer: Any = ABSENT, method: str = "POST", path: str = "/orders",
             "stage": "api",
             "requestId": str(uuid4()),
             "identity": {"sourceIp": "192.0.2.1"},
-            **({} if authorizer is ABSENT else {"authorizer": authorizer}),
+            **({} if authorizer is NO_AUTHORIZER else {"authorizer": authorizer}),
         },
         "body": SEED_BYTES.decode() if method == "POST" else None,
         "isBase64Encoded": False,
@@ -81,8 +83,8 @@ def event(authorizer: Any = ABSENT, method: str = "POST", path: str = "/orders",
 
 
 def claims(tenant: str, **changes: Any) -> Json:
-    """Every value is text, as API Gateway passes them; None omits a claim."""
-    all_ = {
+    """Claims as API Gateway passes them, all text; None omits a claim."""
+    all_claims = {
         "sub": "00000000-aaaa-bbbb-cccc-000000000001",
         "custom:tenant_id": tenant,
         "email": "alice@example.com",
@@ -90,7 +92,7 @@ def claims(tenant: str, **changes: Any) -> Json:
         "exp": "Sun Nov 22 10:27:56 UTC 2026",
         **changes,
     }
-    return {name: value for name, value in all_.items() if value is not None}
+    return {name: value for name, value in all_claims.items() if value is not None}
 
 
 def read(answer: Json) -> Answer:
@@ -104,16 +106,16 @@ def assert_unauthorized(answer: Answer) -> None:
 
 
 def test_lambda_authorizer_claims_identify_the_caller(handle: Handle, tenant: str) -> None:
-    placing = event({"claims": claims(tenant)})
+    order_event = event({"claims": claims(tenant)})
 
-    answers, _ = handle(placing, event({"claims": claims(tenant)}, "GET"), **ON_LAMBDA)
+    answers, _ = handle(order_event, event({"claims": claims(tenant)}, "GET"), **ON_LAMBDA)
 
     placed, listed = answers
     order = placed.json["order"]
     assert placed.status == 201
     assert (order["tenant_id"], order["created_by"]) == (tenant, claims(tenant)["sub"])
     assert listed.json["orders"] == [order]
-    assert placed.headers["x-request-id"] == placing["requestContext"]["requestId"]
+    assert placed.headers["x-request-id"] == order_event["requestContext"]["requestId"]
 
 
 def test_lambda_loads_no_token_verification_modules(handle: Handle, tenant: str) -> None:
@@ -127,13 +129,13 @@ def test_lambda_loads_no_token_verification_modules(handle: Handle, tenant: str)
 
 def test_auth_audience_restricts_app_clients_on_lambda(handle: Handle, tenant: str) -> None:
     clients = (claims(tenant, aud="shop"), claims(tenant, aud="another"), claims(tenant, aud="sho"))
-    asked = [event({"claims": each}, "GET") for each in clients]
+    events = [event({"claims": client_claims}, "GET") for client_claims in clients]
 
-    some, _ = handle(*asked, AUTH_AUDIENCE="web, shop", **ON_LAMBDA)
-    any_, _ = handle(*asked, AUTH_AUDIENCE="", **ON_LAMBDA)
+    restricted, _ = handle(*events, AUTH_AUDIENCE="web, shop", **ON_LAMBDA)
+    unrestricted, _ = handle(*events, AUTH_AUDIENCE="", **ON_LAMBDA)
 
-    assert [answer.status for answer in some] == [200, 401, 401]
-    assert [answer.status for answer in any_] == [200, 200, 200]
+    assert [answer.status for answer in restricted] == [200, 401, 401]
+    assert [answer.status for answer in unrestricted] == [200, 200, 200]
 
 
 def test_token_settings_are_optional_on_lambda(handle: Handle, tenant: str) -> None:
@@ -145,15 +147,22 @@ def test_token_settings_are_optional_on_lambda(handle: Handle, tenant: str) -> N
 
 
 def test_on_lambda_missing_claims_are_unauthorized(handle: Handle) -> None:
-    authorizers: list[Any] = [ABSENT, None, {}, {"claims": None}, {"claims": {}}, {"principalId": "alice"}]
+    authorizers: list[Any] = [
+        NO_AUTHORIZER,
+        None,
+        {},
+        {"claims": None},
+        {"claims": {}},
+        {"principalId": "alice"},
+    ]
     events = [event(authorizer) for authorizer in authorizers]
 
     answers, _ = handle(*events, **ON_LAMBDA)
 
-    for sent, answer in zip(events, answers, strict=True):
+    for sent_event, answer in zip(events, answers, strict=True):
         assert_unauthorized(answer)
-        assert answer.headers["x-request-id"] == sent["requestContext"]["requestId"]
-        assert answer.json["request_id"] == sent["requestContext"]["requestId"]
+        assert answer.headers["x-request-id"] == sent_event["requestContext"]["requestId"]
+        assert answer.json["request_id"] == sent_event["requestContext"]["requestId"]
 
 
 def test_header_token_on_lambda_does_not_replace_claims(
@@ -174,8 +183,8 @@ def test_claims_on_lambda_need_tenant_and_user(handle: Handle, tenant: str) -> N
     subjects = (None, "", "x" * 256)
 
     answers, _ = handle(
-        *(event({"claims": claims(tenant, **{"custom:tenant_id": each})}) for each in tenants),
-        *(event({"claims": claims(tenant, sub=each)}) for each in subjects),
+        *(event({"claims": claims(tenant, **{"custom:tenant_id": value})}) for value in tenants),
+        *(event({"claims": claims(tenant, sub=value)}) for value in subjects),
         **ON_LAMBDA,
     )
 

@@ -1,4 +1,4 @@
-"""The tests of orders, of keys and of tenants hold on an API whose statements have forgotten the tenant."""
+"""The tenant tests pass on an API without its tenant filter, because row-level security isolates alone."""
 
 import re
 import subprocess
@@ -10,21 +10,21 @@ import pytest
 pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).parents[2]
-THAT_SAY_WHAT_A_TENANT_SEES = (
+TENANT_TESTS = (
     "tests/tenancy/test_tenancy.py",
     "tests/chalicelib/orders/test_repository.py",
     "tests/chalicelib/orders/test_idempotency_key.py",
     "tests/chalicelib/database/test_round_trips.py",
 )
-BY_THE_API_ALONE = {
+API_ONLY_TESTS = {
     "tests/tenancy/test_tenancy.py::test_tenant_comes_only_from_the_token",
     "tests/tenancy/test_tenancy.py::test_concurrent_threads_never_mix_tenants",
     "tests/chalicelib/orders/test_repository.py::test_foreign_absent_and_malformed_ids_get_equal_404s",
 }
-"""Tests that ask the API and nobody else: with one of the two guards they hold."""
+"""Tests that use only the API, not the database: they pass with either of the two guards."""
 
 
-def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+def run_pytest(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
         cwd=PROJECT,
@@ -35,26 +35,26 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_tests_pass_without_the_tenant_filter() -> None:
-    """Row-level security holds, and nobody notices."""
-    done = run("--mutant=no-tenant-filter", *THAT_SAY_WHAT_A_TENANT_SEES)
+    """Row-level security alone isolates the tenants."""
+    result = run_pytest("--mutant=no-tenant-filter", *TENANT_TESTS)
 
-    # A test that failed or was skipped would be counted in this line.
-    passed = re.search(r"^(\d+) passed in ", done.stdout, re.MULTILINE)
-    assert passed, done.stdout + done.stderr
+    # pytest would count failed and skipped tests in this line too.
+    passed = re.search(r"^(\d+) passed in ", result.stdout, re.MULTILINE)
+    assert passed, result.stdout + result.stderr
     assert int(passed[1]) > 80
-    assert done.returncode == 0
+    assert result.returncode == 0
 
 
 def test_tests_fail_without_filter_and_row_level_security() -> None:
-    """The mutant is one: it is row-level security that holds above."""
-    tests = sorted(BY_THE_API_ALONE)
+    """Negative control: without row-level security the missing filter is detected."""
+    tests = sorted(API_ONLY_TESTS)
 
-    done = run("--mutant=no-tenant-filter", "--mutant=no-row-level-security", *tests)
+    result = run_pytest("--mutant=no-tenant-filter", "--mutant=no-row-level-security", *tests)
 
-    assert set(re.findall(r"^FAILED (\S+)", done.stdout, re.MULTILINE)) == BY_THE_API_ALONE, done.stdout
+    assert set(re.findall(r"^FAILED (\S+)", result.stdout, re.MULTILINE)) == API_ONLY_TESTS, result.stdout
 
 
 def test_tests_pass_without_row_level_security() -> None:
-    done = run("--mutant=no-row-level-security", *sorted(BY_THE_API_ALONE))
+    result = run_pytest("--mutant=no-row-level-security", *sorted(API_ONLY_TESTS))
 
-    assert re.search(rf"^{len(BY_THE_API_ALONE)} passed in ", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(rf"^{len(API_ONLY_TESTS)} passed in ", result.stdout, re.MULTILINE), result.stdout

@@ -1,4 +1,4 @@
-"""Nobody reaches another tenant: not through the API, not behind it, not from a neighbouring thread."""
+"""Tenant isolation: in the API, in the database, and between threads."""
 
 import random
 import threading
@@ -26,15 +26,15 @@ TABLES = ("orders", "order_items", "idempotency_keys")
 
 
 def as_app(database: Urls, tenant: str | None, statement: str) -> list[tuple[Any, ...]] | int:
-    """Run a statement as the API's role, without any tenant filter of ours in it."""
+    """Runs a statement as the API's role, without the API's tenant filter."""
     with connected(database.app) as connection, connection.cursor() as cursor:
         cursor.execute("begin")
         if tenant is not None:
             cursor.execute("select set_tenant(%s)", (tenant,))
         cursor.execute(statement)
-        found: list[tuple[Any, ...]] | int = cursor.fetchall() if cursor.description else cursor.rowcount
+        result: list[tuple[Any, ...]] | int = cursor.fetchall() if cursor.description else cursor.rowcount
         cursor.execute("commit")
-        return found
+        return result
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -66,20 +66,20 @@ def test_api_role_cannot_update_delete_or_truncate(
 def test_granted_update_and_delete_skip_foreign_rows(
     admin_url: str, other_tenant: Client, alice: Client, tenant: str, table: str, statement: str, rows: Rows
 ) -> None:
-    """Row-level security alone, with the privileges given for the length of one transaction."""
+    """Row-level security alone: the missing privileges are granted for one transaction."""
     alice.place(key="k1")
     other_tenant.place(key="k1")
-    everything = rows(f"select * from {table} where tenant_id <> %s order by 1, 2, 3", tenant)
+    before = rows(f"select * from {table} where tenant_id <> %s order by 1, 2, 3", tenant)
 
     with connected(admin_url) as connection, connection.cursor() as cursor:
         cursor.execute(f"begin; grant update, delete on {table} to orders_app; set local role orders_app")
-        cursor.execute("select set_tenant(%s)", (f"nobody-{uuid4().hex}",))
+        cursor.execute("select set_tenant(%s)", (f"unused-{uuid4().hex}",))
         cursor.execute(statement.format(table))
-        changed = cursor.rowcount
+        affected = cursor.rowcount
         cursor.execute("rollback")
 
-    assert changed == 0
-    assert rows(f"select * from {table} where tenant_id <> %s order by 1, 2, 3", tenant) == everything
+    assert affected == 0
+    assert rows(f"select * from {table} where tenant_id <> %s order by 1, 2, 3", tenant) == before
 
 
 def test_rows_cannot_be_inserted_for_another_tenant(
@@ -118,7 +118,7 @@ def test_table_owner_is_bound_by_row_level_security(database: Urls, alice: Clien
 
 
 def test_two_tenants_can_have_the_same_order_id(rows: Rows, alice: Client, other_tenant: Client) -> None:
-    """A unique key over order_id alone would tell whether another tenant's order exists."""
+    """A unique key over order_id alone would reveal whether another tenant's order exists."""
     order_id = alice.place().json["order"]["order_id"]
     scope = scope_of(other_tenant.place().json["order"]["tenant_id"])
     copy = Statement(
@@ -154,9 +154,9 @@ def test_scope_without_a_tenant_is_rejected() -> None:
 def test_tenant_id_parameter_cannot_override_the_scope(tenant: str, other_tenant: Client) -> None:
     foreign = other_tenant.place().json["order"]
 
-    found = scope_of(tenant).read(ORDER_BY_ID, order_id=foreign["order_id"], tenant_id=foreign["tenant_id"])
+    orders = scope_of(tenant).read(ORDER_BY_ID, order_id=foreign["order_id"], tenant_id=foreign["tenant_id"])
 
-    assert found == []
+    assert orders == []
 
 
 def test_inserted_row_gets_the_scopes_tenant(tenant: str, rows: Rows) -> None:
@@ -179,7 +179,7 @@ def test_tenant_comes_only_from_the_token(alice: Client, other_tenant: Client, t
     assert alice.place().json["order"]["tenant_id"] == tenant
 
 
-# Threads share one app object -----------------------------------------------------------------
+# Threads share one app object
 
 THREADS, TENANTS, REQUESTS = 8, 4, 4000
 
@@ -191,39 +191,41 @@ def test_concurrent_threads_never_mix_tenants(client: NewClient) -> None:
         tenant: [clients[tenant].place().json["order"]["order_id"] for _ in range(3)] for tenant in tenants
     }
 
-    def ask(number: int) -> list[str]:
-        """What was wrong with the answers to one request each of placing, reading and listing."""
-        chance = random.Random(number)
-        tenant, foreign = chance.sample(tenants, 2)
-        mine = clients[tenant]
-        kind = chance.choice(["place", "read", "list", "cross_tenant_request"])
+    def send_request(number: int) -> list[str]:
+        """Sends one random request; returns what is wrong with the answer."""
+        rng = random.Random(number)
+        tenant, foreign = rng.sample(tenants, 2)
+        own_client = clients[tenant]
+        kind = rng.choice(["place", "read", "list", "cross_tenant_request"])
         if kind == "place":
-            seen = {mine.place().json["order"]["tenant_id"]}
+            tenants_seen = {own_client.place().json["order"]["tenant_id"]}
         elif kind == "read":
-            answer = mine.get(f"/orders/{chance.choice(placed[tenant])}")
-            seen = {answer.json["order"]["tenant_id"] if answer.status == 200 else f"status {answer.status}"}
+            answer = own_client.get(f"/orders/{rng.choice(placed[tenant])}")
+            tenants_seen = {
+                answer.json["order"]["tenant_id"] if answer.status == 200 else f"status {answer.status}"
+            }
         elif kind == "list":
-            seen = {order["tenant_id"] for order in mine.get("/orders?limit=3").json["orders"]}
+            tenants_seen = {order["tenant_id"] for order in own_client.get("/orders?limit=3").json["orders"]}
         else:
-            status = mine.get(f"/orders/{chance.choice(placed[foreign])}").status
+            status = own_client.get(f"/orders/{rng.choice(placed[foreign])}").status
             return [] if status == 404 else [f"{tenant} reached {foreign}: {status}"]
-        return [] if seen == {tenant} else [f"{tenant} saw {seen}"]
+        return [] if tenants_seen == {tenant} else [f"{tenant} saw {tenants_seen}"]
 
-    assert in_parallel(ask, REQUESTS) == []
+    assert in_parallel(send_request, REQUESTS) == []
 
 
 def test_plain_chalice_mixes_tenants_across_threads() -> None:
-    """The same race on Chalice itself, whose current request is one attribute of the app object."""
-    plain = Chalice("plain", configure_logs=False)
-    plain.api.cors = CORSConfig()
+    """Chalice itself has this race: its current request is an attribute of the shared app object."""
+    plain_app = Chalice("plain", configure_logs=False)
+    plain_app.api.cors = CORSConfig()
 
-    @plain.route("/who")
-    def who() -> str:
-        threading.Event().wait(0.001)  # as long as a statement takes
-        assert plain.current_request is not None
-        return str(plain.current_request.context["authorizer"]["claims"]["custom:tenant_id"])
+    @plain_app.route("/who")
+    def current_tenant() -> str:
+        threading.Event().wait(0.001)  # about as long as a statement
+        assert plain_app.current_request is not None
+        return str(plain_app.current_request.context["authorizer"]["claims"]["custom:tenant_id"])
 
-    def ask(number: int) -> list[str]:
+    def send_request(number: int) -> list[str]:
         tenant = f"tenant-{number % TENANTS}"
         event = {
             "requestContext": {
@@ -237,12 +239,12 @@ def test_plain_chalice_mixes_tenants_across_threads() -> None:
             "stageVariables": None,
             "body": None,
         }
-        answer = plain(event, None)["body"]
+        answer = plain_app(event, None)["body"]
         return [] if answer == tenant else [f"{tenant} saw {answer}"]
 
-    assert in_parallel(ask, 200) != []
+    assert in_parallel(send_request, 200) != []
 
 
-def in_parallel(ask: Callable[[int], list[str]], requests: int) -> list[str]:
+def in_parallel(send_request: Callable[[int], list[str]], requests: int) -> list[str]:
     with ThreadPoolExecutor(THREADS) as pool:
-        return [wrong for found in pool.map(ask, range(requests)) for wrong in found]
+        return [error for errors in pool.map(send_request, range(requests)) for error in errors]

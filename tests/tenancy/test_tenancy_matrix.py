@@ -1,4 +1,4 @@
-"""Every route, asked by everybody, naming another tenant in every way: nobody gets across."""
+"""Every route, for every kind of caller and every way to name another tenant: no access across tenants."""
 
 import json
 from itertools import product
@@ -13,7 +13,7 @@ from tests.support.cognito import UserPool, signed
 from tests.support.cross_tenant_requests import MALFORMED_IDS, WAYS, WAYS_AT_ONCE, Way
 from tests.support.servers import limited
 from tests.support.tenancy_rule import Rows, Scene, operations
-from tests.support.tenancy_rule import request as asked
+from tests.support.tenancy_rule import request as build_request
 from tests.support.tenants import claims, create_tenant, requesters
 from tools.client import Answer, Client, Transport
 from tools.postgres_server import connected
@@ -43,19 +43,19 @@ def test_request_naming_another_tenant_uses_its_own_limit(
     scene: Scene, in_process: Transport, database: Urls, rows: Rows
 ) -> None:
     victim, other = create_tenant(in_process, scene.pool), create_tenant(in_process, scene.pool)
-    stranger = requesters(scene.pool, victim, other)[2]
-    counted = [each for each in operations(scene.app, scene.document) if each.protected]
+    outsider = requesters(scene.pool, victim, other)[2]
+    protected = [operation for operation in operations(scene.app, scene.document) if operation.protected]
 
     with limited(database.app, "1000/h"):
-        for operation, way in product(counted, WAYS_AT_ONCE):
+        for operation, way in product(protected, WAYS_AT_ONCE):
             if way.fits(operation.template):
-                asked(operation, stranger, way, victim, other).sent(in_process)
+                build_request(operation, outsider, way, victim, other).sent(in_process)
 
-    taken = "select tenant_id from rate_limits where tenant_id in (%s, %s)"
-    assert rows(taken, victim.tenant, other.tenant) == [(other.tenant,)]
+    counted_tenants = "select tenant_id from rate_limits where tenant_id in (%s, %s)"
+    assert rows(counted_tenants, victim.tenant, other.tenant) == [(other.tenant,)]
 
 
-# Whether an order exists
+# Existence of an order
 
 
 @pytest.mark.parametrize("transport", ["in_process", "http"])
@@ -66,47 +66,47 @@ def test_foreign_absent_and_malformed_ids_get_identical_responses(
 ) -> None:
     send: Transport = request.getfixturevalue(transport)
     victim, other = create_tenant(send, scene.pool), create_tenant(send, scene.pool)
-    stranger = Client(send, signed(claims(scene.pool, other.tenant, other.user)))
-    malformed = [written(victim) for written in MALFORMED_IDS.values()]
+    outsider = Client(send, signed(claims(scene.pool, other.tenant, other.user)))
+    malformed = [malform(victim) for malform in MALFORMED_IDS.values()]
 
     answers = [
-        stranger.send(method, f"/orders/{order_id}", headers=headers)
-        for order_id in (victim.order_id, neighbour(victim.order_id), str(uuid4()), *malformed)
+        outsider.send(method, f"/orders/{order_id}", headers=headers)
+        for order_id in (victim.order_id, adjacent_id(victim.order_id), str(uuid4()), *malformed)
     ]
 
     assert {answer.status for answer in answers} == {404}
-    assert len({said(answer) for answer in answers}) == 1
+    assert len({comparable_text(answer) for answer in answers}) == 1
 
 
-def said(answer: Answer) -> str:
-    """All of an answer but what differs between any two."""
+def comparable_text(answer: Answer) -> str:
+    """An answer without the request id and the date, which always differ."""
     request_id = answer.headers["x-request-id"]
     headers = {name: value for name, value in answer.headers.items() if name not in ("x-request-id", "date")}
     return json.dumps(headers) + answer.body.decode().replace(request_id, "")
 
 
-def neighbour(order_id: str) -> str:
-    """The id beside it."""
+def adjacent_id(order_id: str) -> str:
+    """An id that differs in the last digit."""
     return order_id[:-1] + ("1" if order_id[-1] == "0" else "0")
 
 
 def test_foreign_and_absent_ids_have_equal_query_cost(
     scene: Scene, in_process: Transport, database: Urls
 ) -> None:
-    """So that no clock tells them apart: the same plan, the same pages, no row found and thrown away."""
+    """No timing side channel: the same plan and pages, and no row that is read and filtered out."""
     victim, other = create_tenant(in_process, scene.pool), create_tenant(in_process, scene.pool)
 
-    def work(order_id: str) -> Any:
+    def executed_plan(order_id: str) -> Any:
         with connected(database.app) as connection, connection.cursor() as cursor:
             values = {"tenant_id": other.tenant, "order_id": order_id}
             cursor.execute("begin; select set_tenant(%(tenant_id)s)", values)
-            cursor.execute(ORDER_BY_ID.text, values)  # the catalogue and the pages are in memory from here on
+            cursor.execute(ORDER_BY_ID.text, values)  # warms the caches
             explain = "explain (analyze, buffers, timing off, summary off, costs off) "
             cursor.execute(explain + ORDER_BY_ID.text, values)
             return [line.replace(order_id, "") for (line,) in cursor.fetchall() if "Planning" not in line]
 
-    foreign, absent = work(victim.order_id), work(neighbour(victim.order_id))
+    foreign, absent = executed_plan(victim.order_id), executed_plan(adjacent_id(victim.order_id))
 
     assert foreign == absent
     assert "Removed" not in "".join(foreign)
-    assert work(other.order_id) != absent
+    assert executed_plan(other.order_id) != absent

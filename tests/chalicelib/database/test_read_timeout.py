@@ -183,7 +183,7 @@ def test_read_timeout_is_logged_as_no_answer(
     assert caplog.messages[0].startswith("database unavailable: no answer came in time (DB_READ_TIMEOUT")
 
 
-@pytest.mark.parametrize("asked", ["GET", "POST"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
 def test_other_datestyle_adds_no_unbounded_round_trip(
     database: Urls, admin_url: str, alice: Client, method: str
 ) -> None:

@@ -288,7 +288,10 @@ def test_every_index_and_key_starts_with_the_tenant(rows: Rows) -> None:
     assert set(indexes) == {
         (name, "tenant_id")
         for name in (
-            *("orders_pkey", "order_items_pkey", "idempotency_keys_pkey", "rate_limits_pkey"),
+            "orders_pkey",
+            "order_items_pkey",
+            "idempotency_keys_pkey",
+            "rate_limits_pkey",
             "orders_created_by_idx",
         )
     }

@@ -1,4 +1,4 @@
-"""A route that needs a caller gets a repository that ends with the host's deadline."""
+"""Every route with a caller gets a repository that has the host's deadline."""
 
 import time
 from typing import Any
@@ -12,7 +12,7 @@ from tests.support.cognito import UserPool
 from tools.client import SEED_BYTES
 
 
-def with_a_caller(app: Any) -> list[tuple[str, str]]:
+def authorized_routes(app: Any) -> list[tuple[str, str]]:
     return [
         (method, path)
         for path, methods in app.routes.items()
@@ -22,18 +22,18 @@ def with_a_caller(app: Any) -> list[tuple[str, str]]:
 
 
 def test_every_route_with_a_caller_keeps_the_deadline(app: Any, user_pool: UserPool) -> None:
-    """A deadline in the past: nothing may be sent to the database."""
+    """With a deadline in the past, no request reaches the database."""
     from shims.gateway import Gateway, Request
 
     gateway = Gateway(app)
     headers = {"authorization": user_pool.token("acme"), "content-type": "application/json"}
-    routes = with_a_caller(app)
+    routes = authorized_routes(app)
 
     for method, path in routes:
         body = SEED_BYTES if method == "POST" else b""
         target = path.format(order_id=uuid4())
-        late = Request(method, target, headers, body, deadline=time.monotonic() - 1)
-        assert gateway.handle(late).status == 503, (method, path)
+        request = Request(method, target, headers, body, deadline=time.monotonic() - 1)
+        assert gateway.handle(request).status == 503, (method, path)
     assert len(routes) >= 5
 
 

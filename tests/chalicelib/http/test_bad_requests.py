@@ -1,4 +1,4 @@
-"""Malformed requests: which check answers first, its answer, and that nothing is stored."""
+"""Malformed requests: the order of the checks, their answers, and that no row is stored."""
 
 import base64
 import json
@@ -28,8 +28,8 @@ CHECKS = {
 }
 
 
-def breaking(client: NewClient, anonymous: Client, *broken: str) -> Answer:
-    """A request that fails each of these checks."""
+def send_broken(client: NewClient, anonymous: Client, *broken: str) -> Answer:
+    """Sends a request that fails the named checks."""
     caller = client(tenant=None) if "tenant" in broken else client()
     if "token" in broken:
         caller = anonymous
@@ -47,7 +47,7 @@ def breaking(client: NewClient, anonymous: Client, *broken: str) -> Answer:
 def test_first_of_two_failing_checks_is_reported(
     client: NewClient, anonymous: Client, refused: Refused, first: str, second: str
 ) -> None:
-    answer = breaking(client, anonymous, first, second)
+    answer = send_broken(client, anonymous, first, second)
 
     refused(answer, CHECKS[first], *(["quantity"] if first == "fields" else []))
 
@@ -58,19 +58,19 @@ def test_first_of_all_failing_checks_is_reported(
 ) -> None:
     broken = list(CHECKS)[first:]
 
-    answer = breaking(client, anonymous, *broken)
+    answer = send_broken(client, anonymous, *broken)
 
     refused(answer, CHECKS[broken[0]], *(["quantity"] if broken == ["fields"] else []))
 
 
 def test_request_that_passes_every_check_is_placed(client: NewClient, anonymous: Client) -> None:
-    assert breaking(client, anonymous).status == 201
+    assert send_broken(client, anonymous).status == 201
 
 
 def test_malformed_json_is_reported_before_field_errors(alice: Client, refused: Refused) -> None:
-    for late in ('{"deep":' * 32 + "1" + "}" * 32, '{"a":1,"a":2}', "NaN"):
-        answer = alice.place(raw=written(currency='"nothing"', unknown=late))
-        refused(answer, "malformed-request", *(["a"] if '"a"' in late else []))
+    for syntax_error in ('{"deep":' * 32 + "1" + "}" * 32, '{"a":1,"a":2}', "NaN"):
+        answer = alice.place(raw=written(currency='"nothing"', unknown=syntax_error))
+        refused(answer, "malformed-request", *(["a"] if '"a"' in syntax_error else []))
 
 
 # Size and content type
@@ -127,19 +127,19 @@ def test_json_content_type_spellings_are_accepted(alice: Client, headers: dict[s
 
 @pytest.fixture
 def post(app: Any, client: NewClient) -> Callable[..., Answer]:
-    """Calls the app with an event in API Gateway's format."""
-    sent: dict[str, str] = {}
+    """Calls the app with an event in API Gateway's format, as Lambda does."""
+    client_headers: dict[str, str] = {}
 
-    def keep(_method: str, _target: str, headers: Mapping[str, str], _body: bytes) -> Answer:
-        sent.update(headers)
+    def record_headers(_method: str, _target: str, headers: Mapping[str, str], _body: bytes) -> Answer:
+        client_headers.update(headers)
         return Answer(0, {}, b"")
 
-    client(transport=keep).place()
+    client(transport=record_headers).place()
 
-    def call(body: str | None, is_base64: bool = False) -> Answer:
+    def invoke(body: str | None, is_base64: bool = False) -> Answer:
         event = {
             "requestContext": {"resourcePath": "/orders", "httpMethod": "POST", "requestId": "event-1"},
-            "headers": sent,
+            "headers": client_headers,
             "pathParameters": None,
             "multiValueQueryStringParameters": None,
             "stageVariables": None,
@@ -150,7 +150,7 @@ def post(app: Any, client: NewClient) -> Callable[..., Answer]:
         headers = {name.lower(): value for name, value in answer["headers"].items()}
         return Answer(answer["statusCode"], headers, answer["body"].encode())
 
-    return call
+    return invoke
 
 
 def test_a_base64_body_is_decoded(post: Callable[..., Answer]) -> None:

@@ -1,4 +1,4 @@
-"""HTTP: the local server over real sockets, and the headers of every answer."""
+"""HTTP: the local server over real sockets, and the headers of all answers."""
 
 import http.client
 import json
@@ -45,13 +45,13 @@ def bearer(user_pool: UserPool, tenant: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def buyer(client: NewClient, http: Transport) -> Client:
-    """alice, over sockets."""
+def http_client(client: NewClient, http: Transport) -> Client:
+    """User alice, over sockets."""
     return client(transport=http)
 
 
 @pytest.fixture
-def passer_by(http: Transport) -> Client:
+def anonymous_http_client(http: Transport) -> Client:
     """A caller without a token, over sockets."""
     return Client(http, None)
 
@@ -64,17 +64,17 @@ def connection(server: tuple[str, int]) -> Iterator[http.client.HTTPConnection]:
 
 
 @pytest.fixture
-def wire(server: tuple[str, int]) -> Callable[..., Answer]:
-    """Sends bytes as they are and reads one answer."""
+def send_raw(server: tuple[str, int]) -> Callable[..., Answer]:
+    """Sends raw bytes and reads one answer."""
 
-    def exchange(head: str, body: bytes = b"") -> Answer:
-        with socket.create_connection(server, timeout=30) as line:
-            line.sendall(head.replace("\n", "\r\n").encode("latin-1") + b"\r\n\r\n" + body)
-            response = http.client.HTTPResponse(line, method=head.partition(" ")[0])
+    def send(head: str, body: bytes = b"") -> Answer:
+        with socket.create_connection(server, timeout=30) as sock:
+            sock.sendall(head.replace("\n", "\r\n").encode("latin-1") + b"\r\n\r\n" + body)
+            response = http.client.HTTPResponse(sock, method=head.partition(" ")[0])
             response.begin()
             return read(response)
 
-    return exchange
+    return send
 
 
 def read(response: http.client.HTTPResponse) -> Answer:
@@ -107,11 +107,11 @@ def test_a_chunked_body_is_read(connection: http.client.HTTPConnection, bearer: 
 
 @pytest.mark.parametrize("coding", ["Chunked", "CHUNKED ", "chunked"])
 def test_chunk_extensions_and_trailers_are_ignored(
-    wire: Callable[..., Answer], bearer: dict[str, str], coding: str
+    send_raw: Callable[..., Answer], bearer: dict[str, str], coding: str
 ) -> None:
     body = b"%X;name=value\r\n%s\r\n0\r\nX-Trailer: x\r\n\r\n" % (len(SEED_BYTES), SEED_BYTES)
 
-    assert wire(head(bearer, f"Transfer-Encoding: {coding}"), body).status == 201
+    assert send_raw(head(bearer, f"Transfer-Encoding: {coding}"), body).status == 201
 
 
 @pytest.mark.parametrize("size", [MIB + 1, 3 * MIB])
@@ -145,7 +145,9 @@ def test_one_mebibyte_body_is_accepted_in_both_framings(
     assert (plain.status, in_chunks.status) == (201, 201)
 
 
-def test_conflicting_body_framings_are_rejected(wire: Callable[..., Answer], bearer: dict[str, str]) -> None:
+def test_conflicting_body_framings_are_rejected(
+    send_raw: Callable[..., Answer], bearer: dict[str, str]
+) -> None:
     for framing in (
         ["Content-Length: 5", "Transfer-Encoding: chunked"],
         ["Transfer-Encoding: chunked", "Content-Length: 5"],
@@ -153,7 +155,7 @@ def test_conflicting_body_framings_are_rejected(wire: Callable[..., Answer], bea
         ["Transfer-Encoding: chunked", "Transfer-Encoding: identity"],
         ["Transfer-Encoding: identity", "Transfer-Encoding: chunked"],
     ):
-        answer = wire(head(bearer, *framing), chunked(SEED_BYTES))
+        answer = send_raw(head(bearer, *framing), chunked(SEED_BYTES))
         assert answer.status == 400, framing
         assert answer.headers["connection"] == "close"
 
@@ -179,9 +181,9 @@ def test_conflicting_body_framings_are_rejected(wire: Callable[..., Answer], bea
     ids=lambda framing: framing[:40],
 )
 def test_invalid_content_length_is_rejected(
-    wire: Callable[..., Answer], bearer: dict[str, str], framing: str
+    send_raw: Callable[..., Answer], bearer: dict[str, str], framing: str
 ) -> None:
-    answer = wire(head(bearer, framing))
+    answer = send_raw(head(bearer, framing))
 
     assert answer.status == 400
     assert answer.headers["content-type"] == "application/problem+json"
@@ -203,16 +205,16 @@ def test_malformed_header_line_cannot_smuggle_a_request(
 ) -> None:
     smuggled = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
     request = f"POST /orders HTTP/1.1\nHost: x\nAuthorization: {bearer['authorization']}\n{line}\n\n"
-    with socket.create_connection(server, timeout=30) as wire:
-        wire.sendall(request.replace("\n", "\r\n").encode() + smuggled)
-        answers = b"".join(iter(lambda: wire.recv(65536), b""))
+    with socket.create_connection(server, timeout=30) as sock:
+        sock.sendall(request.replace("\n", "\r\n").encode() + smuggled)
+        answers = b"".join(iter(lambda: sock.recv(65536), b""))
 
     assert answers.startswith(b"HTTP/1.1 400 ")
     assert answers.count(b"HTTP/1.1 ") == 1
 
 
-def test_unknown_method_is_rejected_with_json(wire: Callable[..., Answer]) -> None:
-    answer = wire('G"\\T /orders HTTP/1.1\nHost: x')
+def test_unknown_method_is_rejected_with_json(send_raw: Callable[..., Answer]) -> None:
+    answer = send_raw('G"\\T /orders HTTP/1.1\nHost: x')
 
     assert (answer.status, answer.json["status"]) == (400, 400)
 
@@ -237,11 +239,11 @@ SIZE = f"{len(SEED_BYTES):x}"
     ids=lambda size: size[:9],
 )
 def test_invalid_chunk_size_is_rejected(
-    wire: Callable[..., Answer], bearer: dict[str, str], size: str
+    send_raw: Callable[..., Answer], bearer: dict[str, str], size: str
 ) -> None:
     body = b"%s\r\n%s\r\n0\r\n\r\n" % (size.encode(), SEED_BYTES)
 
-    answer = wire(head(bearer, "Transfer-Encoding: chunked"), body)
+    answer = send_raw(head(bearer, "Transfer-Encoding: chunked"), body)
 
     assert answer.status == 400
     assert answer.headers["content-type"] == "application/problem+json"
@@ -254,22 +256,22 @@ def test_truncated_body_places_no_order(
         (f"Content-Length: {len(SEED_BYTES) + 9}", SEED_BYTES),
         ("Transfer-Encoding: chunked", chunked(SEED_BYTES)[:-5]),
     ):
-        with socket.create_connection(server, timeout=30) as line:
-            line.sendall(head(bearer, framing).replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
-            line.shutdown(socket.SHUT_WR)
-            while line.recv(65_536):
+        with socket.create_connection(server, timeout=30) as sock:
+            sock.sendall(head(bearer, framing).replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(65_536):
                 pass
 
     assert alice.get("/orders").json["orders"] == []
 
 
 def test_expect_100_continue_is_answered(server: tuple[str, int], bearer: dict[str, str]) -> None:
-    with socket.create_connection(server, timeout=30) as line:
-        expecting = head(bearer, f"Content-Length: {len(SEED_BYTES)}", "Expect: 100-continue")
-        line.sendall(expecting.replace("\n", "\r\n").encode() + b"\r\n\r\n")
-        assert line.recv(1_000).startswith(b"HTTP/1.1 100 ")
-        line.sendall(SEED_BYTES)
-        response = http.client.HTTPResponse(line)
+    with socket.create_connection(server, timeout=30) as sock:
+        request_head = head(bearer, f"Content-Length: {len(SEED_BYTES)}", "Expect: 100-continue")
+        sock.sendall(request_head.replace("\n", "\r\n").encode() + b"\r\n\r\n")
+        assert sock.recv(1_000).startswith(b"HTTP/1.1 100 ")
+        sock.sendall(SEED_BYTES)
+        response = http.client.HTTPResponse(sock)
         response.begin()
         assert response.status == 201
 
@@ -304,35 +306,37 @@ def test_expect_100_continue_is_answered(server: tuple[str, int], bearer: dict[s
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 def test_unknown_path_is_404_with_and_without_token(
-    wire: Callable[..., Answer], bearer: dict[str, str], method: str, path: str
+    send_raw: Callable[..., Answer], bearer: dict[str, str], method: str, path: str
 ) -> None:
     for authorization in ("X: y", f"Authorization: {bearer['authorization']}"):
-        answer = wire(f"{method} {path} HTTP/1.1\nHost: x\n{authorization}")
+        answer = send_raw(f"{method} {path} HTTP/1.1\nHost: x\n{authorization}")
         assert (answer.status, answer.slug) == (404, "not-found")
 
 
 @pytest.mark.parametrize("path", ALLOWED)
-def test_method_not_allowed_lists_the_allowed_methods(buyer: Client, passer_by: Client, path: str) -> None:
+def test_method_not_allowed_lists_the_allowed_methods(
+    http_client: Client, anonymous_http_client: Client, path: str
+) -> None:
     for method in METHODS:
         if method in ALLOWED[path].split(", "):
             continue
-        for caller in (buyer, passer_by):
+        for caller in (http_client, anonymous_http_client):
             answer = caller.send(method, path, b"{", {"content-type": "text/plain"})
             assert (answer.status, answer.slug) == (405, "method-not-allowed")
             assert answer.headers["allow"] == ALLOWED[path]
 
 
 @pytest.mark.parametrize("path", ALLOWED)
-def test_allowed_methods_are_not_405(buyer: Client, path: str) -> None:
+def test_allowed_methods_are_not_405(http_client: Client, path: str) -> None:
     for method in ALLOWED[path].split(", "):
-        assert buyer.send(method, path).status != 405
+        assert http_client.send(method, path).status != 405
 
 
 @pytest.mark.parametrize("path", ALLOWED)
-def test_preflight_gets_the_cors_headers(passer_by: Client, path: str) -> None:
+def test_preflight_gets_the_cors_headers(anonymous_http_client: Client, path: str) -> None:
     origin = {"origin": "https://shop.example", "access-control-request-method": "GET"}
 
-    answer = passer_by.send("OPTIONS", path, headers=origin)
+    answer = anonymous_http_client.send("OPTIONS", path, headers=origin)
 
     assert answer.status == 200
     assert {name: answer.headers[name] for name in CORS} == CORS
@@ -345,52 +349,54 @@ def test_head_matches_get_without_the_body(
     client: NewClient, host: str, request: pytest.FixtureRequest
 ) -> None:
     transport = request.getfixturevalue(host)
-    buyer, passer_by = client(transport=transport), Client(transport, None)
-    placed = buyer.place().headers["location"]
-    asked: list[tuple[Client, str, dict[str, str]]] = [
-        (buyer, "/orders", {}),
-        (buyer, "/orders?limit=0", {}),
-        (buyer, f"/{placed}", {}),
-        (buyer, f"/{placed}", {"if-none-match": '"1"'}),
-        (buyer, f"/{placed}", {"if-none-match": '"2"'}),
-        (buyer, f"/orders/{ORDER_ID}", {}),
-        (passer_by, f"/{placed}", {}),
-        (passer_by, "/orders", {}),
-        (passer_by, "/health", {}),
-        (passer_by, "/health/ready", {}),
-        (passer_by, "/openapi.json", {}),
-        (passer_by, "/unknown", {}),
+    with_token, without_token = client(transport=transport), Client(transport, None)
+    placed = with_token.place().headers["location"]
+    requests: list[tuple[Client, str, dict[str, str]]] = [
+        (with_token, "/orders", {}),
+        (with_token, "/orders?limit=0", {}),
+        (with_token, f"/{placed}", {}),
+        (with_token, f"/{placed}", {"if-none-match": '"1"'}),
+        (with_token, f"/{placed}", {"if-none-match": '"2"'}),
+        (with_token, f"/orders/{ORDER_ID}", {}),
+        (without_token, f"/{placed}", {}),
+        (without_token, "/orders", {}),
+        (without_token, "/health", {}),
+        (without_token, "/health/ready", {}),
+        (without_token, "/openapi.json", {}),
+        (without_token, "/unknown", {}),
     ]
-    for caller, path, headers in asked:
-        got, headed = caller.send("GET", path, headers=headers), caller.send("HEAD", path, headers=headers)
+    for caller, path, headers in requests:
+        get_answer = caller.send("GET", path, headers=headers)
+        head_answer = caller.send("HEAD", path, headers=headers)
 
-        assert (headed.status, headed.body) == (got.status, b""), path
-        assert meaningful(headed) == meaningful(got), path
-        assert headed.headers.get("content-length") in (None, got.headers.get("content-length")), path
-
-
-def meaningful(answer: Answer) -> dict[str, str]:
-    own = ("date", "server", "x-request-id", "content-length")
-    return {name: value for name, value in answer.headers.items() if name not in own}
+        assert (head_answer.status, head_answer.body) == (get_answer.status, b""), path
+        assert comparable_headers(head_answer) == comparable_headers(get_answer), path
+        length = get_answer.headers.get("content-length")
+        assert head_answer.headers.get("content-length") in (None, length), path
 
 
-# Headers of every answer
+def comparable_headers(answer: Answer) -> dict[str, str]:
+    varying = ("date", "server", "x-request-id", "content-length")
+    return {name: value for name, value in answer.headers.items() if name not in varying}
 
 
-def test_every_response_has_the_common_headers(buyer: Client, passer_by: Client) -> None:
-    mine = {"x-request-id": "mine-4711", "X-Amzn-RequestId": "mine-4711"}
-    placed = buyer.place().headers["location"]
+# Common headers
+
+
+def test_every_response_has_the_common_headers(http_client: Client, anonymous_http_client: Client) -> None:
+    sent_id = {"x-request-id": "mine-4711", "X-Amzn-RequestId": "mine-4711"}
+    placed = http_client.place().headers["location"]
     answers = {
-        200: buyer.send("GET", f"/{placed}", headers=mine),
-        201: buyer.send("POST", "/orders", SEED_BYTES, {**mine, **JSON}),
-        304: buyer.send("GET", f"/{placed}", headers={**mine, "if-none-match": "*"}),
-        400: buyer.send("POST", "/orders", b"{", {**mine, **JSON}),
-        401: passer_by.send("POST", "/orders", SEED_BYTES, {**mine, **JSON}),
-        404: passer_by.send("GET", "/unknown", headers=mine),
-        405: passer_by.send("DELETE", "/orders", headers=mine),
-        413: buyer.send("POST", "/orders", b"x" * (MIB + 1), {**mine, **JSON}),
-        415: buyer.send("POST", "/orders", SEED_BYTES, {**mine, "content-type": "text/plain"}),
-        422: buyer.send("POST", "/orders", b"{}", {**mine, **JSON}),
+        200: http_client.send("GET", f"/{placed}", headers=sent_id),
+        201: http_client.send("POST", "/orders", SEED_BYTES, {**sent_id, **JSON}),
+        304: http_client.send("GET", f"/{placed}", headers={**sent_id, "if-none-match": "*"}),
+        400: http_client.send("POST", "/orders", b"{", {**sent_id, **JSON}),
+        401: anonymous_http_client.send("POST", "/orders", SEED_BYTES, {**sent_id, **JSON}),
+        404: anonymous_http_client.send("GET", "/unknown", headers=sent_id),
+        405: anonymous_http_client.send("DELETE", "/orders", headers=sent_id),
+        413: http_client.send("POST", "/orders", b"x" * (MIB + 1), {**sent_id, **JSON}),
+        415: http_client.send("POST", "/orders", SEED_BYTES, {**sent_id, "content-type": "text/plain"}),
+        422: http_client.send("POST", "/orders", b"{}", {**sent_id, **JSON}),
     }
 
     for status, answer in answers.items():
@@ -400,17 +406,17 @@ def test_every_response_has_the_common_headers(buyer: Client, passer_by: Client)
         assert {name: answer.headers[name] for name in CORS} == CORS
         exposed = answer.headers["access-control-expose-headers"].split(",")
         assert {"ETag", "Idempotent-Replayed", "Location", "Retry-After", "X-Request-Id"} <= set(exposed)
-        kind = "application/problem+json" if status >= 400 else "application/json"
-        assert answer.headers["content-type"] == kind
+        content_type = "application/problem+json" if status >= 400 else "application/json"
+        assert answer.headers["content-type"] == content_type
         assert re.fullmatch(r"[0-9a-f-]{36}", answer.headers["x-request-id"])
         if status >= 400:
             assert answer.json["request_id"] == answer.headers["x-request-id"]
     assert len({answer.headers["x-request-id"] for answer in answers.values()}) == len(answers)
 
 
-def test_health_responses_have_the_common_headers(passer_by: Client) -> None:
+def test_health_responses_have_the_common_headers(anonymous_http_client: Client) -> None:
     for path, status in (("/health", "ok"), ("/health/ready", "ready")):
-        answer = passer_by.get(path)
+        answer = anonymous_http_client.get(path)
         assert (answer.status, answer.json) == (200, {"status": status})
         assert answer.headers["cache-control"] == "no-store"
         assert answer.headers["x-content-type-options"] == "nosniff"
@@ -419,8 +425,10 @@ def test_health_responses_have_the_common_headers(passer_by: Client) -> None:
 
 
 @pytest.mark.parametrize("path", ["/docs", "/docs/start.js", "/docs/swagger-ui.css"])
-def test_docs_responses_have_the_common_headers(passer_by: Client, path: str) -> None:
-    page, headed, posted = (passer_by.send(method, path) for method in ("GET", "HEAD", "POST"))
+def test_docs_responses_have_the_common_headers(anonymous_http_client: Client, path: str) -> None:
+    page, head_answer, post_answer = (
+        anonymous_http_client.send(method, path) for method in ("GET", "HEAD", "POST")
+    )
 
     assert page.status == 200
     assert page.headers["content-type"].startswith("text/")
@@ -428,8 +436,10 @@ def test_docs_responses_have_the_common_headers(passer_by: Client, path: str) ->
     assert page.headers["x-content-type-options"] == "nosniff"
     assert page.headers["x-request-id"]
     assert page.headers["access-control-allow-origin"] == "*"
-    assert (headed.status, headed.body, meaningful(headed)) == (200, b"", meaningful(page))
-    assert (posted.status, posted.slug, posted.headers["allow"]) == (405, "method-not-allowed", "GET, HEAD")
+    assert (head_answer.status, head_answer.body) == (200, b"")
+    assert comparable_headers(head_answer) == comparable_headers(page)
+    assert (post_answer.status, post_answer.slug) == (405, "method-not-allowed")
+    assert post_answer.headers["allow"] == "GET, HEAD"
 
 
 # Connections
@@ -439,7 +449,7 @@ def test_a_connection_serves_many_requests(
     connection: http.client.HTTPConnection, bearer: dict[str, str]
 ) -> None:
     connection.connect()
-    line = connection.sock
+    sock = connection.sock
 
     for method, path, body, headers, status in (
         ("GET", "/health", None, {}, 200),
@@ -449,7 +459,7 @@ def test_a_connection_serves_many_requests(
         ("POST", "/orders", SEED_BYTES, JSON, 401),
         ("POST", "/unknown", SEED_BYTES, JSON, 404),
         ("PUT", "/orders", SEED_BYTES, JSON, 405),
-        ("GET", "/orders", b"a body that nobody reads", bearer, 200),
+        ("GET", "/orders", b"an unexpected body", bearer, 200),
         ("OPTIONS", "/orders", None, {}, 200),
         ("HEAD", "/unknown", None, {}, 404),
         ("HEAD", "/docs", None, {}, 200),
@@ -457,7 +467,7 @@ def test_a_connection_serves_many_requests(
     ):
         connection.request(method, path, body, headers)
         assert read(connection.getresponse()).status == status
-        assert connection.sock is line
+        assert connection.sock is sock
 
 
 def test_connection_stays_usable_after_a_304(
@@ -475,26 +485,26 @@ def test_connection_stays_usable_after_a_304(
 
 
 def test_fifty_concurrent_connections_get_their_own_responses(client: NewClient, http: Transport) -> None:
-    together = Barrier(50, timeout=30)
-    buyers = [client(tenant=f"parallel-{uuid4().hex[:12]}", transport=http) for _ in range(5)]
+    barrier = Barrier(50, timeout=30)
+    clients = [client(tenant=f"parallel-{uuid4().hex[:12]}", transport=http) for _ in range(5)]
 
-    def buy(number: int) -> str:
-        buyer = buyers[number % 5]
-        together.wait()
-        placed = buyer.place(seed(customer_name=f"Customer {number}"))
-        return str(buyer.get(f"/{placed.headers['location']}").json["order"]["customer_name"])
+    def place_and_read(number: int) -> str:
+        own_client = clients[number % 5]
+        barrier.wait()
+        placed = own_client.place(seed(customer_name=f"Customer {number}"))
+        return str(own_client.get(f"/{placed.headers['location']}").json["order"]["customer_name"])
 
     with ThreadPoolExecutor(50) as pool:
-        names = list(pool.map(buy, range(50)))
+        names = list(pool.map(place_and_read, range(50)))
 
     assert names == [f"Customer {number}" for number in range(50)]
-    assert [len(buyer.get("/orders").json["orders"]) for buyer in buyers] == [10] * 5
+    assert [len(own_client.get("/orders").json["orders"]) for own_client in clients] == [10] * 5
 
 
 # Separate processes
 
 
-ASK = """
+PROGRAM = """
 import json, sys, threading
 from app import app
 from local.server import serve
@@ -510,12 +520,12 @@ for request in sys.argv[1:]:
 
 
 @pytest.fixture
-def elsewhere(environment: dict[str, str]) -> Callable[..., "subprocess.CompletedProcess[str]"]:
-    """Sends these requests to the API in a separate process, with another environment."""
+def run_api(environment: dict[str, str]) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Sends requests to the API in a separate process with changed variables."""
 
     def run(*requests: str, **variables: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [sys.executable, "-c", ASK, *requests],
+            [sys.executable, "-c", PROGRAM, *requests],
             env={**os.environ, **environment, **variables},
             cwd=PROJECT,
             capture_output=True,
@@ -527,43 +537,42 @@ def elsewhere(environment: dict[str, str]) -> Callable[..., "subprocess.Complete
     return run
 
 
-def answers(process: "subprocess.CompletedProcess[str]") -> list[Answer]:
+def parse_answers(process: "subprocess.CompletedProcess[str]") -> list[Answer]:
     assert process.returncode == 0, process.stderr
-    lines = [
-        json.loads(line) for line in process.stdout.splitlines() if line.startswith("[")
-    ]  # the rest is log
+    # Lines of the request log begin with "{".
+    lines = [json.loads(line) for line in process.stdout.splitlines() if line.startswith("[")]
     return [Answer(status, headers, body.encode()) for status, headers, body in lines]
 
 
 def test_server_log_omits_request_paths_and_queries(
-    passer_by: Client, capsys: pytest.CaptureFixture[str]
+    anonymous_http_client: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert passer_by.get("/orders?access_token=hunter2&?limit=1").status == 401
-    assert passer_by.get("/orders/hunter2").status == 401
+    assert anonymous_http_client.get("/orders?access_token=hunter2&?limit=1").status == 401
+    assert anonymous_http_client.get("/orders/hunter2").status == 401
 
     assert "hunter2" not in capsys.readouterr().err
 
 
-def test_health_needs_no_database(elsewhere: Callable[..., "subprocess.CompletedProcess[str]"]) -> None:
-    nowhere = "postgresql://orders_app@127.0.0.1:1/orders"
+def test_health_needs_no_database(run_api: Callable[..., "subprocess.CompletedProcess[str]"]) -> None:
+    unreachable = "postgresql://orders_app@127.0.0.1:1/orders"
 
-    health, ready, headed = answers(
-        elsewhere("GET /health", "GET /health/ready", "HEAD /health/ready", DATABASE_URL=nowhere)
+    health, ready, head_answer = parse_answers(
+        run_api("GET /health", "GET /health/ready", "HEAD /health/ready", DATABASE_URL=unreachable)
     )
 
     assert health.status == 200
-    assert (ready.status, ready.slug, headed.status) == (503, "unavailable", 503)
+    assert (ready.status, ready.slug, head_answer.status) == (503, "unavailable", 503)
     assert ready.headers["retry-after"]
     assert "127.0.0.1" not in ready.body.decode()
 
 
 def test_cors_allows_only_the_configured_origin(
-    elsewhere: Callable[..., "subprocess.CompletedProcess[str]"],
+    run_api: Callable[..., "subprocess.CompletedProcess[str]"],
 ) -> None:
     origin = "https://shop.example"
 
-    for answer in answers(
-        elsewhere(
+    for answer in parse_answers(
+        run_api(
             "GET /health", "GET /orders", "GET /unknown", "PUT /orders", "OPTIONS /orders", CORS_ORIGIN=origin
         )
     ):
@@ -574,9 +583,9 @@ def test_cors_allows_only_the_configured_origin(
     "origin", ["shop.example", "https://a.example,https://b.example", "https://shop.example/"]
 )
 def test_malformed_cors_origin_prevents_startup(
-    elsewhere: Callable[..., "subprocess.CompletedProcess[str]"], origin: str
+    run_api: Callable[..., "subprocess.CompletedProcess[str]"], origin: str
 ) -> None:
-    process = elsewhere("GET /health", CORS_ORIGIN=origin)
+    process = run_api("GET /health", CORS_ORIGIN=origin)
 
     assert process.returncode != 0
     assert "CORS_ORIGIN" in process.stderr.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""Every method of a known path has a route, whatever the order in which routes are declared."""
+"""Every method of a known path has a route, in whatever order routes are declared."""
 
 from collections.abc import Callable
 
@@ -14,18 +14,18 @@ ORDERS_POST: Route = ("/orders", ["POST"])
 HEALTH: Route = ("/health", ["GET"])
 
 
-def ok(**_path: str) -> Response:
+def answer_ok(**_path: str) -> Response:
     return Response("ok")
 
 
 def app_with(*routes: Route, exists: Callable[[], bool] | None = None) -> ParallelChalice:
     app = ParallelChalice("order-api")
     for path, methods in routes:
-        app.route(path, methods=methods, exists=exists)(ok)
+        app.route(path, methods=methods, exists=exists)(answer_ok)
     return app
 
 
-def answer(app: ParallelChalice, method: str, path: str) -> Response:
+def call(app: ParallelChalice, method: str, path: str) -> Response:
     response: Response = app.routes[path][method].view_function()
     return response
 
@@ -33,8 +33,8 @@ def answer(app: ParallelChalice, method: str, path: str) -> Response:
 @pytest.mark.parametrize(
     "routes",
     [
-        pytest.param([ORDERS_GET, ORDERS_POST, HEALTH], id="one after the other"),
-        pytest.param([ORDERS_POST, HEALTH, ORDERS_GET], id="the second one last"),
+        pytest.param([ORDERS_GET, ORDERS_POST, HEALTH], id="same path in sequence"),
+        pytest.param([ORDERS_POST, HEALTH, ORDERS_GET], id="same path interleaved"),
     ],
 )
 def test_undeclared_methods_are_405_in_any_order(routes: list[Route]) -> None:
@@ -46,10 +46,10 @@ def test_undeclared_methods_are_405_in_any_order(routes: list[Route]) -> None:
         assert sorted(methods) == sorted(METHODS)
         for method in METHODS:
             if method in app.allowed_methods(path):
-                assert answer(app, method, path).body == "ok"
+                assert call(app, method, path).body == "ok"
             else:
                 with pytest.raises(MethodNotAllowed, match=", ".join(app.allowed_methods(path))):
-                    answer(app, method, path)
+                    call(app, method, path)
 
 
 def test_a_method_declared_twice_is_still_an_error() -> None:
@@ -63,9 +63,9 @@ def test_every_method_of_a_hidden_path_is_404(method: str) -> None:
     shown = app_with(ORDERS_GET, exists=lambda: True)
 
     with pytest.raises(NotFound):
-        answer(hidden, method, "/orders")
+        call(hidden, method, "/orders")
     if method in ORDERS_GET[1]:
-        assert answer(shown, method, "/orders").body == "ok"
+        assert call(shown, method, "/orders").body == "ok"
     else:
         with pytest.raises(MethodNotAllowed):
-            answer(shown, method, "/orders")
+            call(shown, method, "/orders")

@@ -1,4 +1,4 @@
-"""The issuer's public keys: fetched rarely, a new one at once, kept while the key server is down."""
+"""The issuer's public keys: cached, refetched for an unknown key id, kept while the key server is down."""
 
 import hmac
 import json
@@ -12,7 +12,7 @@ import pytest
 from tests.support.issuer import PROVIDERS, Json, KeyServer, Provider, SigningKey, accepted, encoded
 from tools.client import Client, Transport
 
-OLD, NEW, STRANGE = SigningKey("old"), SigningKey("new"), SigningKey("strange")
+OLD, NEW, UNLISTED = SigningKey("old"), SigningKey("new"), SigningKey("strange")
 OCT = {"kty": "oct", "kid": "oct", "k": encoded(b"secret"), "use": "sig"}
 ELLIPTIC = {"kty": "EC", "crv": "P-256", "kid": "ec", "x": "AA", "y": "AA", "use": "sig", "alg": "ES256"}
 
@@ -67,7 +67,7 @@ def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def get_status(http: Transport, provider: Provider) -> GetStatus:
-    """The status of a request with a token that this key signed."""
+    """Returns the status of a request whose token this key signed."""
 
     def get_status(key: SigningKey, **header: Any) -> int:
         return Client(http, key.token(provider.claims("acme"), **header)).get("/orders").status
@@ -75,12 +75,12 @@ def get_status(http: Transport, provider: Provider) -> GetStatus:
     return get_status
 
 
-def unknown(number: int) -> SigningKey:
-    return STRANGE.named(f"unknown-{number}")
+def unlisted_key(number: int) -> SigningKey:
+    return UNLISTED.named(f"unknown-{number}")
 
 
 def statuses(get_status: GetStatus, keys: list[SigningKey]) -> list[int]:
-    """Of concurrent requests, one a key."""
+    """Sends one request per key concurrently; returns the statuses."""
     with ThreadPoolExecutor(len(keys)) as threads:
         return list(threads.map(get_status, keys))
 
@@ -144,12 +144,12 @@ def test_cached_token_expires(http: Transport, provider: Provider, monkeypatch: 
 
 @pytest.mark.usefixtures("keys")
 def test_cached_token_does_not_admit_altered_tokens(http: Transport, provider: Provider) -> None:
-    good = OLD.token(provider.claims("acme"))
-    assert Client(http, good).get("/orders").status == 200
-    header, payload, signature = good.split(".")
-    foreign = OLD.token(provider.claims("globex")).split(".")[1]
+    valid = OLD.token(provider.claims("acme"))
+    assert Client(http, valid).get("/orders").status == 200
+    header, payload, signature = valid.split(".")
+    foreign_payload = OLD.token(provider.claims("globex")).split(".")[1]
 
-    for token in (f"{header}.{foreign}.{signature}", f"{header}.{payload}.", f"{good}A", good[:-1]):
+    for token in (f"{header}.{foreign_payload}.{signature}", f"{header}.{payload}.", f"{valid}A", valid[:-1]):
         assert Client(http, token).get("/orders").status == 401
 
 
@@ -162,7 +162,7 @@ def test_repeated_token_is_verified_once(http: Transport, provider: Provider) ->
     for _ in range(3):
         assert alice.get("/orders").status == 200
 
-    # The first one finds the keys not fetched yet, and fetching them makes a new version.
+    # Two: the first request fetches the keys, which starts a new cache version.
     assert tokens._verified_claims.cache_info().misses - before == 2
 
 
@@ -171,13 +171,13 @@ def test_unknown_keys_cause_one_fetch_a_minute(get_status: GetStatus, keys: KeyS
     clock.skip(61)
 
     for number in range(20):
-        assert get_status(unknown(number)) == 401
+        assert get_status(unlisted_key(number)) == 401
     assert keys.fetches == 2
     clock.skip(50)
-    assert get_status(unknown(1)) == 401
+    assert get_status(unlisted_key(1)) == 401
     assert keys.fetches == 2
     clock.skip(11)
-    assert get_status(unknown(1)) == 401
+    assert get_status(unlisted_key(1)) == 401
     assert keys.fetches == 3
 
 
@@ -187,13 +187,13 @@ def test_twenty_unknown_keys_at_once_cause_one_fetch(
     assert get_status(OLD) == 200
     clock.skip(61)
 
-    assert statuses(get_status, [unknown(number) for number in range(20)]) == [401] * 20
+    assert statuses(get_status, [unlisted_key(number) for number in range(20)]) == [401] * 20
 
     assert keys.fetches == 2
 
 
 def test_unknown_keys_in_the_first_requests_are_rejected(get_status: GetStatus, keys: KeyServer) -> None:
-    assert statuses(get_status, [unknown(number) for number in range(20)]) == [401] * 20
+    assert statuses(get_status, [unlisted_key(number) for number in range(20)]) == [401] * 20
 
     assert keys.fetches == 1
     assert get_status(OLD) == 200
@@ -253,7 +253,7 @@ def test_hanging_key_server_does_not_delay_known_keys(
     keys.released.clear()
     with ThreadPoolExecutor(5) as threads:
         started = time.monotonic()
-        requests = [threads.submit(get_status, unknown(number)) for number in range(5)]
+        requests = [threads.submit(get_status, unlisted_key(number)) for number in range(5)]
         while keys.fetches < 2 and time.monotonic() - started < 2:
             time.sleep(0.01)
 
@@ -327,9 +327,9 @@ def test_malformed_key_list_replaces_no_keys(
         {**OCT, "kid": "old"},
         OCT,
         ELLIPTIC,
-        STRANGE.jwk(kid=None),
-        STRANGE.jwk(kid=5),
-        STRANGE.jwk(kid=["old"]),
+        UNLISTED.jwk(kid=None),
+        UNLISTED.jwk(kid=5),
+        UNLISTED.jwk(kid=["old"]),
     ],
     ids=lambda other: json.dumps({**other, "n": ""} if isinstance(other, dict) else other),
 )
@@ -343,24 +343,24 @@ def test_valid_key_is_used_beside_unusable_ones(get_status: GetStatus, keys: Key
 @pytest.mark.parametrize(
     "key",
     [
-        STRANGE.jwk(alg="RS384"),
-        STRANGE.jwk(alg="RS512"),
-        STRANGE.jwk(alg="PS256"),
-        STRANGE.jwk(alg="HS256"),
-        STRANGE.jwk(alg="RSA-OAEP"),
-        STRANGE.jwk(use="enc"),
-        STRANGE.jwk(kty="oct"),
-        STRANGE.jwk(kty="rsa"),
-        STRANGE.jwk(kty=None),
-        STRANGE.jwk(kid=None),
+        UNLISTED.jwk(alg="RS384"),
+        UNLISTED.jwk(alg="RS512"),
+        UNLISTED.jwk(alg="PS256"),
+        UNLISTED.jwk(alg="HS256"),
+        UNLISTED.jwk(alg="RSA-OAEP"),
+        UNLISTED.jwk(use="enc"),
+        UNLISTED.jwk(kty="oct"),
+        UNLISTED.jwk(kty="rsa"),
+        UNLISTED.jwk(kty=None),
+        UNLISTED.jwk(kid=None),
     ],
     ids=lambda key: " ".join(f"{name}={key.get(name)}" for name in ("kty", "alg", "use", "kid")),
 )
 def test_only_rs256_signing_keys_are_used(get_status: GetStatus, keys: KeyServer, key: Json) -> None:
     keys.publish(key, OLD.jwk())
 
-    assert get_status(STRANGE) == 401
-    assert get_status(STRANGE, alg=key.get("alg")) == 401
+    assert get_status(UNLISTED) == 401
+    assert get_status(UNLISTED, alg=key.get("alg")) == 401
     assert get_status(OLD) == 200
 
 
@@ -387,10 +387,10 @@ def test_symmetric_key_in_the_key_list_is_rejected(
 
 @pytest.mark.parametrize("status", [301, 302, 307])
 def test_key_server_redirect_is_not_followed(get_status: GetStatus, keys: KeyServer, status: int) -> None:
-    elsewhere = KeyServer(STRANGE.jwk())
+    elsewhere = KeyServer(UNLISTED.jwk())
     keys.status, keys.headers, keys.body = status, {"Location": elsewhere.url}, b""
 
-    assert get_status(STRANGE) == 401
+    assert get_status(UNLISTED) == 401
 
     assert (keys.fetches, elsewhere.fetches) == (1, 0)
     elsewhere.stop()

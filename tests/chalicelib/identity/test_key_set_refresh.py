@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.chalicelib.identity.test_key_set import Clock, statuses, unknown
+from tests.chalicelib.identity.test_key_set import Clock, statuses, unlisted_key
 from tests.support.issuer import COGNITO, OIDC, PROVIDERS, KeyServer, Provider, SigningKey, accepted
 from tools.client import Client, Transport
 
@@ -31,7 +31,7 @@ Fault = Callable[[KeyServer], None]
 
 @pytest.fixture(params=[COGNITO, OIDC], ids=lambda provider: provider.name)
 def provider(request: pytest.FixtureRequest) -> Provider:
-    """One for each library: Entra and Firebase are verified by the same one as OIDC."""
+    """One provider per token library: Entra and Firebase use the same one as OIDC."""
     return request.param  # type: ignore[no-any-return]
 
 
@@ -56,7 +56,7 @@ def keys(clock: Clock, provider: Provider) -> Iterator[KeyServer]:  # noqa: ARG0
 
 @pytest.fixture
 def get(http: Transport, provider: Provider) -> Get:
-    """The status of a request with a token that this key signed, the same one each time."""
+    """Returns the status of a request whose token this key signed; one token per key."""
     tokens: dict[str, str] = {}
 
     def get(key: SigningKey) -> int:
@@ -74,7 +74,7 @@ def eventually(condition: Callable[[], bool]) -> None:
 
 
 def wait_for_fetches(keys: KeyServer) -> None:
-    """Until no fetch of this process is running."""
+    """Waits until no fetch of this process is running."""
     from chalicelib.identity import tokens
 
     for fetch in tokens._key_set()._fetches:
@@ -153,7 +153,7 @@ def test_frozen_process_still_ages_its_keys(get: Get, keys: KeyServer, clock: Cl
 
 
 def test_request_waits_for_keys_older_than_a_day(get: Get, keys: KeyServer, clock: Clock) -> None:
-    """A background thread may never finish there: only what a request waits for is certain to run."""
+    """On hosts that freeze between requests a background fetch may never finish."""
     assert get(OLD) == 200
     keys.publish(NEW.jwk())
 
@@ -179,12 +179,12 @@ def cut_short(keys: KeyServer) -> None:
 
 
 def endless(keys: KeyServer) -> None:
-    """The keys and then 500 MB of blanks, which is JSON."""
+    """The keys, then 500 MB of spaces: still valid JSON."""
     keys.padding = 500_000_000
 
 
 def compressed(keys: KeyServer) -> None:
-    """Without an Accept-Encoding; 50 MB when unpacked."""
+    """Compressed although no Accept-Encoding was sent; 50 MB when decompressed."""
     keys.headers = {"Content-Encoding": "gzip"}
     keys.body = gzip.compress(keys.body + b" " * 50_000_000)
 
@@ -233,7 +233,7 @@ def test_failing_key_server_is_retried_with_backoff(get: Get, keys: KeyServer, c
 
     for second in range(0, 300, 5):
         before = keys.fetches
-        assert get(unknown(second)) == 401
+        assert get(unlisted_key(second)) == 401
         wait_for_fetches(keys)
         fetch_seconds += [second] * (keys.fetches - before)
         clock.skip(5)
@@ -246,14 +246,14 @@ def test_one_request_waits_for_a_failed_key_server(get: Get, keys: KeyServer, cl
     assert get(OLD) == 200
     keys.status = 500
     clock.skip(61)
-    assert get(unknown(0)) == 401
+    assert get(unlisted_key(0)) == 401
     keys.released.clear()
     clock.skip(61)
-    waiting = threading.Thread(target=get, args=[unknown(1)])
+    waiting = threading.Thread(target=get, args=[unlisted_key(1)])
     waiting.start()
     eventually(lambda: keys.fetches == 3)
 
-    assert statuses(get, [unknown(number) for number in range(2, 10)]) == [401] * 8
+    assert statuses(get, [unlisted_key(number) for number in range(2, 10)]) == [401] * 8
 
     assert waiting.is_alive()
     keys.released.set()
@@ -298,7 +298,7 @@ def test_response_that_arrived_during_a_freeze_is_used(get: Get, keys: KeyServer
 
 
 def test_number_of_hanging_fetches_is_limited(get: Get, keys: KeyServer, clock: Clock) -> None:
-    """A server that sends single bytes never triggers the socket's timeout."""
+    """A server that sends single bytes never triggers the socket timeout."""
     assert get(OLD) == 200
     keys.released.clear()
 
@@ -352,7 +352,7 @@ if child:
 
 
 def test_threads_waiting_for_one_fetch_all_get_keys() -> None:
-    """Before Python 3.13 two threads that join a third can meet between two lines of threading.py."""
+    """Before Python 3.13, two threads that join a third race between two lines of threading.py."""
     from chalicelib.identity.key_set import KeySet
 
     keys = KeyServer(OLD.jwk())
@@ -365,8 +365,8 @@ def test_threads_waiting_for_one_fetch_all_get_keys() -> None:
 
         def trace(frame: FrameType, event: str, _: object) -> Any:
             code = frame.f_code
-            at = linecache.getline(code.co_filename, frame.f_lineno).strip()
-            if code.co_name == "_wait_for_tstate_lock" and (event, at) == ("line", line):
+            source_line = linecache.getline(code.co_filename, frame.f_lineno).strip()
+            if code.co_name == "_wait_for_tstate_lock" and (event, source_line) == ("line", line):
                 time.sleep(seconds)
             return trace if code.co_filename == threading.__file__ else None
 
@@ -422,21 +422,21 @@ def test_invalid_tokens_evict_nothing_and_are_logged_rarely(
 ) -> None:
     from chalicelib.identity import tokens
 
-    good = OLD.token(provider.claims("acme"))
-    header, payload, signature = good.split(".")
-    alice = Client(in_process, good)
+    valid = OLD.token(provider.claims("acme"))
+    header, payload, signature = valid.split(".")
+    alice = Client(in_process, valid)
     assert [alice.get("/orders").status for _ in range(2)] == [200, 200]
     before = tokens._verified_claims.cache_info()
     caplog.clear()
 
     for number in range(700):
-        strange = unknown(number)
-        for bad in (
+        unlisted = unlisted_key(number)
+        for invalid in (
             f"{header}.{payload}.{signature[: number - 700]}",
-            strange.signed({"alg": "RS256", "kid": strange.kid}, {}) if number < 100 else f"{number}.a.b",
+            unlisted.signed({"alg": "RS256", "kid": unlisted.kid}, {}) if number < 100 else f"{number}.a.b",
             f"{header}.{payload[: number - 700]}.{signature}",
         ):
-            assert Client(in_process, bad).get("/orders").status == 401
+            assert Client(in_process, invalid).get("/orders").status == 401
 
     after = tokens._verified_claims.cache_info()
     assert alice.get("/orders").status == 200
@@ -451,7 +451,7 @@ def test_invalid_tokens_evict_nothing_and_are_logged_rarely(
 
 
 REASONS: dict[str, Callable[[Provider], str]] = {
-    "unknown key": lambda provider: unknown(1).token(provider.claims("acme")),
+    "unknown key": lambda provider: unlisted_key(1).token(provider.claims("acme")),
     "signature": lambda provider: NEW.token(provider.claims("acme"), kid="old"),
     "algorithm": lambda provider: OLD.token(provider.claims("acme"), alg="none"),
     "kind": lambda provider: OLD.token(provider.claims("acme"), typ="logout+jwt"),

@@ -1,4 +1,4 @@
-"""Each identity provider: the claims that it adds, and the environment variables that select it."""
+"""Identity providers: their claims, and the environment variables that select them."""
 
 import subprocess
 import sys
@@ -38,21 +38,21 @@ STS = f"https://sts.windows.net/{DIRECTORY}/"
 KEY = SigningKey()
 
 Place = Callable[[Json], Answer]
-Set = Callable[..., None]
+SetVariables = Callable[..., None]
 
 
 @pytest.fixture(scope="module")
-def listing() -> Iterator[KeyServer]:
+def key_server() -> Iterator[KeyServer]:
     keys = KeyServer(KEY.jwk())
     yield keys
     keys.stop()
 
 
 @pytest.fixture
-def keys(listing: KeyServer, app: Any) -> KeyServer:  # noqa: ARG001 (the app reads its settings first)
+def keys(key_server: KeyServer, app: Any) -> KeyServer:  # noqa: ARG001 (the app reads its settings first)
     """A key server that lists KEY."""
-    listing.publish(KEY.jwk())
-    return listing
+    key_server.publish(KEY.jwk())
+    return key_server
 
 
 @pytest.fixture
@@ -62,17 +62,17 @@ def place(http: Transport) -> Place:
 
 
 @pytest.fixture
-def only(monkeypatch: pytest.MonkeyPatch) -> Set:
-    """Sets these variables, and unsets the others that choose a provider."""
+def set_only(monkeypatch: pytest.MonkeyPatch) -> SetVariables:
+    """Sets these variables and unsets the other provider variables."""
 
-    def set_(**variables: str) -> None:
+    def set_variables(**variables: str) -> None:
         for name in VARIABLES:
             monkeypatch.setenv(name, variables.get(name, ""))
 
-    return set_
+    return set_variables
 
 
-def by_name(provider: Provider) -> str:
+def provider_name(provider: Provider) -> str:
     return provider.name
 
 
@@ -82,39 +82,39 @@ def tenant_and_user(answer: Answer) -> tuple[str, str]:
 
 
 def entra_claims(directory: str, **changes: Any) -> Json:
-    """Claims of a user of this directory."""
+    """The claims of a user of this directory."""
     issuer = ANY_DIRECTORY.replace("{tenantid}", directory)
     return ENTRA.claims(directory, **{"iss": issuer, **changes})
 
 
-# Choosing
+# Selection
 
 
 def test_running_app_switches_provider_by_environment_only(
     http: Transport, user_pool: UserPool, keys: KeyServer, tenant: str
 ) -> None:
     """Orders belong to the tenant, not to the provider of its tokens."""
-    from_cognito = Client(http, user_pool.token(tenant))
-    first = from_cognito.place().json["order"]["order_id"]
+    cognito_client = Client(http, user_pool.token(tenant))
+    first = cognito_client.place().json["order"]["order_id"]
 
     for provider in (ENTRA, FIREBASE, OIDC):
         with accepted(provider.variables(keys)):
             claims = provider.claims(tenant)
-            caller = Client(http, KEY.token(claims))
-            assert tenant_and_user(caller.place()) == (tenant, claims[provider.user])
-            assert caller.get(f"/orders/{first}").status == 200
-            assert from_cognito.get(f"/orders/{first}").status == 401
+            provider_client = Client(http, KEY.token(claims))
+            assert tenant_and_user(provider_client.place()) == (tenant, claims[provider.user])
+            assert provider_client.get(f"/orders/{first}").status == 200
+            assert cognito_client.get(f"/orders/{first}").status == 401
 
-    assert caller.get(f"/orders/{first}").status == 401
-    assert from_cognito.get(f"/orders/{first}").status == 200
-    assert len(from_cognito.get("/orders").json["orders"]) == 4
+    assert provider_client.get(f"/orders/{first}").status == 401
+    assert cognito_client.get(f"/orders/{first}").status == 200
+    assert len(cognito_client.get("/orders").json["orders"]) == 4
 
 
-@pytest.mark.parametrize("provider", PROVIDERS, ids=by_name)
+@pytest.mark.parametrize("provider", PROVIDERS, ids=provider_name)
 def test_token_of_another_provider_is_rejected(
     place: Place, keys: KeyServer, provider: Provider, tenant: str
 ) -> None:
-    """The key and the audience are the same, and the token has the claims of every provider."""
+    """Only the issuer differs: key and audience are the same, and the token has every provider's claims."""
     all_claims: Json = {}
     for issuer in PROVIDERS:
         all_claims |= issuer.claims(tenant)
@@ -124,7 +124,7 @@ def test_token_of_another_provider_is_rejected(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("provider", [COGNITO, ENTRA], ids=by_name)
+@pytest.mark.parametrize("provider", [COGNITO, ENTRA], ids=provider_name)
 def test_only_the_providers_own_library_is_loaded(environment: dict[str, str], provider: Provider) -> None:
     keys = KeyServer(KEY.jwk())
     program = """
@@ -138,7 +138,7 @@ verifiers = {"chalicelib.identity.tokens", "jwt", "cognitojwt", "jose", "request
 print(before & verifiers or "nothing")
 """
     claims = provider.claims("acme")
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program, KEY.token(claims)],
         cwd=PROJECT,
         env={"PATH": "/usr/bin:/bin", **environment, **provider.variables(keys)},
@@ -149,15 +149,15 @@ print(before & verifiers or "nothing")
     )
     keys.stop()
 
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     pyjwt = provider is not COGNITO
-    assert done.stdout == f"{claims['sub']} {pyjwt} {not pyjwt}\nnothing\n"
+    assert process.stdout == f"{claims['sub']} {pyjwt} {not pyjwt}\nnothing\n"
 
 
 # Any provider but Cognito
 
 
-@pytest.mark.parametrize("provider", [ENTRA, FIREBASE, OIDC], ids=by_name)
+@pytest.mark.parametrize("provider", [ENTRA, FIREBASE, OIDC], ids=provider_name)
 def test_one_matching_audience_in_the_token_is_enough(
     place: Place, keys: KeyServer, provider: Provider, tenant: str
 ) -> None:
@@ -166,15 +166,15 @@ def test_one_matching_audience_in_the_token_is_enough(
         assert place(provider.claims(tenant, aud=["another", 5, AUDIENCE])).status == 401
 
 
-@pytest.mark.parametrize("provider", PROVIDERS, ids=by_name)
+@pytest.mark.parametrize("provider", PROVIDERS, ids=provider_name)
 def test_rsa_key_under_2048_bits_is_rejected(
     http: Transport, keys: KeyServer, provider: Provider, tenant: str
 ) -> None:
     """RFC 7518, section 3.3: a key of size 2048 bits or larger."""
-    short = SigningKey("short", 1024)
-    keys.publish(short.jwk(), KEY.jwk())
+    short_key = SigningKey("short", 1024)
+    keys.publish(short_key.jwk(), KEY.jwk())
     with accepted(provider.variables(keys)):
-        assert Client(http, short.token(provider.claims(tenant))).place().status == 401
+        assert Client(http, short_key.token(provider.claims(tenant))).place().status == 401
         assert Client(http, KEY.token(provider.claims(tenant))).place().status == 201
 
 
@@ -395,8 +395,8 @@ def test_user_claim_name_is_configurable(place: Place, keys: KeyServer, tenant: 
     ],
     ids=str,
 )
-def test_email_is_a_string_or_none(only: Set, claims: Json, email: str | None) -> None:
-    only(AUTH_PROVIDER="entra")
+def test_email_is_a_string_or_none(set_only: SetVariables, claims: Json, email: str | None) -> None:
+    set_only(AUTH_PROVIDER="entra")
 
     caller = Caller.from_claims({"tid": DIRECTORY, "sub": "alice", **claims}, claim_names())
 
@@ -436,9 +436,9 @@ PROJECTS_KEYS = "https://www.googleapis.com/service_accounts/v1/jwk/securetoken@
     ids=str,
 )
 def test_provider_issuer_and_key_urls_have_defaults(
-    only: Set, variables: Json, issuer: str, jwks_url: str
+    set_only: SetVariables, variables: Json, issuer: str, jwks_url: str
 ) -> None:
-    only(**{"AUTH_AUDIENCE": AUDIENCE, **variables})
+    set_only(**{"AUTH_AUDIENCE": AUDIENCE, **variables})
 
     tokens = accepted_tokens()
 
@@ -508,36 +508,36 @@ COMPLETE: Json = {
     ],
     ids=str,
 )
-def test_invalid_provider_settings_are_explained(only: Set, changes: Json, message: str) -> None:
-    only(**COMPLETE)
+def test_invalid_provider_settings_are_explained(set_only: SetVariables, changes: Json, message: str) -> None:
+    set_only(**COMPLETE)
     assert accepted_tokens().provider == "oidc"
-    only(**{**COMPLETE, **changes})
+    set_only(**{**COMPLETE, **changes})
 
-    with pytest.raises(SettingsError) as raised:
+    with pytest.raises(SettingsError) as error:
         accepted_tokens()
 
-    assert message in str(raised.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8001", "[::1]:8001"])
-def test_key_url_on_localhost_may_use_http(only: Set, host: str) -> None:
-    only(**{**COMPLETE, "AUTH_JWKS_URL": f"http://{host}/keys"})
+def test_key_url_on_localhost_may_use_http(set_only: SetVariables, host: str) -> None:
+    set_only(**{**COMPLETE, "AUTH_JWKS_URL": f"http://{host}/keys"})
 
     assert accepted_tokens().jwks_url == f"http://{host}/keys"
 
 
-def test_only_cognito_has_user_pools(only: Set) -> None:
-    only(**COMPLETE)
+def test_only_cognito_has_user_pools(set_only: SetVariables) -> None:
+    set_only(**COMPLETE)
     assert user_pools() == []
 
-    only(**COGNITO.settings)
+    set_only(**COGNITO.settings)
     assert user_pools() == [COGNITO.settings["COGNITO_USER_POOL_ARN"]]
 
 
 @pytest.mark.slow
 def test_lambda_refuses_other_providers_at_import() -> None:
     """On Lambda API Gateway's authorizer verifies the tokens, and it supports Cognito only."""
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", "import app"],
         cwd=PROJECT,
         env={"PATH": "/usr/bin:/bin", "AWS_LAMBDA_FUNCTION_NAME": "order-api", **COMPLETE},
@@ -547,5 +547,5 @@ def test_lambda_refuses_other_providers_at_import() -> None:
         check=False,
     )
 
-    assert done.returncode == 1
-    assert "AUTH_PROVIDER is 'oidc', but on Lambda API Gateway verifies tokens" in done.stderr
+    assert process.returncode == 1
+    assert "AUTH_PROVIDER is 'oidc', but on Lambda API Gateway verifies tokens" in process.stderr

@@ -1,4 +1,4 @@
-"""Requests with a valid token are answered, as the caller that the token names; all others are refused."""
+"""A valid token identifies the caller; every other token is rejected with 401."""
 
 import hashlib
 import hmac
@@ -35,9 +35,9 @@ from tests.support.issuer import (
 from tools.client import SEED_BYTES, Answer, Client, Transport
 
 Place = Callable[[str | None], Answer]
-Refuses = Callable[[str | None], None]
+Check = Callable[[str | None], None]
 Rows = Callable[..., list[tuple[Any, ...]]]
-Signed = Callable[[str], str]
+Sign = Callable[[str], str]
 
 JSON = {"content-type": "application/json"}
 KEY, ATTACKERS_KEY = SigningKey(), SigningKey("attackers-key")
@@ -45,7 +45,7 @@ KEY, ATTACKERS_KEY = SigningKey(), SigningKey("attackers-key")
 
 @pytest.fixture
 def place(http: Transport) -> Place:
-    """Posts the seed order with this Authorization header, over a real connection."""
+    """Posts the seed order with this Authorization header over a socket."""
 
     def send(authorization: str | None) -> Answer:
         headers = JSON if authorization is None else {**JSON, "authorization": authorization}
@@ -55,26 +55,26 @@ def place(http: Transport) -> Place:
 
 
 @pytest.fixture
-def refuses(http: Transport, place: Place, rows: Rows) -> Refuses:
-    """Asserts that reading and writing with this Authorization header are a 401, and store nothing."""
+def assert_rejected(http: Transport, place: Place, rows: Rows) -> Check:
+    """Asserts that reads and writes with this Authorization header get 401 and store nothing."""
 
     def check(authorization: str | None) -> None:
         headers = {} if authorization is None else {"authorization": authorization}
-        before = stored(rows)
+        before = stored_rows(rows)
         for answer in (
             place(authorization),
             http("GET", "/orders", headers, b""),
             http("GET", f"/orders/{uuid4()}", headers, b""),
         ):
             assert_unauthorized(answer)
-        assert stored(rows) == before
+        assert stored_rows(rows) == before
 
     return check
 
 
 @pytest.fixture(scope="module")
 def keys() -> Iterator[KeyServer]:
-    """Lists KEY."""
+    """A key server that lists KEY."""
     keys = KeyServer(KEY.jwk())
     yield keys
     keys.stop()
@@ -82,19 +82,19 @@ def keys() -> Iterator[KeyServer]:
 
 @pytest.fixture(params=PROVIDERS, ids=lambda provider: provider.name)
 def provider(request: pytest.FixtureRequest, app: Any, keys: KeyServer) -> Iterator[Provider]:  # noqa: ARG001
-    """The API accepts tokens of this provider that KEY signed, instead of the user pool's."""
+    """Configures the API for this provider, with KEY as the signing key."""
     with accepted(request.param.variables(keys)):
         yield request.param
 
 
 @pytest.fixture(params=["user pool", *PROVIDERS], ids=lambda provider: getattr(provider, "name", provider))
-def signed(
+def sign(
     request: pytest.FixtureRequest,
     app: Any,  # noqa: ARG001 (it reads its settings first)
     user_pool: UserPool,
     keys: KeyServer,
-) -> Iterator[Signed]:
-    """Signs good tokens of a tenant: moto's user pool does, or KEY for one of the providers."""
+) -> Iterator[Sign]:
+    """Signs valid tokens for a tenant, with moto's user pool or with KEY for a provider."""
     provider = request.param
     if provider == "user pool":
         yield user_pool.token
@@ -104,8 +104,8 @@ def signed(
 
 
 @pytest.fixture
-def good(signed: Signed, tenant: str) -> str:
-    return signed(tenant)
+def valid_token(sign: Sign, tenant: str) -> str:
+    return sign(tenant)
 
 
 def assert_unauthorized(answer: Answer) -> None:
@@ -122,24 +122,24 @@ def decoded_bytes(segment: str) -> bytes:
     return urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
 
 
-def stored(rows: Rows) -> list[tuple[Any, ...]]:
+def stored_rows(rows: Rows) -> list[tuple[Any, ...]]:
     return rows("select (select count(*) from orders), (select count(*) from idempotency_keys)")
 
 
-# Good tokens
+# Valid tokens
 
 
 @pytest.mark.parametrize(
     "form", ["Bearer {}", "bearer {}", "BEARER {}", "{}", "Bearer  {}", " Bearer {} "], ids=repr
 )
 def test_valid_token_is_accepted_with_or_without_bearer(
-    place: Place, good: str, tenant: str, form: str
+    place: Place, valid_token: str, tenant: str, form: str
 ) -> None:
-    answer = place(form.format(good))
+    answer = place(form.format(valid_token))
 
     assert answer.status == 201
     assert answer.json["order"]["tenant_id"] == tenant
-    claims = decoded(good.split(".")[1])
+    claims = decoded(valid_token.split(".")[1])
     assert answer.json["order"]["created_by"] == claims.get("oid", claims["sub"])
 
 
@@ -152,7 +152,7 @@ def test_clock_skew_of_half_a_minute_is_tolerated(
     assert place(KEY.token(provider.claims(tenant, **moments))).status == 201
 
 
-# Not Firebase: its audience is the one project.
+# Not Firebase: its only audience is the project.
 @pytest.mark.parametrize(
     "provider", [COGNITO, ENTRA, OIDC], indirect=True, ids=lambda provider: provider.name
 )
@@ -165,10 +165,10 @@ def test_one_of_several_configured_audiences_is_enough(place: Place, provider: P
         assert place(KEY.token(provider.claims(tenant, aud=clients))).status == 401
 
 
-# Not a token
+# Malformed tokens
 
 COMPRESSED = zlib.compress(b" " * 3_000_000, wbits=-15)
-"""A bomb of 3 MB in 3 kB (RFC 8725, 3.6)."""
+"""A decompression bomb: 3 MB in 3 kB (RFC 8725, 3.6)."""
 GARBAGE = {
     "absent": None,
     "empty": "",
@@ -216,8 +216,8 @@ GARBAGE = {
 
 @pytest.mark.parametrize("authorization", GARBAGE.values(), ids=GARBAGE)
 @pytest.mark.usefixtures("provider")
-def test_garbage_authorization_header_is_rejected(refuses: Refuses, authorization: str | None) -> None:
-    refuses(authorization)
+def test_garbage_authorization_header_is_rejected(assert_rejected: Check, authorization: str | None) -> None:
+    assert_rejected(authorization)
 
 
 WRONG_FORMS = [
@@ -242,52 +242,56 @@ WRONG_FORMS = [
 
 
 @pytest.mark.parametrize("form", WRONG_FORMS)
-def test_valid_token_in_a_malformed_header_is_rejected(refuses: Refuses, good: str, form: str) -> None:
-    refuses(form.format(good, good))
+def test_valid_token_in_a_malformed_header_is_rejected(
+    assert_rejected: Check, valid_token: str, form: str
+) -> None:
+    assert_rejected(form.format(valid_token, valid_token))
 
 
 @pytest.mark.parametrize("addition", ["!", "!!!!", "\u00fc", "====A", "=="])
 def test_signature_with_invalid_base64_characters_is_rejected(
-    refuses: Refuses, good: str, addition: str
+    assert_rejected: Check, valid_token: str, addition: str
 ) -> None:
-    """RFC 7515, section 5.2: no additional characters in what is base64url-decoded."""
-    refuses(f"Bearer {good}{addition}")
+    """RFC 7515, section 5.2: base64url without additional characters."""
+    assert_rejected(f"Bearer {valid_token}{addition}")
 
 
-def test_non_canonical_base64_signature_is_rejected(refuses: Refuses, good: str) -> None:
+def test_non_canonical_base64_signature_is_rejected(assert_rejected: Check, valid_token: str) -> None:
     """RFC 4648, section 3.5: the last character of 256 bytes has four unused bits."""
-    following = chr(ord(good[-1]) + 1)
-    assert decoded_bytes(good[-2:]) == decoded_bytes(good[-2] + following)
+    following = chr(ord(valid_token[-1]) + 1)
+    assert decoded_bytes(valid_token[-2:]) == decoded_bytes(valid_token[-2] + following)
 
-    refuses(good[:-1] + following)
+    assert_rejected(valid_token[:-1] + following)
 
 
-# Signed by the user pool, but not for this API
+# Valid signature, but not for this API
 
 
 @pytest.mark.usefixtures("app")
 def test_token_of_another_user_pool_is_rejected(
-    refuses: Refuses, place: Place, user_pool: UserPool, tenant: str
+    assert_rejected: Check, place: Place, user_pool: UserPool, tenant: str
 ) -> None:
-    """All of moto's pools sign with one key: only the issuer differs."""
+    """All of moto's pools share one key, so that only the issuer differs."""
     other = UserPool(user_pool._endpoint, "another-pool")
     foreign = other.token(tenant)
-    refuses(foreign)
+    assert_rejected(foreign)
 
     with accepted({"AUTH_AUDIENCE": f"{user_pool.client_id},{other.client_id}"}):
-        refuses(foreign)
+        assert_rejected(foreign)
         assert place(user_pool.token(tenant)).status == 201
 
 
-def test_token_of_another_app_client_is_rejected(refuses: Refuses, user_pool: UserPool, tenant: str) -> None:
-    refuses(user_pool.tokens(tenant, "alice", user_pool.other_client_id)["IdToken"])
+def test_token_of_another_app_client_is_rejected(
+    assert_rejected: Check, user_pool: UserPool, tenant: str
+) -> None:
+    assert_rejected(user_pool.tokens(tenant, "alice", user_pool.other_client_id)["IdToken"])
 
 
-def test_an_access_token_is_refused(refuses: Refuses, user_pool: UserPool, tenant: str) -> None:
-    refuses(user_pool.token(tenant, kind="AccessToken"))
+def test_an_access_token_is_refused(assert_rejected: Check, user_pool: UserPool, tenant: str) -> None:
+    assert_rejected(user_pool.token(tenant, kind="AccessToken"))
 
 
-# Forged from a good token
+# Forged tokens
 
 
 WRONG_ALGORITHMS = ["none", "None", "NONE", "", None, "HS256", "RS512", "rs256"]
@@ -296,12 +300,14 @@ WRONG_ALGORITHMS = ["none", "None", "NONE", "", None, "HS256", "RS512", "rs256"]
 @pytest.mark.parametrize("algorithm", WRONG_ALGORITHMS)
 @pytest.mark.parametrize("signature", ["", "AA", "of the token"])
 def test_token_with_another_algorithm_is_rejected(
-    refuses: Refuses, good: str, algorithm: str | None, signature: str
+    assert_rejected: Check, valid_token: str, algorithm: str | None, signature: str
 ) -> None:
-    header, payload, signed = good.split(".")
+    header, payload, original = valid_token.split(".")
     forged = {**decoded(header), "alg": algorithm}
 
-    refuses(f"Bearer {encoded(forged)}.{payload}.{signed if signature == 'of the token' else signature}")
+    assert_rejected(
+        f"Bearer {encoded(forged)}.{payload}.{original if signature == 'of the token' else signature}"
+    )
 
 
 PUBLIC_FORMS = ["pem", "pem without newline", "der", "jwk", "compact jwk", "jwks", "n"]
@@ -310,15 +316,15 @@ PUBLIC_FORMS = ["pem", "pem without newline", "der", "jwk", "compact jwk", "jwks
 @pytest.mark.parametrize("kid", ["of the key", None])
 @pytest.mark.parametrize("form", PUBLIC_FORMS)
 def test_hmac_signed_with_the_public_key_is_rejected(
-    refuses: Refuses, good: str, form: str, kid: str | None
+    assert_rejected: Check, valid_token: str, form: str, kid: str | None
 ) -> None:
     with urlopen(Request(accepted_tokens().jwks_url, headers={"User-Agent": "curl"})) as answer:
         jwks = answer.read()
 
-    refuses(signed_with_the_public_key(jwks, form, good.split(".")[1], with_kid=kid is not None))
+    assert_rejected(hs256_with_public_key(jwks, form, valid_token.split(".")[1], with_kid=kid is not None))
 
 
-def signed_with_the_public_key(jwks: bytes, form: str, payload: str, *, with_kid: bool = True) -> str:
+def hs256_with_public_key(jwks: bytes, form: str, payload: str, *, with_kid: bool = True) -> str:
     """An HS256 token whose shared secret is the published public key, in one of PUBLIC_FORMS."""
     jwk = json.loads(jwks)["keys"][0]
     e, n = (int.from_bytes(urlsafe_b64decode(jwk[name] + "==="), "big") for name in "en")
@@ -338,16 +344,16 @@ def signed_with_the_public_key(jwks: bytes, form: str, payload: str, *, with_kid
     return f"{signing_input}.{encoded(hmac.digest(secret, signing_input.encode(), hashlib.sha256))}"
 
 
-def test_a_changed_payload_is_refused(refuses: Refuses, good: str) -> None:
-    header, payload, signature = good.split(".")
+def test_a_changed_payload_is_refused(assert_rejected: Check, valid_token: str) -> None:
+    header, payload, signature = valid_token.split(".")
     names = ("custom:tenant_id", "tid", "tenant_id")
     victim = {**decoded(payload), **dict.fromkeys(names, "victim"), "firebase": {"tenant": "victim"}}
 
-    refuses(f"{header}.{encoded(victim)}.{signature}")
+    assert_rejected(f"{header}.{encoded(victim)}.{signature}")
 
 
-def test_a_changed_signature_is_refused(refuses: Refuses, good: str) -> None:
-    header, payload, signature = good.split(".")
+def test_a_changed_signature_is_refused(assert_rejected: Check, valid_token: str) -> None:
+    header, payload, signature = valid_token.split(".")
     for changed in (
         ("B" if signature[0] == "A" else "A") + signature[1:],
         signature[:-4],
@@ -356,16 +362,18 @@ def test_a_changed_signature_is_refused(refuses: Refuses, good: str) -> None:
         "A" * len(signature),
         "",
     ):
-        refuses(f"{header}.{payload}.{changed}")
+        assert_rejected(f"{header}.{payload}.{changed}")
 
 
-def test_a_signature_of_another_token_is_refused(refuses: Refuses, signed: Signed, good: str) -> None:
-    other = signed("another-tenant")
+def test_a_signature_of_another_token_is_refused(
+    assert_rejected: Check, sign: Sign, valid_token: str
+) -> None:
+    other = sign("another-tenant")
 
-    refuses(".".join([*good.split(".")[:2], other.split(".")[2]]))
+    assert_rejected(".".join([*valid_token.split(".")[:2], other.split(".")[2]]))
 
 
-# Signed with the right key, but wrong inside
+# Valid signature, invalid content
 
 
 def test_issuers_of_the_tests_sign_valid_tokens(place: Place, provider: Provider, tenant: str) -> None:
@@ -386,11 +394,11 @@ def test_issuers_of_the_tests_sign_valid_tokens(place: Place, provider: Provider
     ids=str,
 )
 def test_token_outside_its_validity_period_is_rejected(
-    refuses: Refuses, provider: Provider, tenant: str, claims: dict[str, int]
+    assert_rejected: Check, provider: Provider, tenant: str, claims: dict[str, int]
 ) -> None:
     moments = {name: int(time.time()) + seconds for name, seconds in claims.items()}
 
-    refuses(KEY.token(provider.claims(tenant, **moments)))
+    assert_rejected(KEY.token(provider.claims(tenant, **moments)))
 
 
 WRONG_CLAIMS: list[dict[str, Any]] = [
@@ -445,22 +453,24 @@ WRONG_CLAIMS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("changes", WRONG_CLAIMS, ids=str)
 def test_a_token_with_a_wrong_claim_is_refused(
-    refuses: Refuses, provider: Provider, tenant: str, changes: dict[str, Any]
+    assert_rejected: Check, provider: Provider, tenant: str, changes: dict[str, Any]
 ) -> None:
-    refuses(KEY.token(provider.claims(tenant, **changes)))
+    assert_rejected(KEY.token(provider.claims(tenant, **changes)))
 
 
 @pytest.mark.parametrize("user", ["", " ", 5, ["alice"], "x" * 256, "a\x00b"], ids=repr)
 def test_token_without_a_valid_user_is_rejected(
-    refuses: Refuses, provider: Provider, tenant: str, user: Any
+    assert_rejected: Check, provider: Provider, tenant: str, user: Any
 ) -> None:
-    refuses(KEY.token(provider.claims(tenant, **{provider.user: user})))
+    assert_rejected(KEY.token(provider.claims(tenant, **{provider.user: user})))
 
 
-def test_near_match_of_the_issuer_is_rejected(refuses: Refuses, provider: Provider, tenant: str) -> None:
+def test_near_match_of_the_issuer_is_rejected(
+    assert_rejected: Check, provider: Provider, tenant: str
+) -> None:
     name = provider.issuer
     for iss in (f"{name}/", name.upper(), [name], name[:-1], f" {name}", name.replace("https", "http")):
-        refuses(KEY.token(provider.claims(tenant, iss=iss)))
+        assert_rejected(KEY.token(provider.claims(tenant, iss=iss)))
 
 
 @pytest.mark.parametrize(
@@ -477,19 +487,19 @@ def test_near_match_of_the_issuer_is_rejected(refuses: Refuses, provider: Provid
 )
 def test_only_cognito_id_tokens_are_accepted(
     app: Any,  # noqa: ARG001 (it reads its settings first)
-    refuses: Refuses,
+    assert_rejected: Check,
     keys: KeyServer,
     tenant: str,
     changes: dict[str, Any],
 ) -> None:
     with accepted(COGNITO.variables(keys)):
-        refuses(KEY.token(COGNITO.claims(tenant, **changes)))
+        assert_rejected(KEY.token(COGNITO.claims(tenant, **changes)))
 
 
 @pytest.mark.parametrize("payload", [[], None, "alice", 5, b"", b"{", b"\xff", b"[" * 20_000], ids=str)
 @pytest.mark.usefixtures("provider")
-def test_non_object_claims_are_rejected(refuses: Refuses, payload: Any) -> None:
-    refuses(KEY.token(payload))
+def test_non_object_claims_are_rejected(assert_rejected: Check, payload: Any) -> None:
+    assert_rejected(KEY.token(payload))
 
 
 WRONG_HEADERS: list[dict[str, Any]] = [
@@ -526,13 +536,13 @@ WRONG_HEADERS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("header", WRONG_HEADERS, ids=str)
 def test_token_with_a_wrong_jose_header_is_rejected(
-    refuses: Refuses, provider: Provider, tenant: str, header: dict[str, Any]
+    assert_rejected: Check, provider: Provider, tenant: str, header: dict[str, Any]
 ) -> None:
-    refuses(KEY.token(provider.claims(tenant), **header))
+    assert_rejected(KEY.token(provider.claims(tenant), **header))
 
 
 def test_ambiguously_encoded_token_is_rejected(
-    place: Place, refuses: Refuses, provider: Provider, tenant: str
+    place: Place, assert_rejected: Check, provider: Provider, tenant: str
 ) -> None:
     """RFC 7515, section 4, RFC 7519, section 4, and RFC 8725, section 3.7."""
     claims = provider.claims(tenant)
@@ -540,7 +550,7 @@ def test_ambiguously_encoded_token_is_rejected(
 
     for name, token in oddly_written(KEY, claims, "victim"):
         assert place(token).status == 401, name
-        refuses(token)
+        assert_rejected(token)
 
 
 @pytest.mark.parametrize(
@@ -549,29 +559,29 @@ def test_ambiguously_encoded_token_is_rejected(
 def test_typ_header_accepts_only_the_providers_token_kinds(
     place: Place, provider: Provider, tenant: str, typ: str | None
 ) -> None:
-    """Cognito's and Firebase's are ID tokens; only the others send access tokens (RFC 9068)."""
-    no_access_tokens = provider.name in ("cognito", "firebase")
-    refused = typ is not None and "at+" in typ.lower() and no_access_tokens
+    """Cognito and Firebase send ID tokens; only the other providers send access tokens (RFC 9068)."""
+    only_id_tokens = provider.name in ("cognito", "firebase")
+    rejected = typ is not None and "at+" in typ.lower() and only_id_tokens
 
-    assert place(KEY.token(provider.claims(tenant), typ=typ)).status == (401 if refused else 201)
+    assert place(KEY.token(provider.claims(tenant), typ=typ)).status == (401 if rejected else 201)
 
 
 def test_deeply_nested_signed_claims_cause_no_500(place: Place, provider: Provider, tenant: str) -> None:
     for depth in (100, 900, 1_000, 3_000, 5_000):
-        deep = json.dumps(provider.claims(tenant))[:-1] + f',"a":{"[" * depth}{"]" * depth}}}'
-        assert place(KEY.token(deep.encode())).status in (201, 401)
+        nested_claims = json.dumps(provider.claims(tenant))[:-1] + f',"a":{"[" * depth}{"]" * depth}}}'
+        assert place(KEY.token(nested_claims.encode())).status in (201, 401)
 
 
-def test_rs512_signature_is_rejected(refuses: Refuses, provider: Provider, tenant: str) -> None:
-    refuses(KEY.token(provider.claims(tenant), hashes.SHA512(), alg="RS512"))
-    refuses(KEY.token(provider.claims(tenant), hashes.SHA512()))
+def test_rs512_signature_is_rejected(assert_rejected: Check, provider: Provider, tenant: str) -> None:
+    assert_rejected(KEY.token(provider.claims(tenant), hashes.SHA512(), alg="RS512"))
+    assert_rejected(KEY.token(provider.claims(tenant), hashes.SHA512()))
 
 
 POINTERS = ["jku", "x5u", "jwk", "x5c", "iss"]
 
 
-def pointing_at_itself(pointer: str, kid: str, claims: dict[str, Any], attackers_server: KeyServer) -> str:
-    """Signed by ATTACKERS_KEY; the token names the place of that key."""
+def token_with_own_key(pointer: str, kid: str, claims: dict[str, Any], attackers_server: KeyServer) -> str:
+    """A token signed by ATTACKERS_KEY whose header or issuer points to that key."""
     jwk = ATTACKERS_KEY.jwk(kid=kid)
     pointers: dict[str, dict[str, Any]] = {
         "jku": {"jku": attackers_server.url},
@@ -580,24 +590,24 @@ def pointing_at_itself(pointer: str, kid: str, claims: dict[str, Any], attackers
         "x5c": {"x5c": [jwk["n"]]},
         "iss": {},
     }
-    named = {**claims, "iss": attackers_server.url} if pointer == "iss" else claims
-    return ATTACKERS_KEY.token(named, **pointers[pointer], kid=kid)
+    token_claims = {**claims, "iss": attackers_server.url} if pointer == "iss" else claims
+    return ATTACKERS_KEY.token(token_claims, **pointers[pointer], kid=kid)
 
 
 @pytest.mark.parametrize("kid", ["attackers-key", KEY.kid])
 @pytest.mark.parametrize("pointer", POINTERS)
 def test_a_token_cannot_bring_its_own_key(
-    refuses: Refuses, provider: Provider, tenant: str, pointer: str, kid: str
+    assert_rejected: Check, provider: Provider, tenant: str, pointer: str, kid: str
 ) -> None:
     attackers_server = KeyServer(ATTACKERS_KEY.jwk(kid=kid))
 
-    refuses(pointing_at_itself(pointer, kid, provider.claims(tenant), attackers_server))
+    assert_rejected(token_with_own_key(pointer, kid, provider.claims(tenant), attackers_server))
 
     attackers_server.stop()
     assert attackers_server.fetches == 0
 
 
-# Good tokens without a tenant
+# Valid tokens without a tenant
 
 WITHOUT_TENANT: dict[str, Any] = {
     "absent": None,
@@ -624,14 +634,14 @@ def test_valid_token_without_a_tenant_claim_is_forbidden(
     http: Transport, rows: Rows, provider: Provider, tenant_claim: Any
 ) -> None:
     caller = Client(http, KEY.token(provider.claims(tenant_claim)))
-    before = stored(rows)
+    before = stored_rows(rows)
 
     for answer in (caller.place(), caller.get("/orders"), caller.get(f"/orders/{uuid4()}")):
         assert (answer.status, answer.slug) == (403, "missing-tenant")
         assert answer.json["detail"] == "Missing tenant_id in claims"
         assert answer.headers["access-control-allow-origin"] == "*"
         assert "www-authenticate" not in answer.headers
-    assert stored(rows) == before
+    assert stored_rows(rows) == before
 
 
 def test_cognito_user_without_a_tenant_is_forbidden(place: Place, user_pool: UserPool) -> None:

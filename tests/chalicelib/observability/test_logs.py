@@ -1,4 +1,4 @@
-"""The log: one line of JSON per request, errors as lines of the same shape, and no client values in any."""
+"""The log: one JSON line per request, errors as JSON lines too, and no client values in any line."""
 
 import json
 import logging
@@ -19,19 +19,19 @@ from tools.client import SEED_BYTES, Answer, Client, Transport
 from tools.postgres_server import connected
 
 NewClient = Callable[..., Client]
-Logged = Callable[[], list[Line]]
-Asked = Callable[[Client], Answer]
+ReadLog = Callable[[], list[Line]]
+Send = Callable[[Client], Answer]
 EMAIL = json.loads(SEED_BYTES)["customer_email"]
 CALLER = {"custom:tenant_id": "acme", "sub": "alice"}
 
 
 @pytest.fixture
-def logged(capsys: pytest.CaptureFixture[str]) -> Logged:
-    """The lines since the last call."""
+def read_log(capsys: pytest.CaptureFixture[str]) -> ReadLog:
+    """Returns the lines logged since the last call."""
     return lambda: lines(capsys.readouterr().out)
 
 
-def event(path: str = "/orders", method: str = "GET", **more: Any) -> dict[str, Any]:
+def event(path: str = "/orders", method: str = "GET", **members: Any) -> dict[str, Any]:
     return {
         "path": path,
         "httpMethod": method,
@@ -42,28 +42,28 @@ def event(path: str = "/orders", method: str = "GET", **more: Any) -> dict[str, 
         "requestContext": {"resourcePath": path, "httpMethod": method, "requestId": uuid4().hex},
         "body": None,
         "isBase64Encoded": False,
-        **more,
+        **members,
     }
 
 
 class LambdaContext:
-    """The members that the app reads."""
+    """The part of Lambda's context that the app reads."""
 
     def get_remaining_time_in_millis(self) -> int:
         return 28_000
 
 
-def again(alice: Client) -> Answer:
+def replay(alice: Client) -> Answer:
     key = uuid4().hex
     alice.place(key=key)
     return alice.place(key=key)
 
 
 @pytest.mark.parametrize(
-    ("ask", "route", "status", "trips"),
+    ("send", "route", "status", "trips"),
     [
         pytest.param(lambda alice: alice.place(), "POST /orders", 201, 1, id="create"),
-        pytest.param(again, "POST /orders", 201, 2, id="replay"),
+        pytest.param(replay, "POST /orders", 201, 2, id="replay"),
         pytest.param(lambda alice: alice.get("/orders?limit=1"), "GET /orders", 200, 1, id="list"),
         pytest.param(lambda alice: alice.get(f"/orders/{EMAIL}"), "GET /orders/{order_id}", 404, 0, id="id"),
         pytest.param(lambda alice: alice.place({}), "POST /orders", 422, 0, id="invalid"),
@@ -75,19 +75,19 @@ def again(alice: Client) -> Answer:
         ),
         pytest.param(lambda alice: alice.get(f"/{EMAIL}"), "GET", 404, 0, id="unknown path"),
         pytest.param(
-            lambda alice: alice.send(EMAIL, "/orders"), "_OTHER /orders", 405, 0, id="made-up method"
+            lambda alice: alice.send(EMAIL, "/orders"), "_OTHER /orders", 405, 0, id="unknown method"
         ),
     ],
 )
 def test_each_request_logs_one_line(
-    alice: Client, tenant: str, logged: Logged, ask: Asked, route: str, status: int, trips: int
+    alice: Client, tenant: str, read_log: ReadLog, send: Send, route: str, status: int, trips: int
 ) -> None:
     alice.get("/health/ready")
-    logged()
+    read_log()
 
-    answer = ask(alice)
+    answer = send(alice)
 
-    (line,) = [line for line in logged() if line["request_id"] == answer.headers["x-request-id"]]
+    (line,) = [line for line in read_log() if line["request_id"] == answer.headers["x-request-id"]]
     assert line.keys() - {"problem"} == OF_A_REQUEST
     assert TIME.fullmatch(line["time"])
     assert (line["level"], line["host"], line["cold_start"]) == ("INFO", "local", False)
@@ -95,17 +95,17 @@ def test_each_request_logs_one_line(
     assert line.get("problem") == (answer.slug if status >= 400 else None)
     assert line["ms"] >= line["database_ms"] + line["pool_ms"]
     assert (line["database_ms"] > 0) == (trips > 0)
-    named = "orders" in route and route.startswith(("GET", "POST"))
-    assert line["tenant"] == (tenant if named else None)
+    has_caller = "orders" in route and route.startswith(("GET", "POST"))
+    assert line["tenant"] == (tenant if has_caller else None)
     assert (line["user"] is None) == (line["tenant"] is None)
 
 
-def test_request_rejected_before_the_app_is_logged(anonymous: Client, logged: Logged) -> None:
-    refused = anonymous.get("/orders")
+def test_request_rejected_before_the_app_is_logged(anonymous: Client, read_log: ReadLog) -> None:
+    answer = anonymous.get("/orders")
 
-    *causes, line = logged()
+    *causes, line = read_log()
     assert all(cause["request_id"] == line["request_id"] for cause in causes)
-    assert line["request_id"] == refused.headers["x-request-id"]
+    assert line["request_id"] == answer.headers["x-request-id"]
     assert (line["status"], line["problem"], line["tenant"]) == (401, "unauthorized", None)
 
 
@@ -134,11 +134,11 @@ def test_broken_log_stream_does_not_fail_requests(
     assert alice.get("/health").status == 200
 
 
-def test_error_is_logged_under_its_request_id(anonymous: Client, logged: Logged) -> None:
+def test_error_is_logged_under_its_request_id(anonymous: Client, read_log: ReadLog) -> None:
     with api_on("postgresql://orders_app@127.0.0.1:1/orders"):
         answer = anonymous.get("/health/ready")
 
-    cause, line = logged()
+    cause, line = read_log()
     assert cause["message"].startswith("database unavailable: connection to server at")
     assert (line["status"], line["problem"]) == (503, "unavailable")
     assert cause["level"] == line["level"] == "ERROR"
@@ -149,10 +149,10 @@ def test_error_is_logged_under_its_request_id(anonymous: Client, logged: Logged)
 
 
 def test_rejected_statement_is_logged_without_its_values(
-    alice: Client, logged: Logged, admin_url: str
+    alice: Client, read_log: ReadLog, admin_url: str
 ) -> None:
-    """PostgreSQL's own message quotes the whole row."""
-    with connected(admin_url) as owner, owner.cursor() as cursor:
+    """PostgreSQL's message would quote the whole row."""
+    with connected(admin_url) as admin, admin.cursor() as cursor:
         cursor.execute(
             "alter table orders add constraint no_john check (customer_name <> 'John Doe') not valid"
         )
@@ -161,7 +161,7 @@ def test_rejected_statement_is_logged_without_its_values(
         finally:
             cursor.execute("alter table orders drop constraint no_john")
 
-    cause, line = logged()
+    cause, line = read_log()
     assert (answer.status, line["status"], line["problem"]) == (500, 500, "internal")
     assert cause["errors"] == ["Refused: SQLSTATE 23514: no_john"]
     assert cause["stack"][-1].endswith(" send")
@@ -170,9 +170,9 @@ def test_rejected_statement_is_logged_without_its_values(
 
 
 def test_invalid_setting_on_lambda_is_logged_and_explained(
-    app: Any, logged: Logged, monkeypatch: pytest.MonkeyPatch
+    app: Any, read_log: ReadLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other hosts refuse to start with it; on Lambda the first request reads it."""
+    """Other hosts refuse to start; on Lambda the first request reads the setting."""
     monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "order-api-dev")
     monkeypatch.delitem(sys.modules, "chalice.local", raising=False)  # an earlier test may have imported it
 
@@ -180,7 +180,7 @@ def test_invalid_setting_on_lambda_is_logged_and_explained(
         request = event("/health/ready")
         answer = app(request, LambdaContext())
 
-    cause, line = logged()
+    cause, line = read_log()
     assert (answer["statusCode"], line["status"], line["host"]) == (500, 500, "aws")
     assert cause["errors"] == ["SettingsError: DB_POOL_MAX is 'lots': use a whole number from 5 to 86400"]
     assert cause["request_id"] == line["request_id"] == request["requestContext"]["requestId"]
@@ -190,20 +190,20 @@ def test_invalid_setting_on_lambda_is_logged_and_explained(
 
 def test_unexpected_error_logs_type_and_place_only(
     app: Any,  # noqa: ARG001 (its logger is set up)
-    logged: Logged,
+    read_log: ReadLog,
 ) -> None:
-    careless = ParallelChalice("order-api")
+    failing_app = ParallelChalice("order-api")
 
-    @careless.route("/orders", methods=["POST"])
+    @failing_app.route("/orders", methods=["POST"])
     def fails() -> NoReturn:
         try:
             raise KeyError(EMAIL)
         except KeyError:
             raise ValueError(SEED_BYTES.decode())  # noqa: B904 (the context is logged too)
 
-    careless(event(method="POST"), None)
+    failing_app(event(method="POST"), None)
 
-    (cause,) = logged()
+    (cause,) = read_log()
     assert cause["errors"] == ["ValueError", "KeyError"]
     assert cause["stack"][-1].endswith(" fails")
     assert EMAIL not in json.dumps(cause)
@@ -211,10 +211,10 @@ def test_unexpected_error_logs_type_and_place_only(
 
 
 def test_unformattable_log_record_does_not_leak_its_values(capfd: pytest.CaptureFixture[str]) -> None:
-    alone = logging.Logger("alone")
-    alone.addHandler(logs.Handler())
+    logger = logging.Logger("alone")
+    logger.addHandler(logs.Handler())
 
-    alone.error("%d orders", EMAIL)
+    logger.error("%d orders", EMAIL)
 
     out, err = capfd.readouterr()
     (line,) = lines(out)
@@ -224,7 +224,7 @@ def test_unformattable_log_record_does_not_leak_its_values(capfd: pytest.Capture
 
 
 def test_metrics_failure_does_not_fail_the_request(
-    in_process: Transport, logged: Logged, monkeypatch: pytest.MonkeyPatch
+    in_process: Transport, read_log: ReadLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "prometheus")
     metrics._exported.cache_clear()
@@ -233,24 +233,24 @@ def test_metrics_failure_does_not_fail_the_request(
     finally:
         metrics._exported.cache_clear()
 
-    cause, line = logged()
+    cause, line = read_log()
     assert (answer.status, line["status"]) == (200, 200)
     assert cause["message"] == "the metrics of this request are lost"
     assert cause["errors"] == ["SettingsError: OTEL_METRICS_EXPORTER is 'prometheus': use otlp or none"]
 
 
-def test_email_used_as_user_id_is_logged_hashed(app: Any, logged: Logged) -> None:
+def test_email_used_as_user_id_is_logged_hashed(app: Any, read_log: ReadLog) -> None:
     for user in (EMAIL, EMAIL, f"other-{EMAIL}"):
         app(event(), Invocation(claims={**CALLER, "sub": user}))
 
-    first, second, other = (line["user"] for line in logged())
+    first, second, other = (line["user"] for line in read_log())
     assert first.startswith("sha256:")
     assert first == second != other
 
 
-def test_first_request_of_process_is_a_cold_start(in_process: Transport, logged: Logged) -> None:
+def test_first_request_of_process_is_a_cold_start(in_process: Transport, read_log: ReadLog) -> None:
     request_log.reset()
     for _ in range(2):
         in_process("GET", "/health", {}, b"")
 
-    assert [line["cold_start"] for line in logged()] == [True, False]
+    assert [line["cold_start"] for line in read_log()] == [True, False]

@@ -1,4 +1,4 @@
-"""Records of OpenTelemetry's own loggers become lines of JSON too, without their values."""
+"""Records of OpenTelemetry's loggers are logged as JSON lines too, without values."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).parents[3]
-MEASURE = """
+PROGRAM = """
 from chalicelib.observability import logs
 from chalicelib.observability import request_log
 logs.start()
@@ -21,10 +21,10 @@ for _ in range(2):
 """
 
 
-def logged(**variables: str) -> tuple[list[dict[str, str]], str]:
-    """The log of a process that has two requests, without the requests' own lines; and its stderr."""
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE],
+def run_and_read_log(**variables: str) -> tuple[list[dict[str, str]], str]:
+    """Runs a process that records two requests; returns its other log lines and its stderr."""
+    process = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
         cwd=PROJECT,
         env={"PATH": os.environ["PATH"], "NO_PROXY": "*", **variables},
         capture_output=True,
@@ -32,12 +32,12 @@ def logged(**variables: str) -> tuple[list[dict[str, str]], str]:
         timeout=60,
         check=True,
     )
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    return [line for line in lines if "message" in line], done.stderr
+    lines = [json.loads(line) for line in process.stdout.splitlines()]
+    return [line for line in lines if "message" in line], process.stderr
 
 
 def test_export_failure_is_logged_as_json_without_values() -> None:
-    lines, stderr = logged(
+    lines, stderr = run_and_read_log(
         OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_EXPORTER_OTLP_HEADERS="authorization s3cret"
     )
 
@@ -49,10 +49,10 @@ def test_export_failure_is_logged_as_json_without_values() -> None:
 
 
 def test_endpoint_without_a_scheme_is_reported_once() -> None:
-    lines, stderr = logged(OTEL_EXPORTER_OTLP_ENDPOINT="collector:4318")
+    lines, stderr = run_and_read_log(OTEL_EXPORTER_OTLP_ENDPOINT="collector:4318")
 
-    (named,) = [line for line in lines if "OTEL_EXPORTER_OTLP_ENDPOINT" in line["message"]]
-    assert named["message"] == (
+    (report,) = [line for line in lines if "OTEL_EXPORTER_OTLP_ENDPOINT" in line["message"]]
+    assert report["message"] == (
         "OTEL_EXPORTER_OTLP_ENDPOINT does not begin with http:// or https://: no metrics can be sent there"
     )
     assert stderr == ""

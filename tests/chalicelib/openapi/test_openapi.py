@@ -1,4 +1,4 @@
-"""The OpenAPI document describes the service: checked as a document, then against HTTP responses."""
+"""The OpenAPI document is valid, and matches the routes, the models and real HTTP responses."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -67,7 +67,7 @@ def test_every_operation_accepts_a_traceparent_header(document: Json) -> None:
 
 
 def test_a_header_is_described_once() -> None:
-    """The document keeps one description a name, whichever operation it is from."""
+    """The document has one description per header name, so that two would overwrite each other."""
     operations = [*order_operations.OPERATIONS, *health_operations.OPERATIONS]
     headers = {
         header
@@ -76,29 +76,31 @@ def test_a_header_is_described_once() -> None:
         for header in response.headers
     }
 
-    assert [name for name, times in Counter(header.name for header in headers).items() if times > 1] == []
+    assert [
+        name for name, occurrences in Counter(header.name for header in headers).items() if occurrences > 1
+    ] == []
 
 
 def test_document_describes_every_problem(document: Json) -> None:
-    shown = {
+    documented = {
         slug
         for _, content in contents(document, "application/problem+json")
         for slug in content.get("examples", {})
     }
 
-    raised = {
+    defined = {
         problem.slug
         for problem in vars(errors).values()
         if isinstance(problem, type) and issubclass(problem, errors.Problem)
     }
-    assert shown == raised - {"method-not-allowed"}
+    assert documented == defined - {"method-not-allowed"}
 
 
 def test_examples_match_their_schemas(document: Json, schemas: Json) -> None:
     for media_type in ("application/json", "application/problem+json"):
-        for where, content in contents(document, media_type):
+        for location, content in contents(document, media_type):
             for example in examples(content):
-                assert schema_errors(schemas, content["schema"], example) == [], where
+                assert schema_errors(schemas, content["schema"], example) == [], location
 
 
 def test_example_order_is_the_seed_request(document: Json, schemas: Json) -> None:
@@ -110,7 +112,7 @@ def test_example_order_is_the_seed_request(document: Json, schemas: Json) -> Non
 
 def test_order_schemas_have_the_models_fields(schemas: Json) -> None:
     for name, model in (("NewOrder", NewOrder), ("NewItem", NewItem)):
-        required = {field for field, about in model.model_fields.items() if about.is_required()}
+        required = {field for field, info in model.model_fields.items() if info.is_required()}
         assert members(schemas, name) == set(model.model_fields)
         assert set(schemas[name]["required"]) == required
         assert schemas[name]["additionalProperties"] is False
@@ -202,7 +204,7 @@ def test_schema_accepts_orders_that_the_api_accepts(schemas: Json, alice: Client
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("good_requests_stay_good")
+@pytest.mark.usefixtures("adjust_generated_requests")
 def test_every_response_conforms_to_the_document(
     server: tuple[str, int], user_pool: UserPool, tenant: str
 ) -> None:
@@ -228,7 +230,7 @@ def test_every_response_conforms_to_the_document(
     )
     schema = schemathesis.openapi.from_url(f"http://{host}:{port}/openapi.json", config=config)
     answers: Counter[str] = Counter()
-    broken: set[str] = set()
+    problems: set[str] = set()
 
     for event in engine.from_schema(schema).execute():
         if isinstance(event, events.ScenarioFinished):
@@ -238,21 +240,21 @@ def test_every_response_conforms_to_the_document(
                 for call in record.interactions.values()
             )
             failures = [check.failure_info for checks in record.checks.values() for check in checks]
-            broken.update(
+            problems.update(
                 f"{event.label}: {failure.failure}\n{failure.code_sample[:1000]}"
                 for failure in failures
                 if failure
             )
         elif isinstance(event, events.NonFatalError | events.FatalError):
-            broken.add(repr(event))
-    assert not broken, f"{len(broken)} faults:\n\n" + "\n\n".join(sorted(broken)[:10])
+            problems.add(repr(event))
+    assert not problems, f"{len(problems)} failures:\n\n" + "\n\n".join(sorted(problems)[:10])
     assert answers.keys() >= {"POST 201", "POST 422", "GET 200", "GET 304", "GET 404", "HEAD 200", "PUT 405"}
     assert answers["POST 201"] > 100
 
 
 @pytest.fixture
-def good_requests_stay_good() -> Iterator[None]:
-    """Rules for requests that JSON Schema cannot express."""
+def adjust_generated_requests() -> Iterator[None]:
+    """Adjusts generated requests to rules that JSON Schema cannot express."""
     import schemathesis
 
     for hook in (before_call, filter_failure):
@@ -263,7 +265,7 @@ def good_requests_stay_good() -> Iterator[None]:
 
 
 def before_call(_context: Any, case: Any, _kwargs: Any) -> None:
-    """Amounts have the currency's decimals, and an Idempotency-Key is used for one order."""
+    """Makes amounts whole, which every currency allows, and each Idempotency-Key unique."""
     if case.meta.generation.mode.is_positive:
         case.body = whole_amounts(case.body)
         if "Idempotency-Key" in (case.headers or {}):
@@ -271,7 +273,7 @@ def before_call(_context: Any, case: Any, _kwargs: Any) -> None:
 
 
 def filter_failure(_context: Any, failure: Any, case: Any, _response: Any) -> bool:
-    """A generated cursor is never valid: refusing it is correct."""
+    """Ignores rejected cursors: a generated one is never valid."""
     return not (type(failure).__name__ == "RejectedPositiveData" and "cursor" in (case.query or {}))
 
 
@@ -284,7 +286,7 @@ def whole_amounts(value: Any, name: str = "") -> Any:
 
 
 def contents(document: Json, media_type: str) -> Iterator[tuple[str, Json]]:
-    """Every response's content of a media type, and where it is."""
+    """Each response's content of a media type, with its location."""
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             for status, response in operation["responses"].items():
@@ -293,8 +295,8 @@ def contents(document: Json, media_type: str) -> Iterator[tuple[str, Json]]:
 
 
 def examples(content: Json) -> list[Any]:
-    alone = [content["example"]] if "example" in content else []
-    return alone + [example["value"] for example in content.get("examples", {}).values()]
+    single = [content["example"]] if "example" in content else []
+    return single + [example["value"] for example in content.get("examples", {}).values()]
 
 
 def members(schemas: Json, name: str) -> set[str]:

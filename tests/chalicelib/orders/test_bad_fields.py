@@ -1,4 +1,4 @@
-"""Well-formed requests with an invalid order: the answer names each wrong field, and nothing is stored."""
+"""Well-formed JSON with an invalid order: the answer lists each invalid field, and nothing is stored."""
 
 import json
 from collections.abc import Callable
@@ -173,20 +173,35 @@ def test_invalid_amount_is_rejected(alice: Client, refused: Refused, amount: str
 def test_excess_decimals_are_reported_per_field(
     alice: Client, refused: Refused, currency: str, amount: str
 ) -> None:
-    good = json.dumps(item(unit_price=1))
-    bad = good.replace('"unit_price": 1', f'"unit_price": {amount}')
+    valid_item = json.dumps(item(unit_price=1))
+    invalid_item = valid_item.replace('"unit_price": 1', f'"unit_price": {amount}')
 
-    one = alice.place(raw=written(total_amount="1", currency=f'"{currency}"', items=f"[{good},{bad},{good}]"))
-    all_ = alice.place(
-        raw=written(total_amount=amount, currency=f'"{currency}"', items=f"[{bad},{good},{bad}]")
+    one_invalid = alice.place(
+        raw=written(
+            total_amount="1", currency=f'"{currency}"', items=f"[{valid_item},{invalid_item},{valid_item}]"
+        )
+    )
+    several_invalid = alice.place(
+        raw=written(
+            total_amount=amount,
+            currency=f'"{currency}"',
+            items=f"[{invalid_item},{valid_item},{invalid_item}]",
+        )
     )
 
-    refused(one, "validation", "items[1].unit_price", unsaid=amount)
-    refused(all_, "validation", "total_amount", "items[0].unit_price", "items[2].unit_price", unsaid=amount)
+    refused(one_invalid, "validation", "items[1].unit_price", unsaid=amount)
+    refused(
+        several_invalid,
+        "validation",
+        "total_amount",
+        "items[0].unit_price",
+        "items[2].unit_price",
+        unsaid=amount,
+    )
 
 
 @pytest.mark.parametrize(
-    ("sent", "answered"),
+    ("sent", "expected"),
     [
         ("99.99000000000000000000000000000000000000", "99.99"),
         ("0.1" + "0" * 5_000, "0.10"),
@@ -199,12 +214,12 @@ def test_excess_decimals_are_reported_per_field(
     ],
     ids=brief,
 )
-def test_trailing_zeros_are_not_counted_as_decimals(alice: Client, sent: str, answered: str) -> None:
+def test_trailing_zeros_are_not_counted_as_decimals(alice: Client, sent: str, expected: str) -> None:
     answer = alice.place(raw=written({"unit_price": sent}, total_amount=sent))
 
     assert answer.status == 201
-    assert f'"total_amount":{answered},'.encode() in answer.body
-    assert f'"unit_price":{answered}}}'.encode() in answer.body
+    assert f'"total_amount":{expected},'.encode() in answer.body
+    assert f'"unit_price":{expected}}}'.encode() in answer.body
 
 
 NOT_QUANTITIES = [
@@ -352,10 +367,10 @@ SQL_WITHOUT_SPACES = "';drop/**/table/**/orders;--%s"
 
 
 def test_sql_in_an_idempotency_key_is_plain_text(alice: Client) -> None:
-    first, again = alice.place(key=SQL_WITHOUT_SPACES), alice.place(key=SQL_WITHOUT_SPACES)
+    first, replayed = alice.place(key=SQL_WITHOUT_SPACES), alice.place(key=SQL_WITHOUT_SPACES)
 
-    assert (first.status, again.status) == (201, 201)
-    assert again.body == first.body
+    assert (first.status, replayed.status) == (201, 201)
+    assert replayed.body == first.body
 
 
 def test_sql_in_path_or_query_is_rejected(alice: Client, refused: Refused) -> None:

@@ -1,4 +1,4 @@
-"""A repeated request with the same Idempotency-Key places one order."""
+"""Requests that repeat an Idempotency-Key place one order."""
 
 import threading
 import time
@@ -18,35 +18,37 @@ Rows = Callable[..., list[tuple[Any, ...]]]
 
 
 @pytest.fixture
-def orders_of(rows: Rows) -> Callable[[str], int]:
+def order_count(rows: Rows) -> Callable[[str], int]:
     def count(tenant: str) -> int:
         return int(rows("select count(*) from orders where tenant_id = %s", tenant)[0][0])
 
     return count
 
 
-def test_same_key_replays_the_same_order(alice: Client, tenant: str, orders_of: Callable[[str], int]) -> None:
+def test_same_key_replays_the_same_order(
+    alice: Client, tenant: str, order_count: Callable[[str], int]
+) -> None:
     first = alice.place(key="k1")
-    again = alice.place(key="k1")
+    replayed = alice.place(key="k1")
 
-    assert (first.status, again.status) == (201, 201)
-    assert again.body == first.body
-    assert (again.headers["location"], again.headers["etag"]) == (
+    assert (first.status, replayed.status) == (201, 201)
+    assert replayed.body == first.body
+    assert (replayed.headers["location"], replayed.headers["etag"]) == (
         first.headers["location"],
         first.headers["etag"],
     )
     assert "idempotent-replayed" not in first.headers
-    assert again.headers["idempotent-replayed"] == "true"
-    assert orders_of(tenant) == 1
+    assert replayed.headers["idempotent-replayed"] == "true"
+    assert order_count(tenant) == 1
 
 
 def test_each_request_without_a_key_places_an_order(
-    alice: Client, tenant: str, orders_of: Callable[[str], int]
+    alice: Client, tenant: str, order_count: Callable[[str], int]
 ) -> None:
     for _ in range(2):
         alice.place()
 
-    assert orders_of(tenant) == 2
+    assert order_count(tenant) == 2
 
 
 @pytest.mark.parametrize(("bare", "quoted"), [("abc", '"abc"'), (r"a\b", r'"a\\b"'), ("it's", '"it\'s"')])
@@ -56,11 +58,11 @@ def test_bare_and_quoted_key_are_equal(alice: Client, bare: str, quoted: str) ->
 
 def test_reformatted_order_with_same_key_is_replayed(alice: Client) -> None:
     first = alice.place(key="k1")
-    respelled = SEED_BYTES.replace(b"99.99", b"99.9900").replace(b'"John Doe"', b'" John Doe "')
+    reformatted = SEED_BYTES.replace(b"99.99", b"99.9900").replace(b'"John Doe"', b'" John Doe "')
 
-    again = alice.place(raw=respelled.replace(b", ", b",\n  "), key="k1")
+    replayed = alice.place(raw=reformatted.replace(b", ", b",\n  "), key="k1")
 
-    assert (again.body, again.headers["idempotent-replayed"]) == (first.body, "true")
+    assert (replayed.body, replayed.headers["idempotent-replayed"]) == (first.body, "true")
 
 
 @pytest.mark.parametrize(
@@ -74,14 +76,14 @@ def test_reformatted_order_with_same_key_is_replayed(alice: Client) -> None:
     ],
 )
 def test_the_same_key_with_another_order_is_refused(
-    alice: Client, tenant: str, orders_of: Callable[[str], int], change: dict[str, Any]
+    alice: Client, tenant: str, order_count: Callable[[str], int], change: dict[str, Any]
 ) -> None:
     alice.place(key="k1")
 
     answer = alice.place(seed(**change), key="k1")
 
     assert (answer.status, answer.slug) == (422, "idempotency-mismatch")
-    assert orders_of(tenant) == 1
+    assert order_count(tenant) == 1
 
 
 def test_key_is_scoped_to_tenant_and_user(alice: Client, client: NewClient, other_tenant: Client) -> None:
@@ -99,7 +101,7 @@ def test_rejected_order_does_not_use_up_its_key(alice: Client) -> None:
 
 
 def test_concurrent_requests_with_one_key_place_one_order(
-    client: NewClient, tenant: str, rows: Rows, orders_of: Callable[[str], int]
+    client: NewClient, tenant: str, rows: Rows, order_count: Callable[[str], int]
 ) -> None:
     for round_no in range(5):
         key, start, alice = f"k{round_no}", threading.Barrier(20), client()
@@ -114,12 +116,12 @@ def test_concurrent_requests_with_one_key_place_one_order(
         assert {answer.status for answer in answers} == {201}
         assert len({answer.body for answer in answers}) == 1
         assert sum("idempotent-replayed" not in answer.headers for answer in answers) == 1
-        assert orders_of(tenant) == round_no + 1
+        assert order_count(tenant) == round_no + 1
     assert rows("select count(*) from order_items where tenant_id = %s", tenant) == [(5,)]
 
 
 def test_key_in_flight_too_long_is_a_conflict(
-    alice: Client, user_id: str, tenant: str, database: Urls, orders_of: Callable[[str], int]
+    alice: Client, user_id: str, tenant: str, database: Urls, order_count: Callable[[str], int]
 ) -> None:
     with connected(database.app) as connection, connection.cursor() as cursor:
         cursor.execute("begin; select set_tenant(%s)", (tenant,))
@@ -129,24 +131,24 @@ def test_key_in_flight_too_long_is_a_conflict(
         )
         started = time.monotonic()
         answer = alice.place(key="k1")
-        waited = time.monotonic() - started
+        elapsed = time.monotonic() - started
         cursor.execute("rollback")
 
     assert (answer.status, answer.slug) == (409, "idempotency-in-flight")
     assert answer.headers["retry-after"] == "1"
-    assert waited < 4  # the role's lock_timeout is 2 s
-    assert orders_of(tenant) == 1  # the one of the fixture
+    assert elapsed < 4  # the role's lock_timeout is 2 s
+    assert order_count(tenant) == 1  # placed by the fixture user_id
     assert alice.place(key="k1").status == 201
 
 
 def test_retry_after_post_commit_crash_replays_the_order(
-    alice: Client, tenant: str, orders_of: Callable[[str], int], app: Any, monkeypatch: pytest.MonkeyPatch
+    alice: Client, tenant: str, order_count: Callable[[str], int], app: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The answer is lost after the commit: the client cannot know that, and retries."""
-    lost: list[str] = []
+    """The answer is lost after the commit; the client retries."""
+    lost_bodies: list[str] = []
 
     def crash(event: Any, get_response: Callable[[Any], Any]) -> Any:
-        lost.append(get_response(event).body)
+        lost_bodies.append(get_response(event).body)
         raise ConnectionError("the answer never arrives")
 
     monkeypatch.setattr(app, "middleware_handlers", [*app.middleware_handlers, (crash, "http")])
@@ -155,9 +157,9 @@ def test_retry_after_post_commit_crash_replays_the_order(
 
     retry = alice.place(key="k1")
 
-    assert retry.body.decode() == lost[0]
+    assert retry.body.decode() == lost_bodies[0]
     assert retry.headers["idempotent-replayed"] == "true"
-    assert orders_of(tenant) == 1
+    assert order_count(tenant) == 1
 
 
 @pytest.fixture

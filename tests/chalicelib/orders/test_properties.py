@@ -1,4 +1,4 @@
-"""Properties of every order, every body and every header, tested with Hypothesis."""
+"""Property tests with Hypothesis: orders, bodies, query strings, ids and headers."""
 
 import json
 from decimal import Decimal
@@ -16,44 +16,44 @@ from tools.client import Answer, Client, Transport, item, seed
 
 pytestmark = pytest.mark.slow
 
-GREATEST = Decimal("999999999999.999")
+MAX_AMOUNT = Decimal("999999999999.999")
 TEXT_FIELDS = ("customer_name", "customer_phone", "shipping_address", "billing_address")
 
-# The same examples in every run: a red test is red again.
+# Deterministic examples, so that a failure is reproducible.
 reproducible = settings(derandomize=True, deadline=None, max_examples=200)
-# An order is large: its example is shown as found, shrinking it would take minutes.
+# Orders are large: shrinking a failing example would take minutes.
 unshrunk = settings(reproducible, max_examples=100, phases=[Phase.generate])
 
 
 @pytest.fixture(scope="module")
-def shop(in_process: Transport, user_pool: UserPool) -> Client:
-    """One tenant for all examples of this module."""
+def api_client(in_process: Transport, user_pool: UserPool) -> Client:
+    """A client whose tenant is shared by all examples of this module."""
     return Client(in_process, user_pool.token(f"properties-{uuid4().hex[:12]}"))
 
 
 # Strategies
 
 
-def text(most: int) -> st.SearchStrategy[str]:
-    """Text that an order may hold, spaces around it too."""
+def text(max_length: int) -> st.SearchStrategy[str]:
+    """Text that is valid in an order, also with surrounding spaces."""
     allowed = st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufffd")
-    return st.text(allowed, min_size=1, max_size=most).filter(lambda value: value.strip() != "")
+    return st.text(allowed, min_size=1, max_size=max_length).filter(lambda value: value.strip() != "")
 
 
 @st.composite
 def amounts(draw: st.DrawFn, decimals: int) -> str:
-    """An amount's JSON text: exact, surplus zeros and strings included."""
+    """An amount as JSON text, also with trailing zeros or as a string."""
     whole = draw(st.one_of(st.integers(0, 10_000), st.integers(0, 999_999_999_999)))
     fraction = draw(st.integers(0, 10 ** min(decimals, 3) - 1))
     zeros = "0" * draw(st.integers(0, 3))
     digits = f"{fraction:0{min(decimals, 3)}}" if decimals else ""
-    written = f"{whole}.{digits}{zeros}" if digits or zeros else f"{whole}"
-    return f'"{written}"' if draw(st.integers(0, 4)) == 0 else written
+    amount_text = f"{whole}.{digits}{zeros}" if digits or zeros else f"{whole}"
+    return f'"{amount_text}"' if draw(st.integers(0, 4)) == 0 else amount_text
 
 
 @st.composite
 def orders(draw: st.DrawFn) -> dict[str, Any]:
-    """A valid order; amounts are their own JSON text."""
+    """A valid order whose amounts are JSON text."""
     currency = draw(st.sampled_from(sorted(DECIMALS)))
     amount = amounts(DECIMALS[currency])
     line = st.fixed_dictionaries(
@@ -76,21 +76,21 @@ def orders(draw: st.DrawFn) -> dict[str, Any]:
     return draw(st.fixed_dictionaries(members))
 
 
-def written(value: Any, *, ascii_only: bool) -> str:
-    """JSON in which an amount stands as its own text."""
+def to_json(value: Any, *, ascii_only: bool) -> str:
+    """JSON in which amounts, already JSON text, are inserted unchanged."""
     if isinstance(value, list):
-        return "[" + ",".join(written(member, ascii_only=ascii_only) for member in value) + "]"
+        return "[" + ",".join(to_json(member, ascii_only=ascii_only) for member in value) + "]"
     if isinstance(value, dict):
         members = {
-            name: member if name in ("total_amount", "unit_price") else written(member, ascii_only=ascii_only)
+            name: member if name in ("total_amount", "unit_price") else to_json(member, ascii_only=ascii_only)
             for name, member in value.items()
         }
         return "{" + ",".join(f'"{name}":{text}' for name, text in members.items()) + "}"
     return json.dumps(value, ensure_ascii=ascii_only)
 
 
-def exact(amount: str, currency: str) -> str:
-    """The amount as it must be answered, with exactly the currency's decimals."""
+def expected_amount(amount: str, currency: str) -> str:
+    """The amount with exactly the currency's decimals, as answers have it."""
     return f"{Decimal(amount.strip(chr(34))):.{DECIMALS[currency]}f}"
 
 
@@ -135,29 +135,29 @@ LATIN_1 = st.text(
 @unshrunk
 @given(order=orders(), ascii_only=st.booleans())
 def test_every_valid_order_is_read_back_exactly(
-    shop: Client, order: dict[str, Any], ascii_only: bool
+    api_client: Client, order: dict[str, Any], ascii_only: bool
 ) -> None:
-    placed = shop.place(raw=written(order, ascii_only=ascii_only).encode())
+    placed = api_client.place(raw=to_json(order, ascii_only=ascii_only).encode())
 
     assert placed.status == 201, placed.body
-    read = shop.get(f"/{placed.headers['location']}")
+    read = api_client.get(f"/{placed.headers['location']}")
     assert placed.body == b'{"message":"Order created successfully",' + read.body[1:]
-    assert json.loads(shop.get("/orders?limit=1").body)["orders"] == [read.json["order"]]
-    answered = json.loads(read.body, parse_float=str, parse_int=str)["order"]
-    assert answered["total_amount"] == exact(order["total_amount"], order["currency"])
+    assert json.loads(api_client.get("/orders?limit=1").body)["orders"] == [read.json["order"]]
+    stored = json.loads(read.body, parse_float=str, parse_int=str)["order"]
+    assert stored["total_amount"] == expected_amount(order["total_amount"], order["currency"])
     for name in TEXT_FIELDS:
-        assert answered[name] == (order[name] and order[name].strip())
-    for line, sent in zip(answered["items"], order["items"], strict=True):
-        assert line["unit_price"] == exact(sent["unit_price"], order["currency"])
-        assert line["quantity"] == str(sent["quantity"])
-        assert line["product_name"] == sent["product_name"].strip()
-        assert line["product_sku"] == sent["product_sku"].strip()
+        assert stored[name] == (order[name] and order[name].strip())
+    for stored_item, sent_item in zip(stored["items"], order["items"], strict=True):
+        assert stored_item["unit_price"] == expected_amount(sent_item["unit_price"], order["currency"])
+        assert stored_item["quantity"] == str(sent_item["quantity"])
+        assert stored_item["product_name"] == sent_item["product_name"].strip()
+        assert stored_item["product_sku"] == sent_item["product_sku"].strip()
 
 
 @reproducible
 @given(value=ANY_JSON)
-def test_any_json_value_gets_400_or_422(shop: Client, value: Any) -> None:
-    assert_refused(shop.place(raw=json.dumps(value).encode()), 400, 422)
+def test_any_json_value_gets_400_or_422(api_client: Client, value: Any) -> None:
+    assert_rejected(api_client.place(raw=json.dumps(value).encode()), 400, 422)
 
 
 @reproducible
@@ -168,32 +168,32 @@ def test_any_json_value_gets_400_or_422(shop: Client, value: Any) -> None:
         st.text('{}[]",:0.-eE \\untf', max_size=60).map(str.encode),
     )
 )
-def test_any_bytes_get_400_or_422(shop: Client, body: bytes) -> None:
-    assert_refused(shop.place(raw=body), 400, 422)
+def test_any_bytes_get_400_or_422(api_client: Client, body: bytes) -> None:
+    assert_rejected(api_client.place(raw=body), 400, 422)
 
 
 @reproducible
 @given(member=st.sampled_from(sorted(seed())), value=VALID_JSON)
-def test_changed_member_is_accepted_or_reported(shop: Client, member: str, value: Any) -> None:
-    assert_placed_or_named(
-        shop.place({**seed(total_amount=100, items=[item(unit_price=50)]), member: value}), member
+def test_changed_member_is_accepted_or_reported(api_client: Client, member: str, value: Any) -> None:
+    assert_placed_or_reported(
+        api_client.place({**seed(total_amount=100, items=[item(unit_price=50)]), member: value}), member
     )
 
 
 @reproducible
 @given(member=st.sampled_from(sorted(item())), value=VALID_JSON)
-def test_changed_item_member_is_accepted_or_reported(shop: Client, member: str, value: Any) -> None:
-    answer = shop.place(seed(items=[item(), item(**{member: value})]))
+def test_changed_item_member_is_accepted_or_reported(api_client: Client, member: str, value: Any) -> None:
+    answer = api_client.place(seed(items=[item(), item(**{member: value})]))
 
-    assert_placed_or_named(answer, f"items[1].{member}")
+    assert_placed_or_reported(answer, f"items[1].{member}")
 
 
 @reproducible
 @given(name=st.text(st.characters(), min_size=1, max_size=20), value=VALID_JSON)
-def test_additional_member_is_rejected(shop: Client, name: str, value: Any) -> None:
+def test_additional_member_is_rejected(api_client: Client, name: str, value: Any) -> None:
     assume(name not in seed())
 
-    answer = shop.place(seed(**{name: value}))
+    answer = api_client.place(seed(**{name: value}))
 
     assert (answer.status, len(answer.fields)) == (422, 1)
     if name.isidentifier():
@@ -206,35 +206,35 @@ def test_additional_member_is_rejected(shop: Client, name: str, value: Any) -> N
     data=st.binary(max_size=40),
     name=st.sampled_from(["", "limit=", "offset=", "my_orders=", "cursor="]),
 )
-def test_any_query_string_gets_200_or_400(shop: Client, raw: str, data: bytes, name: str) -> None:
+def test_any_query_string_gets_200_or_400(api_client: Client, raw: str, data: bytes, name: str) -> None:
     for query in (raw, quote(data)):
-        answer = shop.get(f"/orders?{name}{query}")
-        assert answer.status == 200 or assert_refused(answer, 400)
+        answer = api_client.get(f"/orders?{name}{query}")
+        assert answer.status == 200 or assert_rejected(answer, 400)
 
 
 @reproducible
 @given(raw=LATIN_1, data=st.binary(max_size=40))
-def test_any_malformed_order_id_gets_404(shop: Client, raw: str, data: bytes) -> None:
+def test_any_malformed_order_id_gets_404(api_client: Client, raw: str, data: bytes) -> None:
     for order_id in (raw.replace("?", ""), quote(data, safe="")):
-        assert_refused(shop.get(f"/orders/{order_id}"), 404)
+        assert_rejected(api_client.get(f"/orders/{order_id}"), 404)
 
 
 @reproducible
 @given(key=st.one_of(LATIN_1, LATIN_1.map('"{}"'.format), st.text("!aZ09~", max_size=300)))
-def test_any_idempotency_key_gets_422_or_400(shop: Client, key: str) -> None:
-    answer = shop.send("POST", "/orders", b"{}", {"idempotency-key": key})
+def test_any_idempotency_key_gets_422_or_400(api_client: Client, key: str) -> None:
+    answer = api_client.send("POST", "/orders", b"{}", {"idempotency-key": key})
 
-    assert answer.status == 422 or assert_refused(answer, 400)
+    assert answer.status == 422 or assert_rejected(answer, 400)
     if key and len(key) <= 255 and all("!" < character <= "~" for character in key) and key[0] != '"':
         assert answer.status == 422
 
 
 @reproducible
 @given(etags=st.one_of(LATIN_1, st.text('"W/1, *', max_size=12)))
-def test_any_if_none_match_gets_200_or_304(shop: Client, etags: str) -> None:
-    placed = _an_order(shop)
+def test_any_if_none_match_gets_200_or_304(api_client: Client, etags: str) -> None:
+    placed = newest_order_path(api_client)
 
-    answer = shop.get(placed, if_none_match=etags)
+    answer = api_client.get(placed, if_none_match=etags)
 
     assert answer.status in (200, 304)
     if '"1"' not in etags and "*" not in etags:
@@ -247,35 +247,35 @@ def test_any_if_none_match_gets_200_or_304(shop: Client, etags: str) -> None:
     amount=st.one_of(
         st.from_regex(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]{1,6})?([eE][+-]?[0-9]{1,2})?", fullmatch=True),
         st.from_regex(r"(0|[1-9][0-9]{0,12})(\.[0-9]{0,3}0{1,30})?", fullmatch=True).filter(
-            lambda it: it[-1] != "."
+            lambda digits: digits[-1] != "."
         ),
         st.decimals(Decimal("999999999999"), Decimal("1000000000000"), places=4).map(str),
     ),
     quoted=st.booleans(),
 )
 def test_amount_is_accepted_if_its_currency_allows_it(
-    shop: Client, currency: str, amount: str, quoted: bool
+    api_client: Client, currency: str, amount: str, quoted: bool
 ) -> None:
     assume(not (quoted and "e" in amount.lower()))
     value = Decimal(amount)
     unit = Decimal(1).scaleb(-DECIMALS[currency])
-    sent = f'"{amount}"' if quoted else amount
-    line = {"product_name": "W", "product_sku": "S", "quantity": 1, "unit_price": sent}
+    amount_json = f'"{amount}"' if quoted else amount
+    line = {"product_name": "W", "product_sku": "S", "quantity": 1, "unit_price": amount_json}
     order = {
         "customer_name": "J",
         "customer_email": "j@x",
-        "total_amount": sent,
+        "total_amount": amount_json,
         "currency": currency,
         "items": [line],
     }
 
-    answer = shop.place(raw=written(order, ascii_only=True).encode())
+    answer = api_client.place(raw=to_json(order, ascii_only=True).encode())
 
-    if 0 <= value <= GREATEST and value % unit == 0:
+    if 0 <= value <= MAX_AMOUNT and value % unit == 0:
         assert answer.status == 201, answer.body
-        answered = json.loads(answer.body, parse_float=str, parse_int=str)["order"]
-        assert answered["total_amount"] == f"{abs(value):.{DECIMALS[currency]}f}"
-        assert answered["items"][0]["unit_price"] == answered["total_amount"]
+        stored = json.loads(answer.body, parse_float=str, parse_int=str)["order"]
+        assert stored["total_amount"] == f"{abs(value):.{DECIMALS[currency]}f}"
+        assert stored["items"][0]["unit_price"] == stored["total_amount"]
     else:
         assert (answer.status, answer.fields) == (422, ["total_amount", "items[0].unit_price"])
 
@@ -283,23 +283,23 @@ def test_amount_is_accepted_if_its_currency_allows_it(
 # Assertions
 
 
-def assert_refused(answer: Answer, *statuses: int) -> bool:
+def assert_rejected(answer: Answer, *statuses: int) -> bool:
     assert answer.status in statuses, answer
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json["status"] == answer.status
     return True
 
 
-def assert_placed_or_named(answer: Answer, field: str) -> None:
+def assert_placed_or_reported(answer: Answer, field: str) -> None:
     if answer.status == 201:
         return
-    assert_refused(answer, 400, 422)
+    assert_rejected(answer, 400, 422)
     assert answer.fields
-    for named in answer.fields:
-        assert named == field or named.startswith((f"{field}.", f"{field}["))
+    for reported in answer.fields:
+        assert reported == field or reported.startswith((f"{field}.", f"{field}["))
 
 
-def _an_order(shop: Client) -> str:
-    newest = shop.get("/orders?limit=1").json["orders"]
-    order = newest[0] if newest else shop.place().json["order"]
+def newest_order_path(api_client: Client) -> str:
+    newest = api_client.get("/orders?limit=1").json["orders"]
+    order = newest[0] if newest else api_client.place().json["order"]
     return f"/orders/{order['order_id']}"

@@ -1,7 +1,7 @@
-"""How PostgreSQL runs what the API really sends, in a shop with nearly all orders and in one with three.
+"""Query plans of the API's statements, for a tenant with nearly all orders and for one with three.
 
-The strings are caught at the socket, with and without DB_PREPARE, and explained as the API's role. Of a
-prepared statement it is the plan without its values that is looked at, which a session may keep for good.
+The statements are captured at the socket, with and without DB_PREPARE, and explained as the API's role.
+Prepared statements are explained with their generic plan, which a session may keep until it ends.
 """
 
 import json
@@ -27,15 +27,15 @@ from tools.postgres_server import connected
 
 HUGE, TINY = "huge-shop", "tiny-shop"
 REGULAR, BULK = "regular", "bulk"
-"""A user with few orders, and one with half of the huge shop's."""
+"""A user with few orders, and one with half of the huge tenant's."""
 ORDER_ID = "01936f3c-3b5e-7cc0-98c4-dc0c0c07398f"
-OF_THE_HUGE, OF_THE_TINY = 4_000, 3
-LIMIT, FAR = 10, 100
+HUGE_ORDERS, TINY_ORDERS = 4_000, 3
+LIMIT, OFFSET = 10, 100
 SEPARATOR = ";\n"
-"""Between the statements of a string."""
-MINE = "orders_created_by_idx"
-BLOCKS = 12
-"""Pages of 8 KiB for an order and its items: the levels of two indexes, the rows, and some to spare."""
+"""Between the statements of a query string."""
+BY_CREATOR = "orders_created_by_idx"
+BLOCKS_PER_ORDER = 12
+"""8 KiB pages per order and its items: the levels of two indexes, the rows, and a margin."""
 INSERTS = (
     """
     insert into orders
@@ -69,33 +69,33 @@ insert into order_items values ('{HUGE}', '{ORDER_ID}', 1, 'W', 'S', 1, 1)
 
 @dataclass(frozen=True)
 class Population:
-    """The other shops."""
+    """How many other tenants there are, and their orders."""
 
     shops: int
     orders_each: int
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked, which index finds its orders, and how many of them may be read."""
+class Case:
+    """A request, the index that finds its orders, and how many orders it may read."""
 
-    ask: Callable[[Client], Answer]
+    send: Callable[[Client], Answer]
     index: str = "orders_pkey"
     orders: int = LIMIT + 1
-    others: tuple[str, ...] = ()
-    """Indexes that it needs beside those of orders and items."""
+    other_indexes: tuple[str, ...] = ()
+    """Indexes used beside those of orders and items."""
 
 
-def newest(client: Client) -> Answer:
+def get_newest(client: Client) -> Answer:
     (order,) = client.get("/orders?limit=1").json["orders"]
     return client.get(f"/orders/{order['order_id']}")
 
 
-def listed(query: str) -> Callable[[Client], Answer]:
+def list_page(query: str) -> Callable[[Client], Answer]:
     return lambda client: client.get(f"/orders?limit={LIMIT}&{query}")
 
 
-def after_the_first(query: str) -> Callable[[Client], Answer]:
+def second_page(query: str) -> Callable[[Client], Answer]:
     def send(client: Client) -> Answer:
         cursor = client.get(f"/orders?limit=1&{query}").json["next_cursor"]
         return client.get(f"/orders?limit={LIMIT}&cursor={cursor}&{query}")
@@ -114,21 +114,21 @@ POPULATIONS = {
     "among shops with one order": Population(16_000, 1),
     "alone": Population(1, 0),
 }
-QUESTIONS = {
-    "get": Question(newest, orders=1),
-    "replay": Question(replay, orders=1, others=("idempotency_keys_pkey",)),
-    "first page": Question(listed("")),
-    "by cursor": Question(after_the_first("")),
-    "by offset": Question(listed(f"offset={FAR}"), orders=FAR + LIMIT + 1),
-    "my orders": Question(listed("my_orders=true"), MINE),
-    "my orders by cursor": Question(after_the_first("my_orders=true"), MINE),
-    "my orders by offset": Question(listed(f"my_orders=true&offset={FAR}"), MINE, FAR + LIMIT + 1),
+CASES = {
+    "get": Case(get_newest, orders=1),
+    "replay": Case(replay, orders=1, other_indexes=("idempotency_keys_pkey",)),
+    "first page": Case(list_page("")),
+    "by cursor": Case(second_page("")),
+    "by offset": Case(list_page(f"offset={OFFSET}"), orders=OFFSET + LIMIT + 1),
+    "my orders": Case(list_page("my_orders=true"), BY_CREATOR),
+    "my orders by cursor": Case(second_page("my_orders=true"), BY_CREATOR),
+    "my orders by offset": Case(list_page(f"my_orders=true&offset={OFFSET}"), BY_CREATOR, OFFSET + LIMIT + 1),
 }
 
 
 @pytest.fixture(scope="module", params=POPULATIONS)
-def shops(request: pytest.FixtureRequest, admin_url: str, user_pool: UserPool) -> Iterator[str]:
-    """A database with the two shops among others, as its superuser."""
+def populated_url(request: pytest.FixtureRequest, admin_url: str, user_pool: UserPool) -> Iterator[str]:
+    """A database with the two tenants among others; yields its superuser URL."""
     name = f"plans_{uuid4().hex[:8]}"
     url = make_dsn(admin_url, dbname=name)
     with connected(admin_url) as connection, connection.cursor() as cursor:
@@ -146,10 +146,10 @@ def fill(url: str, user_pool: UserPool, others: Population) -> None:
         "huge": HUGE,
         "bulk": user_id(user_pool, HUGE, BULK),
         "regular": user_id(user_pool, HUGE, REGULAR),
-        "of_the_huge": OF_THE_HUGE,
+        "of_the_huge": HUGE_ORDERS,
         "tiny": TINY,
         "regular_of_tiny": user_id(user_pool, TINY, REGULAR),
-        "of_the_tiny": OF_THE_TINY,
+        "of_the_tiny": TINY_ORDERS,
         "shops": others.shops,
         "orders_each": others.orders_each,
     }
@@ -160,7 +160,7 @@ def fill(url: str, user_pool: UserPool, others: Population) -> None:
 
 
 def user_id(user_pool: UserPool, tenant: str, user: str) -> str:
-    """The `sub` of that user's token."""
+    """The `sub` of the user's token."""
     payload = user_pool.token(tenant, user).split(".")[1]
     return str(json.loads(urlsafe_b64decode(payload + "=="))["sub"])
 
@@ -177,29 +177,35 @@ def proxy(admin_url: str) -> Iterator[Proxy]:
 
 @pytest.mark.parametrize("prepare", ["on", "off"])
 @pytest.mark.parametrize("caller", [(HUGE, BULK), (HUGE, REGULAR), (TINY, REGULAR)], ids=" ".join)
-@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize("case_name", CASES)
 def test_requests_use_their_index_and_few_blocks(
-    shops: str, proxy: Proxy, client: NewClient, caller: tuple[str, str], question: str, prepare: str
+    populated_url: str, proxy: Proxy, client: NewClient, caller: tuple[str, str], case_name: str, prepare: str
 ) -> None:
-    asked = QUESTIONS[question]
+    case = CASES[case_name]
 
-    plan = explained(shops, caught(asked.ask, client(*caller), shops, proxy, prepare))
+    plan = explain_last(
+        populated_url, capture_statements(case.send, client(*caller), populated_url, proxy, prepare)
+    )
 
-    by_index = [node for node in plan if "Index Name" in node]
-    assert all("tenant_id" in node["Index Cond"] for node in by_index)
-    if caller[0] == HUGE:  # three orders are found by any index
-        assert {node["Index Name"] for node in by_index} == {asked.index, "order_items_pkey", *asked.others}
+    index_nodes = [node for node in plan if "Index Name" in node]
+    assert all("tenant_id" in node["Index Cond"] for node in index_nodes)
+    if caller[0] == HUGE:  # with three orders the planner may choose any index
+        assert {node["Index Name"] for node in index_nodes} == {
+            case.index,
+            "order_items_pkey",
+            *case.other_indexes,
+        }
     assert "Seq Scan" not in {node["Node Type"] for node in plan}
-    # Also all that can be sorted: whatever is sorted was read here.
-    assert sum(rows_read(node) for node in plan if node.get("Relation Name") == "orders") <= asked.orders
+    # Also bounds sorting: sorted rows are counted here as read.
+    assert sum(rows_read(node) for node in plan if node.get("Relation Name") == "orders") <= case.orders
     blocks = plan[0]["Shared Hit Blocks"] + plan[0]["Shared Read Blocks"]
-    assert blocks <= BLOCKS * (asked.orders + len(asked.others))
-    assert "app.tenant_id" in json.dumps(plan[0]), "row-level security is on"
+    assert blocks <= BLOCKS_PER_ORDER * (case.orders + len(case.other_indexes))
+    assert "app.tenant_id" in json.dumps(plan[0]), "the plan must contain the row-level security filter"
 
 
-def test_foreign_key_check_uses_the_primary_key(shops: str) -> None:
-    """The foreign key's own query is always prepared, and soon planned without its values."""
-    with as_the_api(shops) as cursor:
+def test_foreign_key_check_uses_the_primary_key(populated_url: str) -> None:
+    """PostgreSQL prepares the foreign key's query, and soon uses its generic plan."""
+    with api_cursor(populated_url) as cursor:
         cursor.execute(f"begin; select set_tenant('{HUGE}'); {NEW_ORDER}")
 
         cursor.execute(
@@ -211,42 +217,42 @@ def test_foreign_key_check_uses_the_primary_key(shops: str) -> None:
         cursor.execute("rollback")
 
 
-def caught(
-    ask: Callable[[Client], Answer], client: Client, shops: str, proxy: Proxy, prepare: str
+def capture_statements(
+    send: Callable[[Client], Answer], client: Client, populated_url: str, proxy: Proxy, prepare: str
 ) -> list[str]:
-    """The strings that the API sent to PostgreSQL."""
-    through_the_proxy = make_dsn(shops, user="orders_app", host=str(proxy.folder))
+    """Sends a request; returns the query strings that reached PostgreSQL."""
+    through_the_proxy = make_dsn(populated_url, user="orders_app", host=str(proxy.folder))
     with api_on(through_the_proxy, DB_PREPARE=prepare), proxy.watched() as traffic:
-        answer = ask(client)
+        answer = send(client)
     assert answer.status in (200, 201), answer.body
     return traffic.statements
 
 
 @contextmanager
-def as_the_api(shops: str) -> Iterator[Any]:
-    """A cursor for which prepared statements are planned without their values."""
-    with connected(make_dsn(shops, user="orders_app")) as connection, connection.cursor() as cursor:
+def api_cursor(populated_url: str) -> Iterator[Any]:
+    """A cursor of the API's role, with generic plans for prepared statements."""
+    with connected(make_dsn(populated_url, user="orders_app")) as connection, connection.cursor() as cursor:
         cursor.execute("set plan_cache_mode = force_generic_plan")
         yield cursor
 
 
-def explained(shops: str, sent: list[str]) -> list[dict[str, Any]]:
-    """All nodes of the plan of what was sent last, the root first, with what they really did."""
-    *before, last = again(sent).split(SEPARATOR)
-    with as_the_api(shops) as cursor:
+def explain_last(populated_url: str, sent: list[str]) -> list[dict[str, Any]]:
+    """Runs the last statement with EXPLAIN ANALYZE; returns all plan nodes, the root first."""
+    *before, last = for_new_session(sent).split(SEPARATOR)
+    with api_cursor(populated_url) as cursor:
         cursor.execute(SEPARATOR.join([*before, f"explain (analyze, buffers, format json) {last}"]))
-        ((found,),) = cursor.fetchall()
-    nodes = [found[0]["Plan"]]
+        ((result,),) = cursor.fetchall()
+    nodes = [result[0]["Plan"]]
     for node in nodes:
         nodes += node.get("Plans", [])
     return nodes
 
 
-def again(sent: list[str]) -> str:
-    """The last string, for a session that has prepared nothing yet."""
+def for_new_session(sent: list[str]) -> str:
+    """The last query string, with the PREPAREs that a new session needs."""
     prepared = [part for string in sent for part in string.split(SEPARATOR) if part.startswith("prepare ")]
-    rest = [part for part in sent[-1].split(SEPARATOR) if part not in prepared]
-    return SEPARATOR.join([*prepared, *rest])
+    others = [part for part in sent[-1].split(SEPARATOR) if part not in prepared]
+    return SEPARATOR.join([*prepared, *others])
 
 
 def rows_read(node: dict[str, Any]) -> int:

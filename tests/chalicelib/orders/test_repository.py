@@ -1,4 +1,4 @@
-"""Placing, reading and listing orders, as the contract says it."""
+"""Placing, reading and listing orders, as the API contract specifies."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from tests.support.servers import api_on
 from tools.client import Client, item, seed
 
 UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
-MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}000Z")
+TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}000Z")
 
 
 def test_seed_request_is_placed_unchanged(alice: Client, tenant: str) -> None:
@@ -25,7 +25,7 @@ def test_seed_request_is_placed_unchanged(alice: Client, tenant: str) -> None:
     assert b'"total_amount":99.99,' in answer.body
     assert b'"unit_price":49.99}' in answer.body
     assert UUID7.fullmatch(order["order_id"])
-    assert MOMENT.fullmatch(order["created_at"])
+    assert TIMESTAMP.fullmatch(order["created_at"])
     assert order["updated_at"] == order["created_at"]
     assert (order["tenant_id"], order["status"], order["version"]) == (tenant, "pending", 1)
     assert order["items"] == [{"line_no": 1, **item()}]
@@ -62,16 +62,16 @@ def test_other_if_none_match_gets_the_order(alice: Client) -> None:
 def test_foreign_absent_and_malformed_ids_get_equal_404s(alice: Client, other_tenant: Client) -> None:
     order_id = alice.place().json["order"]["order_id"]
 
-    def without_id(client: Client, order_id: str) -> dict[str, object]:
+    def problem_of(client: Client, order_id: str) -> dict[str, object]:
         answer = client.get(f"/orders/{order_id}")
         assert answer.status == 404
         return {name: value for name, value in answer.json.items() if name != "request_id"}
 
-    foreign = without_id(other_tenant, order_id)
+    foreign = problem_of(other_tenant, order_id)
     assert foreign["type"] == "urn:order-api:problem:not-found"
-    assert without_id(other_tenant, "01936f3c-3b5e-7cc0-98c4-dc0c0c07398f") == foreign
+    assert problem_of(other_tenant, "01936f3c-3b5e-7cc0-98c4-dc0c0c07398f") == foreign
     for malformed in ("x", "1", "%00", "%27", order_id[:-1], order_id.replace("-", ""), f"{order_id}x"):
-        assert without_id(alice, malformed) == foreign
+        assert problem_of(alice, malformed) == foreign
 
 
 def test_orders_are_listed_newest_first(alice: Client) -> None:
@@ -96,14 +96,14 @@ def test_cursors_visit_every_order_once(alice: Client) -> None:
     placed = [alice.place().json["order"]["order_id"] for _ in range(5)]
 
     page = alice.get("/orders?limit=2").json
-    seen = [page["orders"]]
+    pages = [page["orders"]]
     while page["next_cursor"]:
         page = alice.get(f"/orders?limit=2&cursor={page['next_cursor']}").json
         assert page["offset"] is None
-        seen.append(page["orders"])
+        pages.append(page["orders"])
 
-    assert [len(orders) for orders in seen] == [2, 2, 1]
-    assert [order["order_id"] for orders in seen for order in orders] == placed[::-1]
+    assert [len(orders) for orders in pages] == [2, 2, 1]
+    assert [order["order_id"] for orders in pages for order in orders] == placed[::-1]
 
 
 def test_page_of_large_orders_is_split_by_size(alice: Client) -> None:
@@ -112,15 +112,15 @@ def test_page_of_large_orders_is_split_by_size(alice: Client) -> None:
     placed = [alice.place(raw=raw).json["order"]["order_id"] for _ in range(5)]
 
     page = alice.get("/orders").json
-    seen = [page["orders"]]
+    pages = [page["orders"]]
     while page["next_cursor"]:
         answer = alice.get(f"/orders?cursor={page['next_cursor']}")
         assert len(answer.body) < 2 * 1024 * 1024
         page = answer.json
-        seen.append(page["orders"])
+        pages.append(page["orders"])
 
-    assert [len(orders) for orders in seen] == [2, 2, 1]
-    assert [order["order_id"] for orders in seen for order in orders] == placed[::-1]
+    assert [len(orders) for orders in pages] == [2, 2, 1]
+    assert [order["order_id"] for orders in pages for order in orders] == placed[::-1]
 
 
 def test_full_last_page_has_no_cursor(alice: Client) -> None:
@@ -132,11 +132,11 @@ def test_full_last_page_has_no_cursor(alice: Client) -> None:
 
 def test_my_orders_returns_only_the_users_orders(alice: Client, client: NewClient) -> None:
     bob = client(user="bob")
-    mine, his = alice.place().json["order"], bob.place().json["order"]
+    alices_order, bobs_order = alice.place().json["order"], bob.place().json["order"]
 
-    assert alice.get("/orders?my_orders=true").json["orders"] == [mine]
-    assert alice.get("/orders?my_orders=false").json["orders"] == [his, mine]
-    assert bob.get("/orders?my_orders=true").json["orders"] == [his]
+    assert alice.get("/orders?my_orders=true").json["orders"] == [alices_order]
+    assert alice.get("/orders?my_orders=false").json["orders"] == [bobs_order, alices_order]
+    assert bob.get("/orders?my_orders=true").json["orders"] == [bobs_order]
 
 
 def test_cursor_is_valid_only_for_its_own_list(
@@ -145,17 +145,17 @@ def test_cursor_is_valid_only_for_its_own_list(
     bob = client(user="bob")
     for caller in (alice, alice, bob, bob):
         caller.place()
-    everyones = alice.get("/orders?limit=1").json["next_cursor"]
-    alices = alice.get("/orders?limit=1&my_orders=true").json["next_cursor"]
+    tenant_cursor = alice.get("/orders?limit=1").json["next_cursor"]
+    user_cursor = alice.get("/orders?limit=1&my_orders=true").json["next_cursor"]
 
-    assert bob.get(f"/orders?cursor={everyones}").status == 200
-    for refused in (
-        other_tenant.get(f"/orders?cursor={everyones}"),
-        alice.get(f"/orders?my_orders=true&cursor={everyones}"),
-        alice.get(f"/orders?cursor={alices}"),
-        bob.get(f"/orders?my_orders=true&cursor={alices}"),
+    assert bob.get(f"/orders?cursor={tenant_cursor}").status == 200
+    for answer in (
+        other_tenant.get(f"/orders?cursor={tenant_cursor}"),
+        alice.get(f"/orders?my_orders=true&cursor={tenant_cursor}"),
+        alice.get(f"/orders?cursor={user_cursor}"),
+        bob.get(f"/orders?my_orders=true&cursor={user_cursor}"),
     ):
-        assert (refused.status, refused.slug, refused.fields) == (400, "malformed-request", ["cursor"])
+        assert (answer.status, answer.slug, answer.fields) == (400, "malformed-request", ["cursor"])
 
 
 @pytest.mark.parametrize(

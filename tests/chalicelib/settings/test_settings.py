@@ -1,4 +1,4 @@
-"""Environment variables: what they mean, what they default to, and how a wrong one is explained."""
+"""Environment variables: their meaning, defaults, and the error for an invalid value."""
 
 import sys
 import traceback
@@ -24,7 +24,7 @@ from chalicelib.settings.tokens import accepted_tokens
 from local.database import Urls
 from tests.support.servers import api_on
 
-Set = Callable[..., None]
+SetVariables = Callable[..., None]
 URL = "postgresql://orders_app:s3cret@db.example:5432/orders"
 PARTS = {"DB_HOST": "db.example", "DB_NAME": "orders", "DB_USER": "orders_app"}
 ARN = "arn:aws:cognito-idp:eu-west-1:123456789012:userpool/eu-west-1_AbCdEfGhI"
@@ -32,26 +32,26 @@ VARIABLES = {name for name, setting in SETTINGS.items() if setting.read_by != OP
 
 
 @pytest.fixture
-def only(monkeypatch: pytest.MonkeyPatch) -> Set:
-    """Set these variables and none of the others."""
+def set_only(monkeypatch: pytest.MonkeyPatch) -> SetVariables:
+    """Sets these variables and unsets all others."""
 
-    def set_(**variables: str) -> None:
+    def set_variables(**variables: str) -> None:
         for name in VARIABLES:
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
 
-    return set_
+    return set_variables
 
 
-def complaint(read: Callable[[], Any]) -> str:
-    """What an operator sees, the traceback included."""
-    with pytest.raises(SettingsError) as raised:
+def error_text(read: Callable[[], Any]) -> str:
+    """The error as an operator sees it, with its traceback."""
+    with pytest.raises(SettingsError) as error:
         read()
-    return "".join(traceback.format_exception(raised.value))
+    return "".join(traceback.format_exception(error.value))
 
 
-def complaints() -> Iterator[str]:
+def error_texts() -> Iterator[str]:
     readers: tuple[Callable[[], Any], ...] = (
         database_settings,
         accepted_tokens,
@@ -75,10 +75,10 @@ def complaints() -> Iterator[str]:
         ("DB_USER", "orders_app"),
     ],
 )
-def test_missing_database_variable_is_explained(only: Set, missing: str, hint: str) -> None:
-    only(**{name: value for name, value in PARTS.items() if name != missing})
+def test_missing_database_variable_is_explained(set_only: SetVariables, missing: str, hint: str) -> None:
+    set_only(**{name: value for name, value in PARTS.items() if name != missing})
 
-    text = complaint(database_settings)
+    text = error_text(database_settings)
 
     assert f"{missing} is not set" in text
     assert hint in text
@@ -103,10 +103,12 @@ def test_missing_database_variable_is_explained(only: Set, missing: str, hint: s
         ("DB_SSLMODE", "yes", "disable, allow, prefer, require, verify-ca, verify-full"),
     ],
 )
-def test_malformed_database_variable_is_explained(only: Set, name: str, value: str, hint: str) -> None:
-    only(**{**PARTS, name: value})
+def test_malformed_database_variable_is_explained(
+    set_only: SetVariables, name: str, value: str, hint: str
+) -> None:
+    set_only(**{**PARTS, name: value})
 
-    text = complaint(database_settings)
+    text = error_text(database_settings)
 
     assert f"{name} is {value!r}" in text
     assert hint in text
@@ -127,11 +129,11 @@ def test_malformed_database_variable_is_explained(only: Set, name: str, value: s
     ],
 )
 def test_malformed_variable_is_explained(
-    only: Set, name: str, value: str, read: Callable[[], Any], hint: str
+    set_only: SetVariables, name: str, value: str, read: Callable[[], Any], hint: str
 ) -> None:
-    only(**{name: value})
+    set_only(**{name: value})
 
-    text = complaint(read)
+    text = error_text(read)
 
     assert f"{name} is {value!r}" in text
     assert hint in text
@@ -147,15 +149,15 @@ def test_malformed_variable_is_explained(
     ],
 )
 def test_missing_token_variable_is_explained(
-    only: Set, given: dict[str, str], missing: str, read: Callable[[], Any]
+    set_only: SetVariables, given: dict[str, str], missing: str, read: Callable[[], Any]
 ) -> None:
-    only(**given)
+    set_only(**given)
 
-    assert f"{missing} is not set: the " in complaint(read)
+    assert f"{missing} is not set: the " in error_text(read)
 
 
-def test_issuer_and_key_url_default_to_cognito(only: Set) -> None:
-    only(COGNITO_USER_POOL_ARN=ARN, AUTH_AUDIENCE="web, mobile,")
+def test_issuer_and_key_url_default_to_cognito(set_only: SetVariables) -> None:
+    set_only(COGNITO_USER_POOL_ARN=ARN, AUTH_AUDIENCE="web, mobile,")
 
     tokens = accepted_tokens()
 
@@ -165,17 +167,17 @@ def test_issuer_and_key_url_default_to_cognito(only: Set) -> None:
     assert tokens.audience == ("web", "mobile")
 
 
-def test_issuer_and_key_url_can_be_overridden(only: Set) -> None:
-    elsewhere = {"AUTH_ISSUER": "https://id.example", "AUTH_JWKS_URL": "https://keys.example/jwks"}
-    only(COGNITO_USER_POOL_ARN=ARN, AUTH_AUDIENCE="web", **elsewhere)
+def test_issuer_and_key_url_can_be_overridden(set_only: SetVariables) -> None:
+    other_url = {"AUTH_ISSUER": "https://id.example", "AUTH_JWKS_URL": "https://keys.example/jwks"}
+    set_only(COGNITO_USER_POOL_ARN=ARN, AUTH_AUDIENCE="web", **other_url)
 
     tokens = accepted_tokens()
 
-    assert {"AUTH_ISSUER": tokens.issuer, "AUTH_JWKS_URL": tokens.jwks_url} == elsewhere
+    assert {"AUTH_ISSUER": tokens.issuer, "AUTH_JWKS_URL": tokens.jwks_url} == other_url
 
 
-def test_empty_variable_counts_as_unset(only: Set) -> None:
-    only(**{**dict.fromkeys(VARIABLES - {"AWS_LAMBDA_FUNCTION_NAME"}, ""), **PARTS})
+def test_empty_variable_counts_as_unset(set_only: SetVariables) -> None:
+    set_only(**{**dict.fromkeys(VARIABLES - {"AWS_LAMBDA_FUNCTION_NAME"}, ""), **PARTS})
 
     assert database_settings().connect["port"] == "5432"
     assert cors_origin() == "*"
@@ -184,8 +186,8 @@ def test_empty_variable_counts_as_unset(only: Set) -> None:
 
 
 @pytest.mark.parametrize(("value", "served"), [("on", True), ("1", True), ("TRUE", True), ("off", False)])
-def test_docs_variable_switches_docs_on(only: Set, value: str, served: bool) -> None:
-    only(DOCS=value)
+def test_docs_variable_switches_docs_on(set_only: SetVariables, value: str, served: bool) -> None:
+    set_only(DOCS=value)
 
     assert docs_are_on() is served
 
@@ -205,24 +207,26 @@ def test_docs_variable_switches_docs_on(only: Set, value: str, served: bool) -> 
         ),
     ],
 )
-def test_either_otlp_endpoint_enables_metrics(only: Set, variables: dict[str, str], exported: bool) -> None:
-    only(**variables)
+def test_either_otlp_endpoint_enables_metrics(
+    set_only: SetVariables, variables: dict[str, str], exported: bool
+) -> None:
+    set_only(**variables)
 
     assert metrics_are_exported() is exported
 
 
 @pytest.mark.parametrize("origin", ["*", "https://shop.example", "http://localhost:3000"])
-def test_cors_origin_is_used_unchanged(only: Set, origin: str) -> None:
-    only(CORS_ORIGIN=origin)
+def test_cors_origin_is_used_unchanged(set_only: SetVariables, origin: str) -> None:
+    set_only(CORS_ORIGIN=origin)
 
     assert cors_origin() == origin
 
 
-def test_lambda_is_detected_except_under_chalice_local(only: Set) -> None:
-    only()
+def test_lambda_is_detected_except_under_chalice_local(set_only: SetVariables) -> None:
+    set_only()
     assert not on_lambda()
 
-    only(AWS_LAMBDA_FUNCTION_NAME="order-api")
+    set_only(AWS_LAMBDA_FUNCTION_NAME="order-api")
     assert on_lambda() is ("chalice.local" not in sys.modules)
 
 
@@ -242,16 +246,16 @@ def test_lambda_is_detected_except_under_chalice_local(only: Set) -> None:
         ("host=db.example dbname=orders user=orders_app", {"host": "db.example", "dbname": "orders"}),
     ],
 )
-def test_database_url_is_parsed(only: Set, url: str, expected: dict[str, str]) -> None:
-    only(DATABASE_URL=url)
+def test_database_url_is_parsed(set_only: SetVariables, url: str, expected: dict[str, str]) -> None:
+    set_only(DATABASE_URL=url)
 
     connect = database_settings().connect
 
     assert {name: connect.get(name) for name in expected} == expected
 
 
-def test_database_variables_are_parsed(only: Set) -> None:
-    only(**PARTS, DB_PORT="6432", DB_PASSWORD="p@ss/w%40rd")
+def test_database_variables_are_parsed(set_only: SetVariables) -> None:
+    set_only(**PARTS, DB_PORT="6432", DB_PASSWORD="p@ss/w%40rd")
 
     connect = database_settings().connect
 
@@ -262,8 +266,10 @@ def test_database_variables_are_parsed(only: Set) -> None:
 @pytest.mark.parametrize(
     ("ports", "sent"), [({}, "5432"), ({"DB_PORT": "6000"}, "6000"), ({"DB_PORT": "6000,6001"}, "6000,6001")]
 )
-def test_several_hosts_connect_to_the_primary(only: Set, ports: dict[str, str], sent: str) -> None:
-    only(**{**PARTS, "DB_HOST": "db-1.example,db-2.example", **ports})
+def test_several_hosts_connect_to_the_primary(
+    set_only: SetVariables, ports: dict[str, str], sent: str
+) -> None:
+    set_only(**{**PARTS, "DB_HOST": "db-1.example,db-2.example", **ports})
 
     connect = database_settings().connect
 
@@ -272,32 +278,32 @@ def test_several_hosts_connect_to_the_primary(only: Set, ports: dict[str, str], 
     assert connect["sslmode"] == "require"
 
 
-def test_url_can_override_target_session_attrs(only: Set) -> None:
-    only(DATABASE_URL="postgresql://orders_app@a.example,b.example/orders?target_session_attrs=any")
+def test_url_can_override_target_session_attrs(set_only: SetVariables) -> None:
+    set_only(DATABASE_URL="postgresql://orders_app@a.example,b.example/orders?target_session_attrs=any")
 
     assert database_settings().connect["target_session_attrs"] == "any"
 
 
-def test_keepalives_are_on_unless_the_url_changes_them(only: Set) -> None:
-    only(**PARTS)
+def test_keepalives_are_on_unless_the_url_changes_them(set_only: SetVariables) -> None:
+    set_only(**PARTS)
     assert database_settings().connect["keepalives_idle"] == 60
 
-    only(DATABASE_URL="postgresql://orders_app@a.example/orders?keepalives=0&keepalives_idle=7")
+    set_only(DATABASE_URL="postgresql://orders_app@a.example/orders?keepalives=0&keepalives_idle=7")
     connect = database_settings().connect
     assert (connect["keepalives"], connect["keepalives_idle"]) == ("0", "7")
 
 
-def test_single_host_sets_no_target_session_attrs(only: Set) -> None:
-    only(**PARTS)
+def test_single_host_sets_no_target_session_attrs(set_only: SetVariables) -> None:
+    set_only(**PARTS)
 
     assert "target_session_attrs" not in database_settings().connect
 
 
 @pytest.mark.parametrize("ports", ["6000,6001,6002", "6000,", "6000,x", "0,6000", "6000,70000"])
-def test_mismatched_port_list_is_rejected(only: Set, ports: str) -> None:
-    only(**{**PARTS, "DB_HOST": "db-1.example,db-2.example", "DB_PORT": ports})
+def test_mismatched_port_list_is_rejected(set_only: SetVariables, ports: str) -> None:
+    set_only(**{**PARTS, "DB_HOST": "db-1.example,db-2.example", "DB_PORT": ports})
 
-    text = complaint(database_settings)
+    text = error_text(database_settings)
 
     assert f"DB_PORT is {ports!r}" in text
     assert "as many as DB_HOST has hosts" in text
@@ -307,9 +313,9 @@ SECRET = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:orders-AbCdEf"
 
 
 @pytest.mark.parametrize("named", [{"DB_HOST": "db-1.example,db-2.example"}, {}], ids=["variable", "secret"])
-def test_secret_reference_allows_a_port_per_host(only: Set, named: dict[str, str]) -> None:
-    """How many hosts a secret names nobody knows before it is fetched."""
-    only(**named, DB_PORT="6000,6001", DB_PASSWORD=SECRET)
+def test_secret_reference_allows_a_port_per_host(set_only: SetVariables, named: dict[str, str]) -> None:
+    """The number of hosts in a secret is unknown until it is fetched."""
+    set_only(**named, DB_PORT="6000,6001", DB_PASSWORD=SECRET)
 
     database = database_settings()
 
@@ -320,45 +326,47 @@ def test_secret_reference_allows_a_port_per_host(only: Set, named: dict[str, str
 
 
 @pytest.mark.parametrize("ports", ["6000,6001,6002", "6000,x"])
-def test_secret_reference_still_rejects_mismatched_ports(only: Set, ports: str) -> None:
-    only(DB_HOST="db-1.example,db-2.example", DB_PORT=ports, DB_PASSWORD=SECRET)
+def test_secret_reference_still_rejects_mismatched_ports(set_only: SetVariables, ports: str) -> None:
+    set_only(DB_HOST="db-1.example,db-2.example", DB_PORT=ports, DB_PASSWORD=SECRET)
 
-    assert f"DB_PORT is {ports!r}" in complaint(database_settings)
+    assert f"DB_PORT is {ports!r}" in error_text(database_settings)
 
 
 @pytest.mark.parametrize(
     ("text", "rate"), [("100/s", (100, 1)), ("1/m", (1, 60)), ("5000/h", (5000, 3600)), ("", None)]
 )
-def test_rate_limit_is_requests_per_period(only: Set, text: str, rate: tuple[int, int] | None) -> None:
-    only(RATE_LIMIT=text)
+def test_rate_limit_is_requests_per_period(
+    set_only: SetVariables, text: str, rate: tuple[int, int] | None
+) -> None:
+    set_only(RATE_LIMIT=text)
 
-    found = rate_limit()
+    limit = rate_limit()
 
-    assert (found and (found.requests, found.seconds)) == rate
+    assert (limit and (limit.requests, limit.seconds)) == rate
 
 
 @pytest.mark.parametrize("text", ["100", "0/s", "-1/s", "100/d", "1.5/s", "100/ s", "s", "12345678/s", "१/s"])
-def test_malformed_rate_limit_is_rejected(only: Set, text: str) -> None:
-    only(RATE_LIMIT=text)
+def test_malformed_rate_limit_is_rejected(set_only: SetVariables, text: str) -> None:
+    set_only(RATE_LIMIT=text)
 
-    assert "such as 100/s" in complaint(rate_limit)
+    assert "such as 100/s" in error_text(rate_limit)
 
 
 @pytest.mark.parametrize(("value", "allowed"), [("1", True), ("0", False), ("", False)])
-def test_unsafe_role_is_allowed_only_by_1(only: Set, value: str, allowed: bool) -> None:
-    only(**PARTS, DB_ALLOW_UNSAFE_ROLE=value)
+def test_unsafe_role_is_allowed_only_by_1(set_only: SetVariables, value: str, allowed: bool) -> None:
+    set_only(**PARTS, DB_ALLOW_UNSAFE_ROLE=value)
 
     assert database_settings().unsafe_role is allowed
 
 
-def test_other_unsafe_role_values_are_rejected(only: Set) -> None:
-    only(**PARTS, DB_ALLOW_UNSAFE_ROLE="yes")
+def test_other_unsafe_role_values_are_rejected(set_only: SetVariables) -> None:
+    set_only(**PARTS, DB_ALLOW_UNSAFE_ROLE="yes")
 
-    assert "DB_ALLOW_UNSAFE_ROLE is 'yes'" in complaint(database_settings)
+    assert "DB_ALLOW_UNSAFE_ROLE is 'yes'" in error_text(database_settings)
 
 
-def test_database_url_takes_precedence_over_parts(only: Set) -> None:
-    only(DATABASE_URL=URL, **{**PARTS, "DB_HOST": "elsewhere.example"})
+def test_database_url_takes_precedence_over_parts(set_only: SetVariables) -> None:
+    set_only(DATABASE_URL=URL, **{**PARTS, "DB_HOST": "elsewhere.example"})
 
     assert database_settings().connect["host"] == "db.example"
 
@@ -376,10 +384,10 @@ def test_database_url_takes_precedence_over_parts(only: Set) -> None:
         "postgresql://orders_app:s3cret@db.example:five/orders",
     ],
 )
-def test_a_malformed_url_is_explained_without_its_password(only: Set, url: str) -> None:
-    only(DATABASE_URL=url)
+def test_a_malformed_url_is_explained_without_its_password(set_only: SetVariables, url: str) -> None:
+    set_only(DATABASE_URL=url)
 
-    text = complaint(database_settings)
+    text = error_text(database_settings)
 
     assert "DATABASE_URL" in text
     assert "postgresql://user:password@host:5432/name" in text
@@ -395,21 +403,21 @@ def test_a_malformed_url_is_explained_without_its_password(only: Set, url: str) 
         "postgresql://db.example",
     ],
 )
-def test_malformed_db_host_is_explained_without_its_password(only: Set, host: str) -> None:
-    """libpq would put all of it into its messages."""
-    only(**{**PARTS, "DB_HOST": host})
+def test_malformed_db_host_is_explained_without_its_password(set_only: SetVariables, host: str) -> None:
+    """libpq's own messages would contain all of it."""
+    set_only(**{**PARTS, "DB_HOST": host})
 
-    text = complaint(database_settings)
+    text = error_text(database_settings)
 
     assert "DB_HOST is more than a host name" in text
     assert "s3cret" not in text
 
 
 @pytest.mark.parametrize("name", sorted(VARIABLES - {"DATABASE_URL"}))
-def test_settings_errors_never_show_the_password(only: Set, name: str) -> None:
-    only(**{"DATABASE_URL": URL, "DB_PASSWORD": "s3cret", name: "?"})
+def test_settings_errors_never_show_the_password(set_only: SetVariables, name: str) -> None:
+    set_only(**{"DATABASE_URL": URL, "DB_PASSWORD": "s3cret", name: "?"})
 
-    assert all("s3cret" not in text for text in complaints())
+    assert all("s3cret" not in text for text in error_texts())
 
 
 def test_failed_login_is_logged_without_the_password(
@@ -423,7 +431,7 @@ def test_failed_login_is_logged_without_the_password(
 
 
 @pytest.mark.parametrize(
-    ("where", "mode"),
+    ("authority", "mode"),
     [
         ("@db.example/orders", "require"),
         ("@10.0.0.5/orders", "require"),
@@ -445,43 +453,47 @@ def test_failed_login_is_logged_without_the_password(
         ("@localhost/orders?sslmode=verify-full", "verify-full"),
     ],
 )
-def test_tls_is_required_except_on_localhost(only: Set, where: str, mode: str | None) -> None:
-    only(DATABASE_URL=f"postgresql://orders_app{where}")
+def test_tls_is_required_except_on_localhost(
+    set_only: SetVariables, authority: str, mode: str | None
+) -> None:
+    set_only(DATABASE_URL=f"postgresql://orders_app{authority}")
 
     assert database_settings().connect.get("sslmode") == mode
 
 
 @pytest.mark.parametrize("mode", SSL_MODES)
 @pytest.mark.parametrize("given", [{"DATABASE_URL": URL}, {"DATABASE_URL": f"{URL}?sslmode=prefer"}, PARTS])
-def test_db_sslmode_overrides_the_url(only: Set, mode: str, given: dict[str, str]) -> None:
-    only(**given, DB_SSLMODE=mode)
+def test_db_sslmode_overrides_the_url(set_only: SetVariables, mode: str, given: dict[str, str]) -> None:
+    set_only(**given, DB_SSLMODE=mode)
 
     assert database_settings().connect["sslmode"] == mode
 
 
 @pytest.fixture
 def pem(tmp_path: Path) -> str:
-    """A file that looks like an authority's."""
+    """A file that looks like a CA certificate."""
     path = tmp_path / "authority.pem"
     path.write_text("Root\n-----BEGIN CERTIFICATE-----\n")
     return str(path)
 
 
-@pytest.mark.parametrize("asked", [None, *SSL_MODES])
+@pytest.mark.parametrize("mode", [None, *SSL_MODES])
 @pytest.mark.parametrize("given", [{"DATABASE_URL": URL}, PARTS, {**PARTS, "DB_HOST": "a.example,b.example"}])
 def test_db_sslrootcert_implies_verify_full_without_a_mode(
-    only: Set, pem: str, given: dict[str, str], asked: str | None
+    set_only: SetVariables, pem: str, given: dict[str, str], mode: str | None
 ) -> None:
-    only(**given, DB_SSLROOTCERT=pem, **({"DB_SSLMODE": asked} if asked else {}))
+    set_only(**given, DB_SSLROOTCERT=pem, **({"DB_SSLMODE": mode} if mode else {}))
 
     connect = database_settings().connect
 
-    assert (connect["sslmode"], connect["sslrootcert"]) == (asked or "verify-full", pem)
+    assert (connect["sslmode"], connect["sslrootcert"]) == (mode or "verify-full", pem)
 
 
 @pytest.mark.parametrize("secret", [{"DB_HOST": "a.example", "DB_NAME": "orders", "DB_USER": "orders_app"}])
-def test_db_sslrootcert_applies_to_a_secrets_host(only: Set, pem: str, secret: dict[str, str]) -> None:
-    only(DB_PASSWORD=SECRET, DB_SSLROOTCERT=pem)
+def test_db_sslrootcert_applies_to_a_secrets_host(
+    set_only: SetVariables, pem: str, secret: dict[str, str]
+) -> None:
+    set_only(DB_PASSWORD=SECRET, DB_SSLROOTCERT=pem)
 
     connect = connect_arguments(secret)
 
@@ -500,22 +512,22 @@ def test_db_sslrootcert_applies_to_a_secrets_host(only: Set, pem: str, secret: d
     ],
 )
 def test_url_overrides_ssl_mode_and_authority(
-    only: Set, pem: str, query: str, mode: str, own: str | None
+    set_only: SetVariables, pem: str, query: str, mode: str, own: str | None
 ) -> None:
-    only(DATABASE_URL=URL + query, DB_SSLROOTCERT=pem)
+    set_only(DATABASE_URL=URL + query, DB_SSLROOTCERT=pem)
 
     connect = database_settings().connect
 
     assert (connect["sslmode"], connect["sslrootcert"]) == (mode, own or pem)
 
 
-@pytest.mark.parametrize("where", ["@localhost/orders", "@/orders?host=/run/postgresql"])
-def test_localhost_is_not_verified_without_a_mode(only: Set, pem: str, where: str) -> None:
-    url = f"postgresql://orders_app{where}"
-    only(DATABASE_URL=url, DB_SSLROOTCERT=pem)
+@pytest.mark.parametrize("authority", ["@localhost/orders", "@/orders?host=/run/postgresql"])
+def test_localhost_is_not_verified_without_a_mode(set_only: SetVariables, pem: str, authority: str) -> None:
+    url = f"postgresql://orders_app{authority}"
+    set_only(DATABASE_URL=url, DB_SSLROOTCERT=pem)
     assert database_settings().connect.keys().isdisjoint({"sslmode", "sslrootcert"})
 
-    only(DATABASE_URL=url, DB_SSLROOTCERT=pem, DB_SSLMODE="verify-full")
+    set_only(DATABASE_URL=url, DB_SSLROOTCERT=pem, DB_SSLMODE="verify-full")
     assert database_settings().connect["sslrootcert"] == pem
 
 
@@ -531,40 +543,40 @@ def test_localhost_is_not_verified_without_a_mode(only: Set, pem: str, where: st
 )
 @pytest.mark.parametrize("given", [{"DATABASE_URL": URL}, PARTS, {"DB_PASSWORD": SECRET}])
 def test_invalid_db_sslrootcert_file_is_explained(
-    only: Set, tmp_path: Path, given: dict[str, str], content: str | None, fault: str
+    set_only: SetVariables, tmp_path: Path, given: dict[str, str], content: str | None, fault: str
 ) -> None:
     path = tmp_path if content == "folder" else tmp_path / "authority.pem"
     if content not in (None, "folder"):
         path.write_text(content)
-    only(**given, DB_SSLROOTCERT=str(path))
+    set_only(**given, DB_SSLROOTCERT=str(path))
 
-    text = complaint(database_settings)
+    text = error_text(database_settings)
 
     assert f"DB_SSLROOTCERT is {str(path)!r}: {fault}. Use a PEM file" in text
 
 
-def test_database_variables_also_require_tls(only: Set) -> None:
-    only(**PARTS)
+def test_database_variables_also_require_tls(set_only: SetVariables) -> None:
+    set_only(**PARTS)
 
     assert database_settings().connect["sslmode"] == "require"
 
 
-def test_pool_limits_have_defaults(only: Set) -> None:
-    only(**PARTS)
+def test_pool_limits_have_defaults(set_only: SetVariables) -> None:
+    set_only(**PARTS)
 
-    found = database_settings()
+    settings = database_settings()
 
-    assert (found.pool_idle, found.pool_most) == (5, 25)
-    assert (found.pool_recycle, found.pool_timeout) == (300, 3)
-    assert found.connect["connect_timeout"] == 3
+    assert (settings.pool_idle, settings.pool_most) == (5, 25)
+    assert (settings.pool_recycle, settings.pool_timeout) == (300, 3)
+    assert settings.connect["connect_timeout"] == 3
 
 
-def test_larger_pool_size_raises_the_maximum_too(only: Set) -> None:
-    only(**PARTS, DB_POOL_SIZE="40")
+def test_larger_pool_size_raises_the_maximum_too(set_only: SetVariables) -> None:
+    set_only(**PARTS, DB_POOL_SIZE="40")
 
-    found = database_settings()
+    settings = database_settings()
 
-    assert (found.pool_idle, found.pool_most) == (40, 40)
+    assert (settings.pool_idle, settings.pool_most) == (40, 40)
 
 
 @pytest.mark.parametrize(
@@ -582,9 +594,9 @@ def test_larger_pool_size_raises_the_maximum_too(only: Set) -> None:
     ],
 )
 def test_db_prepare_defaults_to_off_for_pooler_addresses(
-    only: Set, variable: dict[str, str], address: str, prepares: bool
+    set_only: SetVariables, variable: dict[str, str], address: str, prepares: bool
 ) -> None:
-    only(**PARTS, **variable)
+    set_only(**PARTS, **variable)
     host, _, port = address.partition(":")
 
     assert database_settings().prepares(host, int(port)) is prepares
@@ -596,12 +608,12 @@ def test_url_cannot_change_client_encoding(monkeypatch: pytest.MonkeyPatch) -> N
     assert database_settings().connect["client_encoding"] == "UTF8"
 
 
-def test_owner_connection_also_uses_tls(only: Set, pem: str) -> None:
+def test_owner_connection_also_uses_tls(set_only: SetVariables, pem: str) -> None:
     url = "postgresql://owner@db.example/orders"
-    only()
+    set_only()
 
     assert parse_database_url(url, "OWNER_DATABASE_URL")["sslmode"] == "require"
     assert parse_database_url(f"{url}?sslmode=verify-full", "OWNER_DATABASE_URL")["sslmode"] == "verify-full"
 
-    only(DB_SSLROOTCERT=pem)
+    set_only(DB_SSLROOTCERT=pem)
     assert parse_database_url(url, "OWNER_DATABASE_URL")["sslmode"] == "verify-full"

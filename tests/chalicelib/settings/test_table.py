@@ -1,4 +1,4 @@
-"""The table of settings is complete: every entry is read, and nothing else is."""
+"""The settings table is complete: code reads every entry and no other variable."""
 
 import ast
 import re
@@ -16,7 +16,7 @@ SOURCES = [PROJECT / "app.py", *(PROJECT / "chalicelib").rglob("*.py"), *(PROJEC
 
 
 def variables_in(module: Path) -> set[str]:
-    """The texts in the module's code that look like a variable's name."""
+    """String constants of a module that look like a variable's name."""
     constants = (node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Constant))
     texts = {node.value for node in constants if isinstance(node.value, str)}
     return {name for name in texts if re.fullmatch("[A-Z]+(_[A-Z]+)+", name) or name in SETTINGS}
@@ -26,21 +26,21 @@ def test_the_readers_read_exactly_the_table() -> None:
     modules = [module for module in READERS.glob("*.py") if module.name != "table.py"]
     read = {name for module in modules for name in variables_in(module)}
 
-    own = {name for name, setting in SETTINGS.items() if setting.read_by != OPENTELEMETRY}
-    assert read - own == set(), "read, but not in the table"
-    assert own - read == set(), "in the table, but read by nothing"
+    declared = {name for name, setting in SETTINGS.items() if setting.read_by != OPENTELEMETRY}
+    assert read - declared == set(), "read, but not in the table"
+    assert declared - read == set(), "in the table, but never read"
 
 
 def test_opentelemetry_reads_its_entries_of_the_table() -> None:
-    handed_on = {name for name, setting in SETTINGS.items() if setting.read_by == OPENTELEMETRY}
+    passed_on = {name for name, setting in SETTINGS.items() if setting.read_by == OPENTELEMETRY}
 
-    assert handed_on <= set(vars(environment_variables))
+    assert passed_on <= set(vars(environment_variables))
 
 
 def test_only_the_readers_read_the_environment() -> None:
-    elsewhere = [module for module in SOURCES if module != READERS / "environment.py"]
+    other_modules = [module for module in SOURCES if module != READERS / "environment.py"]
 
-    assert [str(module) for module in elsewhere if reads_environment(module)] == []
+    assert [str(module) for module in other_modules if reads_environment(module)] == []
 
 
 def reads_environment(module: Path) -> bool:
