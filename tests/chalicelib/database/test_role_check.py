@@ -94,21 +94,21 @@ UNSAFE = {
         "alter policy tenant_isolation on orders using (true)",
         "alter policy tenant_isolation on orders using (tenant_id = current_setting('app.tenant_id', true))",
     ),
-    "a policy with a way around": Unsafe(
+    "a policy with an exception": Unsafe(
         "orders_app",
         "may do more than its tenant by the policy tenant_isolation on orders",
         "alter policy tenant_isolation on orders"
         " using (tenant_id = current_setting('app.tenant_id', true) or tenant_id = 'acme')",
         "alter policy tenant_isolation on orders using (tenant_id = current_setting('app.tenant_id', true))",
     ),
-    "a policy that lets anything be written": Unsafe(
+    "a policy without a write check": Unsafe(
         "orders_app",
         "may do more than its tenant by the policy tenant_isolation on orders",
         "alter policy tenant_isolation on orders with check (true)",
         "alter policy tenant_isolation on orders"
         " with check (tenant_id = current_setting('app.tenant_id', true))",
     ),
-    "another policy that lets anything be written": Unsafe(
+    "another policy without a write check": Unsafe(
         "orders_app",
         "may do more than its tenant by the policy import on orders",
         "create policy import on orders for insert with check (true)",
@@ -120,13 +120,13 @@ UNSAFE = {
         "alter policy tenant_isolation on order_items to orders_owner",
         "alter policy tenant_isolation on order_items to public",
     ),
-    "another policy for everybody": Unsafe(
+    "another policy for all roles": Unsafe(
         "orders_app",
         "may do more than its tenant by the policy audit on order_items",
         "create policy audit on order_items for select using (true)",
         "drop policy audit on order_items",
     ),
-    "another policy for a role of its own": Unsafe(
+    "another policy for a granted role": Unsafe(
         "orders_app",
         "may do more than its tenant by the policy audit on orders",
         "create role auditors; grant auditors to orders_app;"
@@ -220,7 +220,7 @@ def test_unsafe_role_is_refused(
         "create policy more on orders for select to auditors using (true)",
         "create policy more on orders using (tenant_id = current_setting('app.tenant_id', true))",
     ],
-    ids=["a restriction", "another role's", "the same twice"],
+    ids=["restrictive", "for another role", "duplicate"],
 )
 def test_harmless_extra_policies_are_accepted(server: Server, alice: Client, policy: str) -> None:
     harmless = Unsafe(

@@ -79,7 +79,7 @@ def unlisted_key(number: int) -> SigningKey:
     return UNLISTED.named(f"unknown-{number}")
 
 
-def statuses(get_status: GetStatus, keys: list[SigningKey]) -> list[int]:
+def concurrent_statuses(get_status: GetStatus, keys: list[SigningKey]) -> list[int]:
     """Sends one request per key concurrently; returns the statuses."""
     with ThreadPoolExecutor(len(keys)) as threads:
         return list(threads.map(get_status, keys))
@@ -94,7 +94,7 @@ def test_keys_are_fetched_once_an_hour(get_status: GetStatus, keys: KeyServer, c
 
 
 def test_concurrent_first_requests_share_one_fetch(get_status: GetStatus, keys: KeyServer) -> None:
-    assert statuses(get_status, [OLD] * 20) == [200] * 20
+    assert concurrent_statuses(get_status, [OLD] * 20) == [200] * 20
 
     assert keys.fetches == 1
 
@@ -104,7 +104,7 @@ def test_rotated_key_is_fetched_on_first_use(get_status: GetStatus, keys: KeySer
     clock.skip(61)
     keys.publish(OLD.jwk(), NEW.jwk())
 
-    assert statuses(get_status, [NEW, OLD] * 5) == [200] * 10
+    assert concurrent_statuses(get_status, [NEW, OLD] * 5) == [200] * 10
     assert keys.fetches == 2
 
 
@@ -187,13 +187,13 @@ def test_twenty_unknown_keys_at_once_cause_one_fetch(
     assert get_status(OLD) == 200
     clock.skip(61)
 
-    assert statuses(get_status, [unlisted_key(number) for number in range(20)]) == [401] * 20
+    assert concurrent_statuses(get_status, [unlisted_key(number) for number in range(20)]) == [401] * 20
 
     assert keys.fetches == 2
 
 
 def test_unknown_keys_in_the_first_requests_are_rejected(get_status: GetStatus, keys: KeyServer) -> None:
-    assert statuses(get_status, [unlisted_key(number) for number in range(20)]) == [401] * 20
+    assert concurrent_statuses(get_status, [unlisted_key(number) for number in range(20)]) == [401] * 20
 
     assert keys.fetches == 1
     assert get_status(OLD) == 200
@@ -229,7 +229,7 @@ def test_key_server_error_response_adds_no_keys(
 def test_concurrent_requests_fetch_a_failing_server_once(get_status: GetStatus, keys: KeyServer) -> None:
     keys.status = 503
 
-    assert statuses(get_status, [OLD] * 20) == [401] * 20
+    assert concurrent_statuses(get_status, [OLD] * 20) == [401] * 20
 
     assert keys.fetches == 1
 
@@ -387,10 +387,10 @@ def test_symmetric_key_in_the_key_list_is_rejected(
 
 @pytest.mark.parametrize("status", [301, 302, 307])
 def test_key_server_redirect_is_not_followed(get_status: GetStatus, keys: KeyServer, status: int) -> None:
-    elsewhere = KeyServer(UNLISTED.jwk())
-    keys.status, keys.headers, keys.body = status, {"Location": elsewhere.url}, b""
+    redirect_target = KeyServer(UNLISTED.jwk())
+    keys.status, keys.headers, keys.body = status, {"Location": redirect_target.url}, b""
 
     assert get_status(UNLISTED) == 401
 
-    assert (keys.fetches, elsewhere.fetches) == (1, 0)
-    elsewhere.stop()
+    assert (keys.fetches, redirect_target.fetches) == (1, 0)
+    redirect_target.stop()

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.chalicelib.identity.test_key_set import Clock, statuses, unlisted_key
+from tests.chalicelib.identity.test_key_set import Clock, concurrent_statuses, unlisted_key
 from tests.support.issuer import COGNITO, OIDC, PROVIDERS, KeyServer, Provider, SigningKey, accepted
 from tools.client import Client, Transport
 
@@ -109,7 +109,7 @@ def test_expired_keys_refresh_without_delaying_requests(
     clock.skip(HOUR)
 
     started = time.monotonic()
-    assert statuses(get, [OLD] * 10) == [200] * 10
+    assert concurrent_statuses(get, [OLD] * 10) == [200] * 10
 
     assert time.monotonic() - started < 10
     eventually(lambda: keys.fetches == 2)
@@ -119,9 +119,9 @@ def test_concurrent_requests_refresh_expired_keys_once(get: Get, keys: KeyServer
     assert get(OLD) == 200
     clock.skip(HOUR)
 
-    assert statuses(get, [OLD] * 20) == [200] * 20
+    assert concurrent_statuses(get, [OLD] * 20) == [200] * 20
     wait_for_fetches(keys)
-    assert statuses(get, [OLD] * 20) == [200] * 20
+    assert concurrent_statuses(get, [OLD] * 20) == [200] * 20
 
     assert keys.fetches == 2
 
@@ -249,30 +249,30 @@ def test_one_request_waits_for_a_failed_key_server(get: Get, keys: KeyServer, cl
     assert get(unlisted_key(0)) == 401
     keys.released.clear()
     clock.skip(61)
-    waiting = threading.Thread(target=get, args=[unlisted_key(1)])
-    waiting.start()
+    waiting_request = threading.Thread(target=get, args=[unlisted_key(1)])
+    waiting_request.start()
     eventually(lambda: keys.fetches == 3)
 
-    assert statuses(get, [unlisted_key(number) for number in range(2, 10)]) == [401] * 8
+    assert concurrent_statuses(get, [unlisted_key(number) for number in range(2, 10)]) == [401] * 8
 
-    assert waiting.is_alive()
+    assert waiting_request.is_alive()
     keys.released.set()
-    waiting.join(5)
+    waiting_request.join(5)
 
 
 def test_late_response_does_not_replace_newer_keys(get: Get, keys: KeyServer, clock: Clock) -> None:
     assert get(OLD) == 200
-    late, at_once = threading.Event(), keys.released
-    keys.released = late
+    hold, no_hold = threading.Event(), keys.released
+    keys.released = hold
     clock.skip(HOUR)
     assert get(OLD) == 200
     eventually(lambda: keys.held == 1)
-    keys.released = at_once
+    keys.released = no_hold
     keys.publish(NEW.jwk())
     clock.skip(20)
     assert get(NEW) == 200
 
-    late.set()
+    hold.set()
     wait_for_fetches(keys)
 
     assert (get(NEW), get(OLD), keys.fetches) == (200, 401, 3)
@@ -341,13 +341,13 @@ if child:
         cwd=PROJECT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-    ) as running:
-        assert running.stdout is not None
-        assert running.stdout.readline() == b"forked\n"
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"forked\n"
         keys.released.set()
-        running.communicate(b"\n", 30)
+        process.communicate(b"\n", 30)
 
-    assert running.returncode == 0
+    assert process.returncode == 0
     keys.stop()
 
 
@@ -477,22 +477,22 @@ def test_refusal_log_gives_the_reason_without_the_token(
     from chalicelib.identity import refusal_log
 
     monkeypatch.setattr(refusal_log, "time", clock)
-    bad = REASONS[reason](provider)
+    invalid_token = REASONS[reason](provider)
     caplog.set_level(logging.DEBUG)
 
-    answers = [Client(in_process, bad).get("/orders") for _ in range(5)]
+    answers = [Client(in_process, invalid_token).get("/orders") for _ in range(5)]
     clock.skip(61)
-    answers.append(Client(in_process, bad).get("/orders"))
+    answers.append(Client(in_process, invalid_token).get("/orders"))
 
     assert {answer.status for answer in answers} == {401}
     first, second = log_lines(caplog)
     assert first.startswith("refused a token: ")
     assert reason in first
     assert second == first.replace("(1 since", "(5 since")
-    everything = caplog.text + "".join(answer.body.decode() for answer in answers)
-    for part in bad.split("."):
-        assert part not in everything
-    assert "acme" not in everything
+    output = caplog.text + "".join(answer.body.decode() for answer in answers)
+    for part in invalid_token.split("."):
+        assert part not in output
+    assert "acme" not in output
 
 
 def test_missing_token_is_not_logged(

@@ -198,7 +198,7 @@ FOREIGN: dict[str, tuple[str, Json]] = {
     "another directory's iss": (DIRECTORY, {"tid": ELSEWHERE}),
     "another directory's tid": (ELSEWHERE, {"iss": ENTRA.issuer}),
     "no tid": (DIRECTORY, {"tid": None}),
-    "no tid, and an iss that says None": ("None", {"tid": None}),
+    "no tid, and None in iss": ("None", {"tid": None}),
     "a list for tid": (DIRECTORY, {"tid": [DIRECTORY]}),
     "an object for tid": (DIRECTORY, {"tid": {DIRECTORY: 1}}),
     "a number for tid": ("5", {"tid": 5}),

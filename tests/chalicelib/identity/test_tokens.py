@@ -207,7 +207,7 @@ GARBAGE = {
     "encrypted and compressed": (
         f"{encoded({'alg': 'dir', 'enc': 'A128GCM', 'zip': 'DEF'})}..AAAA.{encoded(COMPRESSED)}.AAAA"
     ),
-    "encrypted and said to be signed": (
+    "encrypted, labelled as signed": (
         f"{encoded({'alg': 'RS256', 'kid': 'key-1', 'zip': 'DEF'})}..AAAA.{encoded(COMPRESSED)}.AAAA"
     ),
     "JSON serialization": '{"payload":"e30","protected":"e30","signature":"AA"}',
@@ -258,10 +258,10 @@ def test_signature_with_invalid_base64_characters_is_rejected(
 
 def test_non_canonical_base64_signature_is_rejected(assert_rejected: Check, valid_token: str) -> None:
     """RFC 4648, section 3.5: the last character of 256 bytes has four unused bits."""
-    following = chr(ord(valid_token[-1]) + 1)
-    assert decoded_bytes(valid_token[-2:]) == decoded_bytes(valid_token[-2] + following)
+    next_character = chr(ord(valid_token[-1]) + 1)
+    assert decoded_bytes(valid_token[-2:]) == decoded_bytes(valid_token[-2] + next_character)
 
-    assert_rejected(valid_token[:-1] + following)
+    assert_rejected(valid_token[:-1] + next_character)
 
 
 # Valid signature, but not for this API
