@@ -1,4 +1,4 @@
-"""DB_PASSWORD as a reference: fetched once, renewed when the database refuses it, told to nobody."""
+"""DB_PASSWORD as a secret reference: fetched once, refetched after a failed login, never logged."""
 
 import json
 import logging
@@ -43,22 +43,22 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing
 
 @dataclass
 class Database:
-    """A PostgreSQL that asks the API's role for its password."""
+    """A PostgreSQL server with password authentication for the API's role."""
 
     server: Server
     password: str = ""
 
     def change_password(self) -> str:
-        """As a rotation does; sessions that are open go on."""
+        """Rotates the password; open sessions stay open."""
         self.password = f"s3cret-{uuid4().hex}"
         self._run(f"alter role orders_app password '{self.password}'")
         return self.password
 
-    def hang_up(self) -> None:
+    def end_sessions(self) -> None:
         self._run("select pg_terminate_backend(pid, 5000) from pg_stat_activity where usename = 'orders_app'")
 
     def json(self, **changes: str) -> str:
-        """The secret as RDS writes it."""
+        """The secret in the format of RDS."""
         members = {
             "engine": "postgres",
             "host": str(self.server.folder),
@@ -70,8 +70,8 @@ class Database:
         return json.dumps({**members, **changes})
 
     @property
-    def refused(self) -> int:
-        """How many logins of the API's role the server has refused."""
+    def failed_logins(self) -> int:
+        """How many logins of the API's role have failed."""
         return (self.server.folder / "log").read_text().count('failed for user "orders_app"')
 
     @property
@@ -95,10 +95,10 @@ def server(database: object) -> Iterator[Server]:  # noqa: ARG001 (as root it ma
 
 
 @pytest.fixture
-def shop(server: Server) -> Database:
-    shop = Database(server)
-    shop.change_password()
-    return shop
+def postgres(server: Server) -> Database:
+    postgres = Database(server)
+    postgres.change_password()
+    return postgres
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +110,10 @@ def moto() -> Iterator[str]:
 
 @dataclass
 class Manager:
-    """AWS Secrets Manager with one secret, and the door in front of it."""
+    """AWS Secrets Manager (moto) with one secret, behind a proxy that can fail."""
 
     arn: str
-    door: Store
+    proxy: Store
     _client: Any
 
     def put(self, text: str) -> None:
@@ -133,16 +133,16 @@ def manager(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
         aws_secret_access_key="testing",
     )
     arn = client.create_secret(Name=f"shop/{uuid4().hex}", SecretString="not yet")["ARN"]
-    door = Store(secret_servers.in_front_of(moto))
-    with secret_servers.serving(door) as variables:
+    proxy = Store(secret_servers.in_front_of(moto))
+    with secret_servers.serving(proxy) as variables:
         for name, value in {**variables, **CREDENTIALS}.items():
             monkeypatch.setenv(name, value)
-        yield Manager(arn, door, client)
+        yield Manager(arn, proxy, client)
 
 
 @contextmanager
 def api_with(**variables: str) -> Iterator[None]:
-    """The API of this process with these DB_ variables and no DATABASE_URL; then as before."""
+    """Runs the API of this process with these variables and without DATABASE_URL."""
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.delenv("DATABASE_URL")
@@ -154,113 +154,113 @@ def api_with(**variables: str) -> Iterator[None]:
         composition.close()
 
 
-def test_password_is_fetched_once_from_its_store(alice: Client, shop: Database, manager: Manager) -> None:
-    manager.put(shop.password)
+def test_password_is_fetched_once_from_its_store(alice: Client, postgres: Database, manager: Manager) -> None:
+    manager.put(postgres.password)
 
-    with api_with(DB_PASSWORD=manager.arn, **shop.parts):
+    with api_with(DB_PASSWORD=manager.arn, **postgres.parts):
         assert alice.place().status == 201
         assert alice.get("/orders").status == 200
 
-    assert manager.door.fetches == 1
+    assert manager.proxy.fetches == 1
 
 
-def test_a_secret_of_rds_needs_no_other_variable(alice: Client, shop: Database, manager: Manager) -> None:
-    manager.put(shop.json())
+def test_a_secret_of_rds_needs_no_other_variable(alice: Client, postgres: Database, manager: Manager) -> None:
+    manager.put(postgres.json())
 
     with api_with(DB_PASSWORD=manager.arn):
         assert alice.place().status == 201
 
 
-def test_secret_may_list_hosts_with_their_ports(alice: Client, shop: Database, manager: Manager) -> None:
-    folder = str(shop.server.folder)
-    manager.put(shop.json(host=f"/nowhere,{folder}", port="5433,5432"))
+def test_secret_may_list_hosts_with_their_ports(alice: Client, postgres: Database, manager: Manager) -> None:
+    folder = str(postgres.server.folder)
+    manager.put(postgres.json(host=f"/nowhere,{folder}", port="5433,5432"))
 
     with api_with(DB_PASSWORD=manager.arn):
         assert alice.get("/health/ready").status == 200
 
 
 def test_secret_members_take_precedence_over_variables(
-    alice: Client, shop: Database, manager: Manager
+    alice: Client, postgres: Database, manager: Manager
 ) -> None:
-    manager.put(shop.json())
+    manager.put(postgres.json())
 
     with api_with(DB_PASSWORD=manager.arn, DB_HOST="/nowhere", DB_NAME="nothing", DB_USER="nobody"):
         assert alice.place().status == 201
 
 
-def test_request_during_a_rotation_succeeds(alice: Client, shop: Database, manager: Manager) -> None:
-    manager.put(shop.json())
+def test_request_during_a_rotation_succeeds(alice: Client, postgres: Database, manager: Manager) -> None:
+    manager.put(postgres.json())
 
     with api_with(DB_PASSWORD=manager.arn):
         assert alice.place().status == 201
-        manager.put(json.dumps({**json.loads(shop.json()), "password": shop.change_password()}))
-        assert alice.place().status == 201  # on the connection that is open
-        assert manager.door.fetches == 1
+        manager.put(json.dumps({**json.loads(postgres.json()), "password": postgres.change_password()}))
+        assert alice.place().status == 201  # on the open connection
+        assert manager.proxy.fetches == 1
 
-        shop.hang_up()
+        postgres.end_sessions()
         assert alice.place().status == 201
-        assert manager.door.fetches == 2
-        shop.hang_up()
+        assert manager.proxy.fetches == 2
+        postgres.end_sessions()
         assert alice.place().status == 201
-        assert manager.door.fetches == 2
+        assert manager.proxy.fetches == 2
 
 
 def test_concurrent_requests_during_a_rotation_fetch_once(
-    alice: Client, shop: Database, manager: Manager
+    alice: Client, postgres: Database, manager: Manager
 ) -> None:
-    manager.put(shop.password)
+    manager.put(postgres.password)
 
-    with api_with(DB_PASSWORD=manager.arn, **shop.parts), ThreadPoolExecutor(20) as pool:
+    with api_with(DB_PASSWORD=manager.arn, **postgres.parts), ThreadPoolExecutor(20) as pool:
         assert [*pool.map(lambda _: alice.place().status, range(20))] == [201] * 20
-        assert manager.door.fetches == 1
+        assert manager.proxy.fetches == 1
 
-        manager.put(shop.change_password())
-        shop.hang_up()
+        manager.put(postgres.change_password())
+        postgres.end_sessions()
 
         assert [*pool.map(lambda _: alice.place().status, range(20))] == [201] * 20
-        assert manager.door.fetches == 2
+        assert manager.proxy.fetches == 2
 
 
 def test_wrong_password_is_not_refetched_for_every_request(
-    alice: Client, shop: Database, manager: Manager, monkeypatch: pytest.MonkeyPatch
+    alice: Client, postgres: Database, manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manager.put("s3cret-of-another")
-    refused = shop.refused
+    failed = postgres.failed_logins
 
-    with api_with(DB_PASSWORD=manager.arn, **shop.parts):
+    with api_with(DB_PASSWORD=manager.arn, **postgres.parts):
         for _ in range(5):
             assert_unavailable(alice.place())
-        assert manager.door.fetches == 2
-        assert shop.refused == refused + 5  # no second try with the same password
+        assert manager.proxy.fetches == 2
+        assert postgres.failed_logins == failed + 5  # no retry with the same password
 
         monkeypatch.setattr(secrets, "RETRY_INTERVAL", 0)
-        manager.put(shop.password)
+        manager.put(postgres.password)
         assert alice.place().status == 201
-        assert manager.door.fetches == 3
+        assert manager.proxy.fetches == 3
 
 
 def test_unavailable_store_is_503_until_it_recovers(
-    alice: Client, shop: Database, manager: Manager, caplog: pytest.LogCaptureFixture
+    alice: Client, postgres: Database, manager: Manager, caplog: pytest.LogCaptureFixture
 ) -> None:
-    manager.put(shop.password)
-    manager.door.behaviour = "down"
+    manager.put(postgres.password)
+    manager.proxy.behaviour = "down"
 
-    with api_with(DB_PASSWORD=manager.arn, **shop.parts):
+    with api_with(DB_PASSWORD=manager.arn, **postgres.parts):
         assert_unavailable(alice.place())
         assert_unavailable(alice.get("/health/ready"))
         assert f"cannot fetch the secret {manager.arn}: ClientError: An error occurred" in caplog.text
 
-        manager.door.behaviour = "good"
+        manager.proxy.behaviour = "good"
         time.sleep(secrets.FIRST_RETRY_INTERVAL)
         assert alice.place().status == 201
 
 
 def test_unresponsive_store_times_out(
-    alice: Client, shop: Database, manager: Manager, caplog: pytest.LogCaptureFixture
+    alice: Client, postgres: Database, manager: Manager, caplog: pytest.LogCaptureFixture
 ) -> None:
-    manager.door.behaviour = "slow"
+    manager.proxy.behaviour = "slow"
 
-    with api_with(DB_PASSWORD=manager.arn, **shop.parts), ThreadPoolExecutor(20) as pool:
+    with api_with(DB_PASSWORD=manager.arn, **postgres.parts), ThreadPoolExecutor(20) as pool:
         started = time.monotonic()
         for answer in pool.map(lambda _: alice.place(), range(20)):
             assert_unavailable(answer)
@@ -272,21 +272,21 @@ def test_unresponsive_store_times_out(
 
 @pytest.mark.parametrize("behaviour", ["down", "forbidden", "broken", "slow"])
 def test_old_value_is_used_while_the_store_fails(
-    shop: Database, manager: Manager, behaviour: str, caplog: pytest.LogCaptureFixture
+    postgres: Database, manager: Manager, behaviour: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    manager.put(shop.password)
+    manager.put(postgres.password)
     secret = secrets.Secret(stores.reference("aws", manager.arn), lifetime=0)
-    known = secret.variables()
-    manager.door.behaviour = behaviour
+    old_value = secret.variables()
+    manager.proxy.behaviour = behaviour
     started = time.monotonic()
 
     with ThreadPoolExecutor(20) as pool:
-        assert [*pool.map(lambda _: secret.variables(), range(20))] == [known] * 20
+        assert [*pool.map(lambda _: secret.variables(), range(20))] == [old_value] * 20
 
     assert time.monotonic() - started < secrets.REFRESH_TIMEOUT + 1
     assert "the older value goes on serving" in caplog.text
     assert caplog.text.count("cannot fetch") == 1
-    assert shop.password not in caplog.text
+    assert postgres.password not in caplog.text
 
 
 def test_secret_is_refetched_after_its_lifetime(manager: Manager) -> None:
@@ -299,11 +299,11 @@ def test_secret_is_refetched_after_its_lifetime(manager: Manager) -> None:
     time.sleep(1)
 
     assert secret.variables() == {"DB_PASSWORD": "second"}
-    assert manager.door.fetches == 2
+    assert manager.proxy.fetches == 2
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "reason"),
     [
         ("\n", "it is empty"),
         ('{"username": "orders_app"}', "without the member password"),
@@ -318,7 +318,7 @@ def test_secret_is_refetched_after_its_lifetime(manager: Manager) -> None:
     ],
 )
 def test_secret_without_password_is_explained_and_not_logged(
-    manager: Manager, text: str, said: str, caplog: pytest.LogCaptureFixture
+    manager: Manager, text: str, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     manager.put(text)
 
@@ -326,7 +326,7 @@ def test_secret_without_password_is_explained_and_not_logged(
         connections().ping()
 
     assert f"cannot fetch the secret {manager.arn}: Unusable: " in caplog.text
-    assert said in caplog.text
+    assert reason in caplog.text
     assert "s3cret" not in caplog.text
 
 
@@ -347,24 +347,24 @@ def test_password_text_is_parsed_without_decoding(text: str, password: str) -> N
     assert secrets.parse(text) == {"DB_PASSWORD": password}
 
 
-def test_a_plain_secret_needs_the_other_variables(shop: Database, manager: Manager) -> None:
-    manager.put(shop.password)
+def test_a_plain_secret_needs_the_other_variables(postgres: Database, manager: Manager) -> None:
+    manager.put(postgres.password)
 
     with api_with(DB_PASSWORD=manager.arn), pytest.raises(SettingsError, match="DB_HOST is not set"):
         connections().ping()
 
 
 def test_secrets_are_not_logged_at_debug_level(
-    alice: Client, shop: Database, manager: Manager, caplog: pytest.LogCaptureFixture
+    alice: Client, postgres: Database, manager: Manager, caplog: pytest.LogCaptureFixture
 ) -> None:
-    manager.put(shop.json())
+    manager.put(postgres.json())
     caplog.set_level(logging.DEBUG)
 
     with api_with(DB_PASSWORD=manager.arn):
         assert alice.place().status == 201
-        shop.hang_up()
-        manager.door.behaviour = "broken"
-        shop.change_password()
+        postgres.end_sessions()
+        manager.proxy.behaviour = "broken"
+        postgres.change_password()
         assert_unavailable(alice.place())
         assert manager.arn in repr(database_settings())
 
@@ -395,14 +395,14 @@ def test_repr_does_not_show_the_password() -> None:
 )
 def test_secret_reference_is_parsed(reference: str, parts: tuple[str | None, ...]) -> None:
     with api_with(DB_PASSWORD=reference):
-        found = database_settings().secret
+        secret = database_settings().secret
 
-    assert found is not None
-    assert (str(found), found.parts) == (reference, parts)
+    assert secret is not None
+    assert (str(secret), secret.parts) == (reference, parts)
 
 
 @pytest.mark.parametrize(
-    ("almost", "form"),
+    ("near_match", "form"),
     [
         (ARN[:-7], "arn:aws:secretsmanager:<region>"),
         (f"{ARN}:password::", "arn:aws:secretsmanager:<region>"),
@@ -423,14 +423,14 @@ def test_secret_reference_is_parsed(reference: str, parts: tuple[str | None, ...
         (f" {OCI_SECRET}", "ocid1.vaultsecret.<realm>"),
     ],
 )
-def test_near_match_of_a_secret_reference_is_rejected(almost: str, form: str) -> None:
-    with api_with(DB_PASSWORD=almost), pytest.raises(SettingsError) as raised:
+def test_near_match_of_a_secret_reference_is_rejected(near_match: str, form: str) -> None:
+    with api_with(DB_PASSWORD=near_match), pytest.raises(SettingsError) as error:
         database_settings()
 
-    assert "DB_PASSWORD" in str(raised.value)
-    assert form in str(raised.value)
-    assert almost.strip() not in str(raised.value)
-    assert "s3cret" not in str(raised.value)
+    assert "DB_PASSWORD" in str(error.value)
+    assert form in str(error.value)
+    assert near_match.strip() not in str(error.value)
+    assert "s3cret" not in str(error.value)
 
 
 def test_missing_secret_store_sdk_is_explained() -> None:
@@ -439,20 +439,20 @@ def test_missing_secret_store_sdk_is_explained() -> None:
         (AZURE_SECRET, "azure-identity"),
         (GOOGLE_SECRET, "google-cloud"),
     ):
-        with api_with(DB_PASSWORD=reference), pytest.raises(SettingsError) as raised:
+        with api_with(DB_PASSWORD=reference), pytest.raises(SettingsError) as error:
             connections().ping()
-        assert f"install {package}" in str(raised.value)
-        assert reference in str(raised.value)
+        assert f"install {package}" in str(error.value)
+        assert reference in str(error.value)
 
 
-def test_a_plain_password_imports_no_store(shop: Database) -> None:
+def test_a_plain_password_imports_no_store(postgres: Database) -> None:
     code = (
         "import sys; from chalicelib import composition; composition.connections().ping(None);"
-        "ours = {'chalicelib.settings.secrets', 'chalicelib.settings.secret_stores'};"
-        "theirs = {'botocore', 'azure.identity', 'google.cloud.secretmanager', 'oci'};"
-        "found = (ours | theirs) & set(sys.modules); sys.exit(str(found) if found else 0)"
+        "stores = {'chalicelib.settings.secrets', 'chalicelib.settings.secret_stores'};"
+        "sdks = {'botocore', 'azure.identity', 'google.cloud.secretmanager', 'oci'};"
+        "loaded = (stores | sdks) & set(sys.modules); sys.exit(str(loaded) if loaded else 0)"
     )
-    variables = {**without_database_url(), **shop.parts, "DB_PASSWORD": shop.password}
+    variables = {**without_database_url(), **postgres.parts, "DB_PASSWORD": postgres.password}
 
     assert (
         subprocess.run([sys.executable, "-c", code], cwd=PROJECT, env=variables, check=False).returncode == 0
@@ -464,7 +464,7 @@ def without_database_url() -> dict[str, str]:
 
 
 class Reader:
-    """tests/support/secret_reader.py under a cloud's own packages."""
+    """A process of tests/support/secret_reader.py with a cloud's packages."""
 
     def __init__(self, python: Path, log: Path, variables: dict[str, str]) -> None:
         self._log = log
@@ -478,8 +478,8 @@ class Reader:
             text=True,
         )
 
-    def asks(self) -> Any:
-        """What the next login says."""
+    def log_in(self) -> Any:
+        """Makes the process log in; returns its result."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write("\n")
@@ -502,15 +502,17 @@ CLOUDS = {
 def cloud(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[tuple[Store, Callable[..., Reader], str]]:
-    """A cloud's store, how to start a reader of it, and its SDK."""
+    """A cloud's secret store, a function that starts a reader of it, and its SDK's module."""
     reply, reference, sdk = CLOUDS[request.param]
     store = Store(reply)
     readers: list[Reader] = []
     with secret_servers.serving(store, tmp_path) as variables:
 
-        def start(**more: str) -> Reader:
-            everything = {**variables, "DB_PASSWORD": reference, **more}
-            readers.append(Reader(environment(request.param), tmp_path / f"log-{len(readers)}", everything))
+        def start(**extra: str) -> Reader:
+            reader_variables = {**variables, "DB_PASSWORD": reference, **extra}
+            readers.append(
+                Reader(environment(request.param), tmp_path / f"log-{len(readers)}", reader_variables)
+            )
             return readers[-1]
 
         yield store, start, sdk
@@ -521,50 +523,50 @@ def cloud(
 
 
 def test_rotation_works_on_every_cloud(
-    cloud: tuple[Store, Callable[..., Reader], str], shop: Database
+    cloud: tuple[Store, Callable[..., Reader], str], postgres: Database
 ) -> None:
     store, start, sdk = cloud
-    store.text = shop.json()
+    store.text = postgres.json()
     reader = start()
 
-    said = reader.asks()
-    assert (said["said"], said["sdks"]) == ("ready", [sdk]), reader.log()
+    login = reader.log_in()
+    assert (login["said"], login["sdks"]) == ("ready", [sdk]), reader.log()
     assert (store.fetches, store.signed_in) == (1, 1), reader.log()
 
-    shop.change_password()
-    store.text = shop.json()
-    shop.hang_up()
-    assert reader.asks()["said"] == "ready", reader.log()
+    postgres.change_password()
+    store.text = postgres.json()
+    postgres.end_sessions()
+    assert reader.log_in()["said"] == "ready", reader.log()
     assert store.fetches == 2
     assert "s3cret" not in reader.log()
     assert secret_servers.TOKEN not in reader.log()
 
 
 def test_plain_secret_works_on_every_cloud(
-    cloud: tuple[Store, Callable[..., Reader], str], shop: Database
+    cloud: tuple[Store, Callable[..., Reader], str], postgres: Database
 ) -> None:
     store, start, _ = cloud
-    store.text = shop.password
+    store.text = postgres.password
 
-    assert start(**shop.parts).asks()["said"] == "ready"
+    assert start(**postgres.parts).log_in()["said"] == "ready"
 
 
 @pytest.mark.parametrize("behaviour", ["down", "forbidden", "broken", "slow"])
 def test_every_clouds_failing_store_is_503_without_leaks(
-    cloud: tuple[Store, Callable[..., Reader], str], shop: Database, behaviour: str
+    cloud: tuple[Store, Callable[..., Reader], str], postgres: Database, behaviour: str
 ) -> None:
     store, start, _ = cloud
-    store.text, store.behaviour = shop.json(), behaviour
+    store.text, store.behaviour = postgres.json(), behaviour
     reader = start()
 
-    said = reader.asks()
+    login = reader.log_in()
 
-    assert said["said"] == "unavailable"
-    assert said["seconds"] < secrets.FIRST_FETCH_TIMEOUT + 4  # importing an SDK comes on top
+    assert login["said"] == "unavailable"
+    assert login["seconds"] < secrets.FIRST_FETCH_TIMEOUT + 4  # includes the import of the SDK
     assert "cannot fetch the secret" in reader.log()
     assert secret_servers.ERRORS.get(behaviour, ("", "", ""))[2] in reader.log()
     assert "s3cret" not in reader.log()
     assert secret_servers.TOKEN not in reader.log()
     store.behaviour = "good"
     time.sleep(secrets.FIRST_RETRY_INTERVAL)
-    assert reader.asks()["said"] == "ready", reader.log()
+    assert reader.log_in()["said"] == "ready", reader.log()
