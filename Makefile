@@ -11,10 +11,9 @@ ARCH   ?= arm64
 VIA    ?= chalice
 SNAPSTART ?= off
 ORDERS ?= 1000000
-WORKERS ?= logical
 # docs/testing.md says how tests are spread over processes. Where the environment turns bytecode off, every process
 # that the tests start compiles all it imports.
-PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder
 # Every shell has a USER of its own; only one given to make is meant here.
 TOKEN_USER := $(if $(filter command line,$(origin USER)),$(USER))
 
@@ -32,11 +31,11 @@ token: export TOKEN_USER := $(TOKEN_USER)
 token: $(READY) ## a token for the running stack: make token TENANT=acme USER=alice
 	@$(BIN)/python -m local token
 
-test: $(READY) ## every test, from nothing to green; WORKERS=2 processes, 0 for none
-	$(PYTEST) --junit-xml=build/junit.xml
+test: $(READY) ## every test, from nothing to green; WORKERS=4 processes, 0 for none
+	$(PYTEST) -n $(or $(WORKERS),4) --junit-xml=build/junit.xml
 
 test-fast: $(READY) ## without the whole-stack and long tests, for daily work
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -n $(or $(WORKERS),logical) -m "not slow"
 
 test-report: $(READY) ## the slowest tests of the last make test, into docs/testing.md
 	@$(BIN)/python -m tests.support.slowest build/junit.xml docs/testing.md

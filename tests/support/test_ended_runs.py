@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -62,6 +63,7 @@ def test_terminated_test_run_leaves_no_database_server(told: signal.Signals, pro
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # noqa: PLW1509 (for nohup)
         ) as run:
             until(lambda: run.poll() is not None or len([*folder.glob("ready-*")]) == processes, 60)
             assert run.poll() is None, run.communicate()[0]
@@ -69,6 +71,8 @@ def test_terminated_test_run_leaves_no_database_server(told: signal.Signals, pro
             run.send_signal(told)
             said, _ = run.communicate(timeout=60)
 
+        with suppress(AssertionError):
+            until(lambda: not servers(folder), 15)
         left = servers(folder)
         for process in left:
             process.kill()

@@ -145,7 +145,7 @@ def api_with(**variables: str) -> Iterator[None]:
     """Runs the API of this process with these variables and without DATABASE_URL."""
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.delenv("DATABASE_URL")
+            patch.delenv("DATABASE_URL", raising=False)
             for name, value in variables.items():
                 patch.setenv(name, value)
             composition.close()
