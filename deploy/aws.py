@@ -65,9 +65,8 @@ def _clear(into: Path) -> None:
     """Empty the folder. Raises SystemExit unless it is a build: an empty requirements.txt marks one."""
     mark = into / "requirements.txt"
     is_marked = mark.is_file() and mark.stat().st_size == 0
-    is_build = is_marked and (
-        list(into.iterdir()) == [mark] or (into / "chalicelib/settings/secret_stores.py").is_file()
-    )
+    own = ("chalicelib/settings/secret_stores.py", "chalicelib/stores.py")  # the second: builds of 1.0.0
+    is_build = is_marked and (list(into.iterdir()) == [mark] or any((into / name).is_file() for name in own))
     if into.is_dir() and any(into.iterdir()) and not is_build:
         raise SystemExit(f"{into} is not a build of this project: empty it, or choose another folder")
     shutil.rmtree(into, ignore_errors=True)

@@ -24,6 +24,7 @@ SETTINGS = {
     "threads": 64,
     "keepalive": 15,
     "graceful_timeout": 5,
+    "limit_request_line": 8190,  # its most
     "limit_request_field_size": 64 * 1024,  # tokens longer than the API accepts get its 401, not a 431
     "forwarded_allow_ips": "",  # no proxy on this machine is trusted
     "loglevel": "error",  # warnings name what was refused, and that may be a token

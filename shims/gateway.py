@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NoReturn, cast
+from typing import cast
 from urllib.parse import parse_qs
 from uuid import uuid4
 
@@ -17,7 +17,7 @@ from chalice.app import Response
 
 from chalicelib.errors import MalformedRequest, Problem
 from chalicelib.http.current_request import LARGEST_BODY, Invocation
-from chalicelib.http.middleware import Call, respond
+from chalicelib.http.middleware import Call, problem_response, respond
 from chalicelib.http.parallel_chalice import ParallelChalice
 from chalicelib.identity import tokens
 from chalicelib.observability import logs
@@ -96,9 +96,9 @@ class Gateway:
     def refuse(self, problem: Problem, method: str) -> Answer:
         """The answer to a request that the host could not read."""
 
-        def refused(record: Record) -> NoReturn:
+        def refused(record: Record) -> Response:
             record.describe(method, "", None)
-            raise problem
+            return problem_response(problem, record)
 
         return self._respond(refused, Invocation(host=self._host), str(uuid4()))
 

@@ -43,13 +43,14 @@ def render(call: Call, record: Record) -> Response:
     try:
         return call(record)
     except Problem as problem:
-        return _problem_response(problem, record)  # here: a variable outside would keep its frames in a cycle
+        return problem_response(problem, record)  # here: a variable outside would keep its frames in a cycle
     except Exception:
         _log.exception("unforeseen error")
-        return _problem_response(Internal(), record)
+        return problem_response(Internal(), record)
 
 
-def _problem_response(problem: Problem, record: Record) -> Response:
+def problem_response(problem: Problem, record: Record) -> Response:
+    """The problem as problem+json, and its slug in the request's log line."""
     record.problem = problem.slug
     return problem.response(record.request_id)
 
@@ -63,6 +64,8 @@ class Middleware:
     def __call__(self, request: Request | None, get_response: Callable[[Request], Response]) -> Response:
         invocation = current_request.invocation()
         invocation.request = request  # `chalice local` puts its own current_request over ParallelChalice's
+        if request is not None:
+            request.lambda_context = None  # else it and the invocation keep each other in memory
         if invocation.record is not None:
             return render(lambda _: self._dispatch(request, get_response), invocation.record)
 

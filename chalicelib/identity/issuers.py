@@ -27,7 +27,7 @@ def _is_from_cognito(claims: Claims, _key: Key, accepted: AcceptedTokens) -> boo
     """An ID token: access tokens carry no tenant."""
     return bool(
         claims["iss"] == accepted.issuer
-        and claims["token_use"] == "id"
+        and claims["token_use"] == "id"  # noqa: S105 (a claim's name)
         and claims["aud"] in accepted.audience
     )
 

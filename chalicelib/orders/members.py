@@ -1,6 +1,7 @@
 """The members of an order, as its JSON has them: the one list for tables, SQL, JSON and OpenAPI models.
 
-To add a column: schema.sql, a line here and, where clients send it, a field in new_order.py.
+To add a column: schema.sql, a line here, and its field in new_order.py if clients send it, else its value in
+repository.py.
 """
 
 from collections.abc import Mapping

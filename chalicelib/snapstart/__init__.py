@@ -5,11 +5,8 @@ from typing import Any
 
 from chalicelib.settings.aws_lambda import is_snapshotted
 
-Handler = Callable[[Any, Any], Mapping[str, Any]]
-"""The function as Lambda calls it: an event and a context to a proxy result."""
 
-
-def register(handler: Handler) -> None:
+def register(handler: Callable[[Any, Any], Mapping[str, Any]]) -> None:
     """Have Lambda's runtime call the hooks, if it will take a snapshot of this process."""
     if is_snapshotted():
         from chalicelib.snapstart import hooks

@@ -13,7 +13,7 @@ import os
 import random
 import ssl
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -33,8 +33,9 @@ from chalicelib.orders.statements import (
     ORDERS_PAGES,
 )
 from chalicelib.rate_limit import TAKE_TURN
-from chalicelib.snapstart import Handler
 
+Handler = Callable[[Any, Any], Mapping[str, Any]]
+"""The function as Lambda calls it: an event and a context to a proxy result."""
 Event = dict[str, Any]
 
 WARM_UP = "warm-up"
