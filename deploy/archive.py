@@ -28,7 +28,7 @@ def make_readable(archive: Path) -> None:
     with ZipFile(archive, "w", ZIP_DEFLATED) as zipped:
         for member, content in members:
             member.external_attr = 0o644 << 16
-            zipped.writestr(member, content, ZIP_DEFLATED)
+            zipped.writestr(member, content, ZIP_DEFLATED, compresslevel=9)
 
 
 def faults(archive: Path, requirements: Path, architecture: str) -> list[str]:

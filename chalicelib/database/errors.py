@@ -1,7 +1,7 @@
 """Errors between a request and the database, and what each SQLSTATE means for client, connection and pool."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import psycopg2
 
@@ -80,8 +80,7 @@ class Refused(Exception):
 _KINDS: Mapping[str, type[Unavailable]] = {LOCK_NOT_AVAILABLE: Locked, READ_ONLY: ReadOnly}
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(NamedTuple):
     """What follows from an error of the driver; connections.py acts on it."""
 
     error: Exception

@@ -5,15 +5,14 @@ repository.py.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 Kind = Literal["text", "code", "uuid", "integer", "amount", "moment", "items"]
 """`code`: text without characters that JSON escapes. `amount`: exact decimal. `items`: the order's lines."""
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """A member of the JSON, and the column of the same name."""
 
     name: str
@@ -21,7 +20,7 @@ class Member:
     example: Any = None
     is_optional: bool = False
     """Whether it may be null."""
-    schema: Mapping[str, Any] = field(default_factory=dict)
+    schema: Mapping[str, Any] = MappingProxyType({})
     """More arguments of pydantic.Field, for the OpenAPI document."""
 
 

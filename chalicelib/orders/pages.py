@@ -3,7 +3,7 @@
 import base64
 import binascii
 import hashlib
-from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 from chalicelib.caller import Caller
@@ -13,8 +13,7 @@ MAX_LIMIT = 100
 MAX_OFFSET = 2**63 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(NamedTuple):
     """One page of the caller's orders, newest first. With a cursor `offset` is None."""
 
     limit: int = 50

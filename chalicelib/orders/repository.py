@@ -2,8 +2,8 @@
 
 import hashlib
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from uuid_utils import uuid7
 
@@ -29,8 +29,7 @@ _ORDER_AMOUNTS, _ITEM_AMOUNTS = amounts(CONTENT), amounts(ITEM)
 _ORDER_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredOrder:
+class StoredOrder(NamedTuple):
     """An order as it is answered: `json` is the text of the response's member `order`."""
 
     order_id: str

@@ -1,7 +1,7 @@
 """AUTH_PROVIDER, COGNITO_USER_POOL_ARN, AUTH_..._CLAIM: who signs tokens, and their claims."""
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from chalicelib.settings.aws_lambda import on_lambda
 from chalicelib.settings.environment import SettingsError, comma_separated, required, text
@@ -10,8 +10,7 @@ PROVIDERS = ("cognito", "entra", "firebase", "oidc")
 _USER_POOL_ARN = re.compile(r"arn:aws[a-z-]*:cognito-idp:([a-z0-9-]+):\d{12}:userpool/([\w-]+_[0-9a-zA-Z]+)")
 
 
-@dataclass(frozen=True)
-class ClaimNames:
+class ClaimNames(NamedTuple):
     """The claims that hold tenant, user and e-mail; of several names the first that is present counts.
 
     A name is first looked up as it stands, dots included, then as a dotted path into objects.

@@ -1,15 +1,14 @@
 """RATE_LIMIT: how many requests each tenant may make."""
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from chalicelib.settings.environment import SettingsError, text
 
 _RATE = re.compile(r"([1-9][0-9]{0,6})/([smh])")
 
 
-@dataclass(frozen=True)
-class Rate:
+class Rate(NamedTuple):
     """So many requests in so many seconds."""
 
     requests: int
