@@ -1,11 +1,11 @@
 -- The schema of the order API, for PostgreSQL 15 to 18.
 --
--- Apply it as the owner of the database (it needs CREATEROLE the first time):
+-- Apply it as the owner of the database, who needs CREATEROLE the first time:
 --     psql "$OWNER_DATABASE_URL" -v ON_ERROR_STOP=1 -f schema.sql
--- It brings an empty database, or one of any earlier version, to the version recorded at the
+-- It migrates an empty database, or one of any earlier version, to the version recorded at the
 -- end of the file. Applied again it changes nothing.
 --
--- Every key leads with tenant_id, so that the tables can be distributed by tenant as they are.
+-- Every key starts with tenant_id, so that the tables can be distributed by tenant without changes.
 
 begin;
 
@@ -17,7 +17,7 @@ do $$ begin
 end $$;
 
 do $$ begin
-    -- One at a time: two deployments that apply the file together must not race.
+    -- A lock: two deployments that apply the file at the same time must not race.
     perform pg_advisory_xact_lock(hashtext('order-api schema'));
 end $$;
 
@@ -38,14 +38,14 @@ end $$;
 
 -- Roles -------------------------------------------------------------------------------------
 
--- orders_app is what the API logs in as. It owns nothing and cannot bypass row-level security.
--- It is made without a password: give it one with
+-- The API logs in as orders_app, which owns nothing and cannot bypass row-level security.
+-- It is created without a password: set one with
 --     alter role orders_app password '...';
 do $$ declare already text[]; begin
     if not exists (select from pg_roles where rolname = 'orders_app') then
         create role orders_app login;
     end if;
-    -- Both stay below every cloud's function timeout. Values that an operator set are kept.
+    -- Both are shorter than every cloud's function timeout. Values that an operator has set are kept.
     select coalesce(array_agg(split_part(setting, '=', 1)), '{}') into already
         from pg_db_role_setting, unnest(setconfig) as setting
         where setrole = 'orders_app'::regrole
@@ -63,8 +63,8 @@ exception when insufficient_privilege then
                      'alter role orders_app set lock_timeout = ''2s'';';
 end $$;
 
--- Prepared statements are planned once, and not anew for each tenant's numbers: every one of them has
--- one right plan, along an index. Without this the API is slower, not wrong.
+-- Prepared statements are planned once, not again for each tenant's values: each has one suitable plan,
+-- an index scan. Without this setting the API is slower, but correct.
 do $$ begin
     if not exists (select from pg_db_role_setting, unnest(setconfig) as setting
                    where setrole = 'orders_app'::regrole
@@ -79,17 +79,17 @@ end $$;
 
 -- Tenancy -----------------------------------------------------------------------------------
 
--- Names the tenant for the rest of the transaction. Every statement of the API travels behind
--- `select set_tenant('...');` in the same string: one round trip, one implicit transaction,
--- nothing left on the connection afterwards. (set_config() would never reach Citus workers.)
+-- Sets the tenant for the rest of the transaction. The API sends `select set_tenant('...');` in front of
+-- its statements in the same string: one round trip, one implicit transaction, and no state left on the
+-- connection afterwards. (Citus does not send set_config() to its workers.)
 create or replace function set_tenant(tenant text) returns void
 language plpgsql as $$
 begin
     execute pg_catalog.format('set local app.tenant_id = %L', tenant);
 end $$;
 
--- The same where the host will end the request soon: no statement of this transaction may take
--- longer than that. A role with a shorter statement_timeout keeps it.
+-- The same, with a statement_timeout for this transaction, where the host's deadline is near. A shorter
+-- statement_timeout of the role stays in effect.
 create or replace function set_tenant(tenant text, milliseconds integer) returns void
 language plpgsql as $$
 declare given interval := pg_catalog.current_setting('statement_timeout')::interval;
@@ -103,8 +103,8 @@ end $$;
 
 -- Tables ------------------------------------------------------------------------------------
 
--- An order as it was placed. order_id is a UUID version 7 made by the API: the primary key
--- serves both `where tenant_id = ? and order_id = ?` and the list, newest first.
+-- One order. order_id is a UUID version 7 that the API generates: the primary key serves both
+-- `where tenant_id = ? and order_id = ?` and the list, newest first.
 create table if not exists orders (
     tenant_id         varchar(255)   not null,
     order_id          uuid           not null,
@@ -116,14 +116,14 @@ create table if not exists orders (
     customer_phone    varchar(255),
     shipping_address  varchar(2000),
     billing_address   varchar(2000),
-    -- The scale is the currency's: 99.99 USD, 100 JPY. Plain numeric keeps it as it was written.
+    -- With the currency's number of decimals: 99.99 USD, 100 JPY. numeric without a scale preserves them.
     total_amount      numeric        not null,
     currency          char(3)        not null,
     created_at        timestamptz    not null,
     updated_at        timestamptz    not null,
 
     constraint orders_pkey           primary key (tenant_id, order_id),
-    -- After one SET LOCAL the setting is '' for the rest of the session: '' must be nobody.
+    -- After the first SET LOCAL the setting is '' for the rest of the session: '' must not be a tenant.
     constraint orders_tenant_named   check (tenant_id <> ''),
     constraint orders_status_known   check (status in ('pending')),
     constraint orders_version_counts check (version >= 1),
@@ -133,16 +133,16 @@ create table if not exists orders (
 );
 
 -- `my_orders`: where tenant_id = ? and created_by = ? order by order_id desc
--- (`if not exists` alone would lock the table before it looks, and wait for every running write.)
+-- (`create index if not exists` would lock the table before it checks, and wait for all running writes.)
 do $$ begin
     if to_regclass('orders_created_by_idx') is null then
         create index orders_created_by_idx on orders (tenant_id, created_by, order_id);
     end if;
 end $$;
 
--- What the planner is told where it knows no tenant, as in a prepared statement and in the foreign key's own
--- query: a tenant has a thousand orders. Among many tenants with one order each it would take any index that
--- begins with tenant_id for as good as any other, and read all orders of the one tenant that has many.
+-- The planner's estimate where it does not know the tenant, as in a prepared statement and in the foreign
+-- key's query: a thousand orders per tenant. With statistics of many tenants with one order each, every index
+-- that starts with tenant_id would look equally good, and a query could read all orders of a large tenant.
 do $$ begin
     if not exists (select from pg_attribute, unnest(attoptions) as option  -- an operator's own value is kept
                    where attrelid = 'orders'::regclass and attname = 'tenant_id' and option like 'n_distinct=%') then
@@ -150,7 +150,7 @@ do $$ begin
     end if;
 end $$;
 
--- One line of an order, in the order in which the client sent them (1..n).
+-- One line of an order; line_no (1..n) is its position in the request.
 create table if not exists order_items (
     tenant_id     varchar(255)  not null,
     order_id      uuid          not null,
@@ -169,14 +169,14 @@ create table if not exists order_items (
                                                  and scale(unit_price) <= 4)
 );
 
--- One Idempotency-Key that made an order. It is written in the order's own transaction, before
--- the order, so that a second request with the same key waits here and has done no work yet:
--- that is why it has no foreign key to orders.
+-- One Idempotency-Key that placed an order. It is inserted in the order's transaction, before the order,
+-- so that a second request with the same key waits here before it does any work. Therefore it has no
+-- foreign key to orders.
 create table if not exists idempotency_keys (
     tenant_id        varchar(255)  not null,
     created_by       varchar(255)  not null,
     idempotency_key  varchar(255)  not null,
-    -- SHA-256, in hex, of the validated order: the same key with another order is refused.
+    -- SHA-256, in hex, of the validated order: the key is refused with a different order.
     fingerprint      char(64)      not null,
     order_id         uuid          not null,
     created_at       timestamptz   not null,
@@ -185,20 +185,21 @@ create table if not exists idempotency_keys (
     constraint idempotency_keys_tenant_named check (tenant_id <> '')
 );
 
--- With RATE_LIMIT set: until when a tenant's turns are taken, in seconds since 1970. Each turn moves it on by one interval, and one
--- that would move it further ahead of the clock than the limit's period is refused (the generic cell rate
--- algorithm, ITU-T I.371). Unlogged: nothing waits for the disk, and a crash forgives everybody.
+-- One tenant's rate limit state, with RATE_LIMIT set: the time until which its turns are taken, in seconds
+-- since 1970. Each turn moves it forward by one interval; a turn that would move it further ahead of the clock
+-- than the limit's period is refused (the generic cell rate algorithm, ITU-T I.371). Unlogged: no write waits
+-- for the disk, and a crash resets all limits.
 create unlogged table if not exists rate_limits (
     tenant_id    varchar(255)  not null,
     taken_until  float8        not null,
 
     constraint rate_limits_pkey         primary key (tenant_id),
     constraint rate_limits_tenant_named check (tenant_id <> '')
-) with (fillfactor = 20);  -- rows change all the time, within their page
+) with (fillfactor = 20);  -- frequent updates stay within the page (HOT)
 
 
--- Row-level security: the database's own answer, whatever a statement forgot. With no tenant
--- named no row is seen and none can be written. FORCE binds the owner too.
+-- Row-level security limits every statement to its tenant, even one without a tenant filter. While no
+-- tenant is set, no row can be read or written. FORCE applies it to the owner too.
 do $$ declare tenant_table text; begin
     foreach tenant_table in array array['orders', 'order_items', 'idempotency_keys', 'rate_limits'] loop
         if not (select relrowsecurity and relforcerowsecurity
@@ -217,7 +218,7 @@ do $$ declare tenant_table text; begin
 end $$;
 
 
--- Grants: what the API does and nothing else. It can neither change nor delete an order.
+-- Grants: only what the API needs. It can neither change nor delete an order.
 do $$ begin
     execute format('grant usage on schema %I to orders_app', current_schema());
 end $$;

@@ -3,8 +3,8 @@
 The generic cell rate algorithm: a tenant may be ahead of an even pace by the limit's whole period, so that
 100/s lets a hundred requests through at once and then one every 10 milliseconds. Each request that is let
 through costs one atomic statement, a round trip of its own. After a refusal the process remembers when the
-tenant's next turn is, and refuses its requests until then without asking the database: a flood costs other
-tenants neither a connection nor a thread that waits for one.
+tenant's next turn is, and refuses its requests until then without a query: a flood from one tenant uses up
+neither connections nor threads of the others.
 """
 
 import math
@@ -20,12 +20,12 @@ from chalicelib.database.tenant_scope import TenantScope
 from chalicelib.errors import RateLimited
 from chalicelib.settings.rate_limit import Rate
 
-MOST_REMEMBERED = 10_000
-"""Refused tenants; beyond, those whose turn has come are forgotten, and if that is not enough all."""
+MAX_REMEMBERED = 10_000
+"""Refused tenants kept in memory. When full, those whose wait is over are dropped; if none is, all are."""
 UNCOUNTED = 10
-"""Seconds in which nothing is counted after a server has refused to write."""
+"""Seconds without counting after a server has refused to write."""
 SLACK = 10
-"""Seconds. A next turn further away than an interval and this was set by another clock: see TAKE_TURN."""
+"""Seconds. A next turn further away than an interval plus this was set by another clock: see TAKE_TURN."""
 
 
 class Turn(NamedTuple):
@@ -59,9 +59,10 @@ FROM now WHERE NOT EXISTS (SELECT FROM turn)"""
 TAKE_TURN = Statement(_TAKE_TURN, _TAKE_TURN, Turn)
 """Takes a turn if there is one.
 
-A tenant can be more than ten seconds further ahead than the period (a statement may have waited for its row,
-but not longer) only by another limit or another clock: its request is let through once and the row corrected.
-Clock and arithmetic are such as Citus accepts here. Text: as an SQLAlchemy expression it is unreadable.
+A statement waits at most ten seconds for its row. A tenant that is further ahead than the period and ten
+seconds was counted with another limit or another clock: its request is let through and the row corrected.
+Citus accepts only such clock functions and arithmetic here. Written as text, because it would be unreadable
+as an SQLAlchemy expression.
 """
 
 
@@ -72,8 +73,8 @@ class RateLimiter:
         self.rate = rate
         self._connections = connections
         self._next_turns: dict[str, float] = {}
-        """When a refused tenant can have its next turn, other processes aside; by time.time(), since the
-        monotonic clock stops while a process is frozen."""
+        """When a refused tenant's next turn is due, without the requests of other processes; by time.time(),
+        because the monotonic clock stops while a process is frozen."""
         self._lock = threading.Lock()
         self._uncounted_until = 0.0
 
@@ -115,7 +116,7 @@ class RateLimiter:
         return turn
 
     def _wait(self, tenant_id: str, rate: Rate) -> float:
-        """Seconds until the tenant may have a turn; 0: now, and the next one is an interval later."""
+        """Seconds until the tenant's next turn; 0: now, and then the following one is an interval later."""
         now = time.time()
         with self._lock:
             next_turn = self._next_turns.get(tenant_id)
@@ -132,13 +133,13 @@ class RateLimiter:
     def _remember(self, tenant_id: str, wait: float) -> None:
         now = time.time()
         with self._lock:
-            if len(self._next_turns) >= MOST_REMEMBERED:
+            if len(self._next_turns) >= MAX_REMEMBERED:
                 self._forget(now)
             self._next_turns[tenant_id] = max(now + wait, self._next_turns.get(tenant_id, 0))
 
     def _forget(self, now: float) -> None:
         waiting = {tenant: next_turn for tenant, next_turn in self._next_turns.items() if next_turn > now}
-        self._next_turns = waiting if len(waiting) < MOST_REMEMBERED else {}
+        self._next_turns = waiting if len(waiting) < MAX_REMEMBERED else {}
 
 
 def _take_turn(scope: TenantScope, rate: Rate) -> Turn:

@@ -16,7 +16,7 @@ from uuid import uuid4
 from chalice.app import Response
 
 from chalicelib.errors import MalformedRequest, Problem
-from chalicelib.http.current_request import LARGEST_BODY, Invocation
+from chalicelib.http.current_request import MAX_BODY_BYTES, Invocation
 from chalicelib.http.middleware import Call, problem_response, respond
 from chalicelib.http.parallel_chalice import ParallelChalice
 from chalicelib.identity import tokens
@@ -170,7 +170,7 @@ def _request_id(host_id: object) -> str:
 
 def _is_whole(body: bytes, declared_length: str) -> bool:
     """Some hosts' servers do not notice that a client disconnected mid-body; some truncate a large body."""
-    return not declared_length.isdecimal() or len(body) >= min(int(declared_length), LARGEST_BODY)
+    return not declared_length.isdecimal() or len(body) >= min(int(declared_length), MAX_BODY_BYTES)
 
 
 def _preflight(methods: list[str]) -> Response:

@@ -32,7 +32,7 @@ os.environ["PGDATESTYLE"] = "ISO, MDY"
 
 
 class Connections:
-    """A pool of connections, the timeout of their answers, and whether prepared statements work here.
+    """A pool of connections, their read timeout, and whether they may prepare statements.
 
     Connects at the first request. Safe to share between threads; not across a fork once it has connected.
     """
@@ -44,8 +44,8 @@ class Connections:
             )
         self.pool = Pool(
             _connector(database),
-            idle=database.pool_idle,
-            most=database.pool_most,
+            max_idle=database.pool_idle,
+            max_open=database.pool_max,
             recycle=database.pool_recycle,
             timeout=database.pool_timeout,
         )
@@ -82,9 +82,9 @@ class Connections:
             try:
                 raise _logged(failure) from None
             finally:
-                del failure  # else it, its exception and this frame keep each other in memory
+                del failure  # else the failure, its exception and this frame form a reference cycle
         except BaseException:
-            # Interrupted: the next user of this connection must not read this request's answer.
+            # Interrupted: the connection's next request must not read this request's answer.
             connection.driver.close()
             raise
         finally:
@@ -148,7 +148,7 @@ class Connections:
 
 
 def time_left(deadline: float | None) -> float:
-    """Seconds until a request is given up; infinite without a deadline. Raises Unavailable at none."""
+    """Seconds until a request is given up; infinite without a deadline. Raises Unavailable at zero."""
     if deadline is None:
         return float("inf")
     seconds = deadline - SPARE - time.monotonic()

@@ -15,7 +15,7 @@ READ_ONLY = "25006"
 
 # SQLSTATEs after which the same request may succeed: connection, rollback, resources, operator, system.
 _TRANSIENT = ("08", "40", "53", "57", "58")
-# A pooler lost its session with the server and kept our connection: the commit may have happened or not.
+# A pooler lost its server session and kept the client's connection: the commit may have happened or not.
 _SESSION_LOST = ("08", "40003", "57P01", "57P02")
 # A prepared statement that does not exist, that exists already, or whose result type has changed.
 _NOT_AS_PREPARED = ("26000", "42P05", "0A000 RevalidateCachedQuery")
@@ -68,7 +68,7 @@ class StatementLost(Exception):
 class Refused(Exception):
     """The database rejected a statement. The message has no values of the request: it can be logged."""
 
-    says_no_values = True
+    is_safe_to_log = True
 
     def __init__(self, error: psycopg2.Error) -> None:
         self.sqlstate = error.pgcode or ""
@@ -102,7 +102,7 @@ def classify(
     DB_READ_TIMEOUT's seconds, not only those until the host's deadline.
     """
     if connection.timed_out:
-        # libpq reports that the server has closed the connection. It was read_timeout.py.
+        # libpq reports that the server closed the connection, but read_timeout.py did.
         return unavailable(TimeoutError(_NO_ANSWER), NoAnswer, empties_pool=waited_in_full)
     code = _code(error)
     if connection.driver.closed or code.startswith(_SESSION_LOST):
@@ -111,7 +111,7 @@ def classify(
         return Failure(StatementLost(), closes_connection=True)
     if code == UNSAFE_ROLE:
         return Failure(UnsafeRole(), _UNSAFE_ROLE.format(error.diag.message_primary), closes_connection=True)
-    # After other errors it is unknown whether the session has prepared what the string asked for. (Constraint
+    # After other errors it is unknown whether the session has prepared the string's statements. (Constraint
     # violations and refused writes happen after it, and a prepared statement outlives the rollback.)
     closes = prepared_more and not code.startswith((_INTEGRITY, READ_ONLY))
     if code in _KINDS or _is_transient(error):
@@ -139,7 +139,7 @@ def unavailable(
 def _code(error: psycopg2.Error) -> str:
     """The SQLSTATE; for 0A000, which has several causes, one of the names above.
 
-    They are told apart by the server's source function: its message is translated, that is not.
+    The server's source function distinguishes them, because the message is translated.
     """
     code = error.pgcode or ""
     if code == "0A000":

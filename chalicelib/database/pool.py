@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 from psycopg2.extensions import connection as Driver
 
-NEW = 3
-"""Seconds. A read-only server causes the pool to reconnect at most this often."""
+NEW_SECONDS = 3
+"""A read-only server causes the pool to reconnect at most once in this many seconds."""
 
 
 class PoolExhausted(Exception):
@@ -66,7 +66,7 @@ class Connection:
 
     def is_new(self) -> bool:
         """Whether a connection opened now would most likely lead to the same server."""
-        return 0 <= time.time() - self.opened < NEW
+        return 0 <= time.time() - self.opened < NEW_SECONDS
 
     def close(self) -> None:
         self.driver.close()
@@ -74,21 +74,27 @@ class Connection:
 
 
 class Pool:
-    """At most `most` connections, of which up to `idle` stay open between requests.
+    """At most `max_open` connections, of which up to `max_idle` stay open between requests.
 
     Last in, first out. Safe to share between threads.
     """
 
     def __init__(
-        self, connect: Callable[[], Connection], *, idle: int, most: int, recycle: float, timeout: float
+        self,
+        connect: Callable[[], Connection],
+        *,
+        max_idle: int,
+        max_open: int,
+        recycle: float,
+        timeout: float,
     ) -> None:
         """`recycle`: seconds until a connection is replaced; `timeout`: seconds to wait for a free one."""
         self._connect, self._recycle, self._timeout = connect, recycle, timeout
-        self._most_idle = idle
+        self._max_idle = max_idle
         self._generation = 0
         self._idle: list[Connection] = []
         self._lock = threading.Lock()
-        self._free = threading.Semaphore(most)
+        self._free = threading.Semaphore(max_open)
 
     def take(self, time_left: float = math.inf) -> Connection:
         """A live connection; idle ones that are dead or too old are closed. Raises PoolExhausted.
@@ -115,7 +121,7 @@ class Pool:
         """Keep it for the next request; close it when enough are idle or the pool was emptied meanwhile."""
         with self._lock:
             is_good = not connection.driver.closed and connection.generation == self._generation
-            stays = is_good and len(self._idle) < self._most_idle
+            stays = is_good and len(self._idle) < self._max_idle
             if stays:
                 self._idle.append(connection)
         if not stays:
@@ -131,7 +137,7 @@ class Pool:
 
     def close(self) -> None:
         """Empty it, and keep no connection from now on."""
-        self._most_idle = 0
+        self._max_idle = 0
         self.empty()
 
     def _pop_idle(self) -> Connection | None:

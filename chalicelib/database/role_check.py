@@ -1,11 +1,11 @@
-"""Whether the role of a session is one that row-level security binds; asked by the session's first string.
+"""Checks that row-level security binds the session's role. Runs in the session's first string.
 
-A `do` block and not a function of the schema: what is checked must not be what answers, and a database of any
-version can be asked.
+A `do` block instead of a function of the schema: the checked role may own such a function and replace it, and
+a `do` block works on a database of any schema version.
 """
 
 UNSAFE_ROLE = "OA001"
-"""SQLSTATE of ours, from the classes that SQL leaves to implementations (ISO/IEC 9075-2, 24.1)."""
+"""A custom SQLSTATE, from the classes that SQL leaves to implementations (ISO/IEC 9075-2, 24.1)."""
 ROLE_CHECK = rb"""do $$ declare found text;
     bound constant text :=
         '^\(+tenant_id\)*(::text)? = current_setting\(''app\.tenant_id''::text, true\)\)*$';
@@ -45,4 +45,4 @@ begin
     end if;
 end $$;
 """
-"""Raises UNSAFE_ROLE with the reason. Without the tables it finds nothing wrong: there is nothing to see."""
+"""Raises UNSAFE_ROLE with the reason. Passes while the tables do not exist: there is no data to protect."""

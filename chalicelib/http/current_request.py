@@ -14,7 +14,7 @@ from chalicelib.errors import MalformedRequest, PayloadTooLarge, UnsupportedMedi
 from chalicelib.observability.record import Record
 from chalicelib.settings.aws_lambda import on_lambda
 
-LARGEST_BODY = 1024 * 1024
+MAX_BODY_BYTES = 1024 * 1024
 
 
 @dataclass(slots=True, kw_only=True)
@@ -104,7 +104,7 @@ def json_body() -> bytes:
             body = body.encode()
     except ValueError:
         raise MalformedRequest("The body is not valid base64 or not valid Unicode.") from None
-    if len(body) > LARGEST_BODY:
+    if len(body) > MAX_BODY_BYTES:
         raise PayloadTooLarge
     media_type = (header("content-type") or "application/json").partition(";")[0]
     if media_type.strip().lower() != "application/json":

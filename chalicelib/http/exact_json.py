@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from chalicelib.errors import MalformedRequest
 
-DEEPEST = 32
+MAX_DEPTH = 32
 OUT_OF_RANGE = Decimal("Infinity")
 """Replaces a number whose exponent is too large for Decimal; JSON itself has no infinity."""
 
@@ -30,9 +30,9 @@ def parse(body: bytes) -> Any:
 
 
 def is_too_deep(value: Any) -> bool:
-    """Whether arrays and objects nest beyond DEEPEST."""
+    """Whether arrays and objects nest deeper than MAX_DEPTH."""
     level = [value]
-    for _ in range(DEEPEST + 1):
+    for _ in range(MAX_DEPTH + 1):
         nested = [item for item in level if isinstance(item, dict | list)]
         if not nested:
             return False
@@ -41,7 +41,7 @@ def is_too_deep(value: Any) -> bool:
 
 
 def too_deep() -> MalformedRequest:
-    return MalformedRequest(f"The body nests deeper than {DEEPEST} levels.")
+    return MalformedRequest(f"The body nests deeper than {MAX_DEPTH} levels.")
 
 
 def nameable(name: str) -> str:

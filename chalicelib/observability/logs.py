@@ -1,7 +1,7 @@
-"""The log: one JSON object per line, for requests and for the records of the logger `order-api`.
+"""The log: one JSON object per line, for each request and each record of the logger `order-api`.
 
 The text of an exception may quote what a client sent: a database quotes the row, a parser the value. So a
-line has an exception's type and where it was raised, and its text only if its class has `says_no_values`.
+line has an exception's type and stack, and its text only if its class has `is_safe_to_log`.
 """
 
 import json
@@ -14,7 +14,7 @@ from types import TracebackType
 
 from chalicelib.observability import record as request_record
 
-MOST_FRAMES = 20
+MAX_FRAMES = 20
 
 log = logging.getLogger("order-api")
 
@@ -124,17 +124,17 @@ def _to_root(line: str, level: str) -> None:
 def _chain(error: BaseException | None) -> list[str]:
     """The error and its causes."""
     errors: list[str] = []
-    while error is not None and len(errors) < MOST_FRAMES:
+    while error is not None and len(errors) < MAX_FRAMES:
         name = type(error).__qualname__
-        errors.append(f"{name}: {error}" if getattr(type(error), "says_no_values", False) else name)
+        errors.append(f"{name}: {error}" if getattr(type(error), "is_safe_to_log", False) else name)
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return errors
 
 
 def _frames(trace: TracebackType | None) -> list[str]:
-    """The call stack as `file:line function`, the place of the error last."""
+    """The call stack as `file:line function`, the raising frame last."""
     frames = [
         f"{frame.f_code.co_filename}:{line} {frame.f_code.co_name}"
         for frame, line in traceback.walk_tb(trace)
     ]
-    return frames[-MOST_FRAMES:]
+    return frames[-MAX_FRAMES:]

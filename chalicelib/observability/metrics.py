@@ -16,7 +16,7 @@ from chalicelib.settings.metrics import metrics_are_exported
 NAMESPACE = "OrderApi"
 DIMENSION = "function"
 COUNTED, TIMED = ("server_errors", "rate_limited", "cold_starts"), ("ms",)
-OF_THE_DATABASE = ("database_ms", "pool_ms")
+DATABASE_TIMES = ("database_ms", "pool_ms")
 
 _log = logging.getLogger("order-api")
 
@@ -29,7 +29,7 @@ def _directive(*timed: str) -> str:
     return json.dumps(directives, separators=(",", ":"))
 
 
-_WITHOUT_DATABASE, _WITH_DATABASE = _directive(*TIMED), _directive(*TIMED, *OF_THE_DATABASE)
+_WITHOUT_DATABASE, _WITH_DATABASE = _directive(*TIMED), _directive(*TIMED, *DATABASE_TIMES)
 _exported = cache(metrics_are_exported)
 """Read once, at the first request."""
 

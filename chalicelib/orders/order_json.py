@@ -14,7 +14,7 @@ from chalicelib.orders.members import AFTER_CONTENT, BEFORE_CONTENT, CONTENT, IT
 from chalicelib.orders.pages import Page, cursor_after
 from chalicelib.orders.rows import OrderRow
 
-LARGEST_PAGE = 1536 * 1024
+MAX_PAGE_BYTES = 1536 * 1024
 """Bytes after which a page ends early. Lambda answers 6 MB at most, of which escapes may take two thirds."""
 
 _FORMS: dict[Kind, str] = {
@@ -26,7 +26,7 @@ _FORMS: dict[Kind, str] = {
     "amount": "%s",
     "items": "[%s]",
 }
-"""How a member's value stands in the JSON; a text brings its quotes."""
+"""The format of a member's value in the JSON; a text value is already quoted."""
 
 
 def _optional(text: str | None) -> str:
@@ -52,7 +52,7 @@ _item = _writer(ITEM)
 
 
 def content_json(order: Values, items: Sequence[Values]) -> str:
-    """The members that the client sent, validated: an idempotency key's fingerprint is made of them."""
+    """The members that the client sent, validated; an idempotency key's fingerprint is their hash."""
     lines = ",".join(["{" + _item(item) + "}" for item in items])
     return _content({**order, "items": lines})
 
@@ -62,7 +62,7 @@ def order_json(order: Values, content: str) -> str:
 
 
 def page_json(rows: Sequence[OrderRow], page: Page, caller: Caller) -> str:
-    """A page and the cursor behind it. `rows` has one more than the limit where there is a next page."""
+    """A page and the next page's cursor. `rows` has one row more than the limit if there is a next page."""
     shown = _fitting(rows[: page.limit])
     orders = ",".join([row.json for row in shown])
     offset = "null" if page.offset is None else page.offset
@@ -73,10 +73,10 @@ def page_json(rows: Sequence[OrderRow], page: Page, caller: Caller) -> str:
 
 
 def _fitting(rows: Sequence[OrderRow]) -> Sequence[OrderRow]:
-    """As many rows as fit into LARGEST_PAGE, and at least one."""
+    """As many rows as fit into MAX_PAGE_BYTES, and at least one."""
     size = 0
     for shown, row in enumerate(rows):
         size += len(row.json.encode())
-        if shown and size > LARGEST_PAGE:
+        if shown and size > MAX_PAGE_BYTES:
             return rows[:shown]
     return rows

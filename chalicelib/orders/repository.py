@@ -2,8 +2,9 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from uuid_utils import uuid7
 
@@ -30,7 +31,7 @@ _ORDER_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECA
 
 
 class StoredOrder(NamedTuple):
-    """An order as it is answered: `json` is the text of the response's member `order`."""
+    """An order for a response: `json` is the text of the response's member `order`."""
 
     order_id: str
     version: int
@@ -49,51 +50,22 @@ class OrderRepository:
         self._scope = scope
 
     def add(self, new: NewOrder, key: str | None = None) -> StoredOrder:
-        """Place an order. With an idempotency key: once, however often it is asked.
+        """Place an order. Repeated with the same idempotency key, the order is stored once.
 
         Raises IdempotencyMismatch when the key placed another order, IdempotencyInFlight while
         the first request with it still runs.
         """
-        order_id, created_at = _new_id()
-        order = {
-            **vars(new),
-            "tenant_id": self._caller.tenant_id,
-            "order_id": order_id,
-            "created_by": self._caller.user_id,
-            "status": "pending",
-            "version": 1,
-            "created_at": created_at,
-            "updated_at": created_at,
-        }
-        for name in _ORDER_AMOUNTS:
-            order[name] = str(order[name])
-        items = []
-        for line_no, item in enumerate(new.items, start=1):
-            row = {**vars(item), "order_id": order_id, "line_no": line_no}
-            for name in _ITEM_AMOUNTS:
-                row[name] = str(row[name])
-            items.append(row)
-        steps: tuple[Step, ...] = ((INSERT_ORDER, [order]), (INSERT_ITEMS, items))
+        order = _order_row(new, self._caller)
+        items = _item_rows(new, order["order_id"])
         content = content_json(order, items)
+        inserts: list[Step] = [(INSERT_ORDER, [order]), (INSERT_ITEMS, items)]
         if key is None:
-            self._scope.write(*steps)
+            self._scope.write(*inserts)
         else:
-            claim = {
-                "created_by": self._caller.user_id,
-                "idempotency_key": key,
-                "fingerprint": hashlib.sha256(content.encode()).hexdigest(),
-                "order_id": order_id,
-                "created_at": created_at,
-            }
-            try:
-                self._scope.write((INSERT_KEY, [claim]), *steps, repeatable=True)
-            except Locked:
-                raise IdempotencyInFlight from None
-            except Refused as refused:
-                if refused.sqlstate != UNIQUE_VIOLATION:
-                    raise
-                return self._replay(claim)
-        return StoredOrder(order_id, 1, order_json(order, content))
+            key_row = _key_row(key, order, content)
+            if not self._write_with_key(key_row, inserts):
+                return self._replay(key_row)
+        return StoredOrder(order["order_id"], order["version"], order_json(order, content))
 
     def get(self, order_id: str) -> StoredOrder:
         """The order. Raises NotFound: absent, malformed and another tenant's look the same."""
@@ -110,24 +82,75 @@ class OrderRepository:
             created_by=self._caller.user_id,
             after=page.after and str(page.after),
             offset=page.offset,
-            # One more than asked: it tells whether there is a next page.
+            # One row more than the limit: if it exists, there is a next page.
             limit=page.limit + 1,
         )
         return page_json(rows, page, self._caller)
 
-    def _replay(self, claim: Values) -> StoredOrder:
-        rows = self._scope.read(ORDER_BY_KEY, **claim)
+    def _write_with_key(self, key_row: Values, inserts: Sequence[Step]) -> bool:
+        """Insert the key and the order in one transaction; False when the key exists already."""
+        try:
+            self._scope.write((INSERT_KEY, [key_row]), *inserts, repeatable=True)
+        except Locked:
+            raise IdempotencyInFlight from None
+        except Refused as refused:
+            if refused.sqlstate != UNIQUE_VIOLATION:
+                raise
+            return False
+        return True
+
+    def _replay(self, key_row: Values) -> StoredOrder:
+        """The order that the key placed before."""
+        rows = self._scope.read(ORDER_BY_KEY, **key_row)
         if not rows:
             raise IdempotencyInFlight
         (row,) = rows
-        if row.fingerprint != claim["fingerprint"]:
+        if row.fingerprint != key_row["fingerprint"]:
             raise IdempotencyMismatch
         return StoredOrder(row.order_id, row.version, row.json, replayed=True)
 
 
+def _order_row(new: NewOrder, caller: Caller) -> dict[str, Any]:
+    order_id, created_at = _new_id()
+    row = {
+        **vars(new),
+        "tenant_id": caller.tenant_id,
+        "order_id": order_id,
+        "created_by": caller.user_id,
+        "status": "pending",
+        "version": 1,
+        "created_at": created_at,
+        "updated_at": created_at,
+    }
+    for name in _ORDER_AMOUNTS:
+        row[name] = str(row[name])
+    return row
+
+
+def _item_rows(new: NewOrder, order_id: str) -> list[Values]:
+    rows: list[Values] = []
+    for line_no, item in enumerate(new.items, start=1):
+        row = {**vars(item), "order_id": order_id, "line_no": line_no}
+        for name in _ITEM_AMOUNTS:
+            row[name] = str(row[name])
+        rows.append(row)
+    return rows
+
+
+def _key_row(key: str, order: Values, content: str) -> Values:
+    """The row that reserves an idempotency key for this order."""
+    return {
+        "created_by": order["created_by"],
+        "idempotency_key": key,
+        "fingerprint": hashlib.sha256(content.encode()).hexdigest(),
+        "order_id": order["order_id"],
+        "created_at": order["created_at"],
+    }
+
+
 def _new_id() -> tuple[str, str]:
-    """A new UUID version 7 and the moment inside it, as RFC 3339 with six decimals."""
+    """A new UUID version 7 and its timestamp, as RFC 3339 with six decimals."""
     order_id = uuid7()
     seconds, milliseconds = divmod(order_id.timestamp, 1000)
-    moment = datetime.fromtimestamp(seconds, UTC).isoformat()
-    return str(order_id), f"{moment[:19]}.{milliseconds:03}000Z"
+    timestamp = datetime.fromtimestamp(seconds, UTC).isoformat()
+    return str(order_id), f"{timestamp[:19]}.{milliseconds:03}000Z"

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class OrderRow(NamedTuple):
-    """An order; `json` is its text in answers."""
+    """An order; `json` is its JSON text."""
 
     order_id: str
     version: int

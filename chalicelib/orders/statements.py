@@ -1,8 +1,8 @@
-"""The SQL of the repository, as expressions over the tables.
+"""The repository's SQL, as expressions over the tables.
 
-The tenant is named on every table, so that each statement stays on one shard; JSON is built inside,
-so that no row becomes a Python object. A build ships the text that they compile to in place of this
-module (deploy/sources.py), and needs neither SQLModel nor SQLAlchemy to run.
+Every table is filtered by tenant, so that each statement stays on one shard. PostgreSQL builds the JSON, so
+that no row becomes a Python object. A build contains the compiled SQL text in place of this module
+(deploy/sources.py), and needs neither SQLModel nor SQLAlchemy to run.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ from chalicelib.orders.tables import IdempotencyKey, Order, OrderItem
 
 
 def _insert(table: Table, constants: Mapping[str, str] | None = None) -> Insert:
-    """An INSERT of all columns. `constants`: columns whose value is this SQL, not the value of their name."""
+    """An INSERT of all columns. `constants`: SQL for columns that take no value of their own name."""
     values = {column.name: _text(bindparam(column.name, type_=column.type)) for column in table.columns}
     row = ", ".join({**values, **(constants or {})}.values())
     head = f"INSERT INTO {table.name} ({', '.join(values)}) VALUES "  # noqa: S608 (names of tables.py alone)
@@ -40,11 +40,11 @@ def _insert(table: Table, constants: Mapping[str, str] | None = None) -> Insert:
 
 
 def _order_by_id() -> Select[Any]:
-    return _as_text(_answered(_ORDERS).where(_OWN_ORDERS, _ORDERS.c.order_id == bindparam("order_id")))
+    return _as_text(_members(_ORDERS).where(_OWN_ORDERS, _ORDERS.c.order_id == bindparam("order_id")))
 
 
 def _order_by_key() -> Select[Any]:
-    """The order that an idempotency key placed, behind the key's fingerprint."""
+    """The key's fingerprint, then the order that the key placed."""
     key = select(_KEYS).where(
         _KEYS.c.tenant_id == bindparam("tenant_id"),
         _KEYS.c.created_by == bindparam("created_by"),
@@ -52,33 +52,34 @@ def _order_by_key() -> Select[Any]:
     )
     order_id = key.with_only_columns(_KEYS.c.order_id).scalar_subquery()
     fingerprint = key.with_only_columns(_KEYS.c.fingerprint).scalar_subquery()
-    return _as_text(_answered(_ORDERS).where(_OWN_ORDERS, _ORDERS.c.order_id == order_id), fingerprint)
+    return _as_text(_members(_ORDERS).where(_OWN_ORDERS, _ORDERS.c.order_id == order_id), fingerprint)
 
 
 def _orders_page(my_orders: bool, start: str) -> Select[Any]:
-    """A page of orders. What an offset skips is cut off before items are looked up, and costs none."""
-    asked = [_OWN_ORDERS]
+    """A page of orders. The offset is applied before items are looked up: skipped orders cost no lookup."""
+    conditions = [_OWN_ORDERS]
     if my_orders:
-        asked.append(_ORDERS.c.created_by == bindparam("created_by"))
+        conditions.append(_ORDERS.c.created_by == bindparam("created_by"))
     if start == "cursor":
-        asked.append(_ORDERS.c.order_id < bindparam("after"))
+        conditions.append(_ORDERS.c.order_id < bindparam("after"))
     if start == "offset":
-        skipped = select(_ORDERS).where(*asked).order_by(_NEWEST_FIRST).offset(bindparam("offset"))
-        return _as_text(_answered(skipped.limit(bindparam("limit")).subquery()))
-    return _as_text(_answered(_ORDERS).where(*asked).order_by(_NEWEST_FIRST).limit(bindparam("limit")))
+        skipped = select(_ORDERS).where(*conditions).order_by(_NEWEST_FIRST).offset(bindparam("offset"))
+        return _as_text(_members(skipped.limit(bindparam("limit")).subquery()))
+    return _as_text(_members(_ORDERS).where(*conditions).order_by(_NEWEST_FIRST).limit(bindparam("limit")))
 
 
 def _prepared_page(start: str) -> Select[Any]:
-    """A page whose planner does not know the limit: the constant tells it that few rows are wanted."""
-    asked = [_OWN_ORDERS] if start == "newest" else [_OWN_ORDERS, _ORDERS.c.order_id < bindparam("after")]
-    few = (
-        select(_ORDERS).where(*asked).order_by(_NEWEST_FIRST).limit(literal_column(str(MOST_ROWS))).subquery()
-    )
-    return _as_text(_answered(few).order_by(few.c.order_id.desc()).limit(bindparam("limit")))
+    """A page as a prepared statement. Its plan does not know the limit: the constant makes it expect few rows."""
+    conditions = [_OWN_ORDERS]
+    if start == "cursor":
+        conditions.append(_ORDERS.c.order_id < bindparam("after"))
+    few_rows = literal_column(str(MAX_ROWS))
+    page = select(_ORDERS).where(*conditions).order_by(_NEWEST_FIRST).limit(few_rows).subquery()
+    return _as_text(_members(page).order_by(page.c.order_id.desc()).limit(bindparam("limit")))
 
 
-def _answered(orders: FromClause) -> Select[Any]:
-    """The members of each order, as they are answered."""
+def _members(orders: FromClause) -> Select[Any]:
+    """The members of each order's JSON."""
     item = (
         select(*[_ITEMS.c[member.name] for member in ITEM])
         .where(_ITEMS.c.tenant_id == bindparam("tenant_id"), _ITEMS.c.order_id == orders.c.order_id)
@@ -87,10 +88,10 @@ def _answered(orders: FromClause) -> Select[Any]:
         .subquery("item")
     )
     items = select(func.row_to_json(item.table_valued())).correlate(orders).scalar_subquery()
-    return select(*[_answered_member(member, orders, items) for member in ORDER])
+    return select(*[_member(member, orders, items) for member in ORDER])
 
 
-def _answered_member(member: Member, orders: FromClause, items: ColumnElement[Any]) -> ColumnElement[Any]:
+def _member(member: Member, orders: FromClause, items: ColumnElement[Any]) -> ColumnElement[Any]:
     if member.kind == "items":
         return func.array_to_json(func.array(items)).label(member.name)
     column = orders.c[member.name]
@@ -132,8 +133,8 @@ _ORDERS, _ITEMS, _KEYS = (
 )
 _OWN_ORDERS = _ORDERS.c.tenant_id == bindparam("tenant_id")
 _NEWEST_FIRST = _ORDERS.c.order_id.desc()
-MOST_ROWS = MAX_LIMIT + 1
-"""The largest page, and the row behind it that tells of a next page."""
+MAX_ROWS = MAX_LIMIT + 1
+"""The largest page, and one row more, which shows that there is a next page."""
 INSERT_KEY = _insert(_KEYS)
 INSERT_ORDER = _insert(_ORDERS, {"status": "'pending'", "version": "1", "updated_at": "%(created_at)s"})
 INSERT_ITEMS = _insert(_ITEMS)
@@ -144,4 +145,4 @@ ORDERS_PAGES = {
     for my_orders in (False, True)
     for start in ("newest", "cursor", "offset")
 }
-"""By whether they are the caller's own only, and by where they start."""
+"""By (only the caller's own orders?, start of the page)."""

@@ -1,4 +1,4 @@
-"""The rows of schema.sql, for statements.py. Constraints are in schema.sql, what arrives in new_order.py."""
+"""The tables of schema.sql, for statements.py. Constraints are in schema.sql, requests in new_order.py."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -23,7 +23,7 @@ _KEY = [member for name in ("tenant_id", "order_id") for member in ORDER if memb
 
 
 def _table(name: str, table: str, members: Sequence[Member], keys: Sequence[str]) -> type[SQLModel]:
-    """A column for each member that has one (items have a table of their own), behind the key's."""
+    """The key's columns, then one for each other member except `items`, which is a table."""
     annotations, fields = {}, {}
     for member in (*_KEY, *members):
         if member.kind != "items":

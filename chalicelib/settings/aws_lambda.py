@@ -8,8 +8,8 @@ from chalicelib.settings.environment import is_present, text
 def on_lambda() -> bool:
     """Whether API Gateway has verified the claims in the event.
 
-    `chalice local` puts claims that nobody verified in the same place, so that there the variable
-    alone would open the door; its module is in no deployment package.
+    `chalice local` puts unverified claims in the same place, so the variable alone is not enough. The
+    module `chalice.local` is in no deployment package.
     """
     return is_present("AWS_LAMBDA_FUNCTION_NAME") and "chalice.local" not in sys.modules
 

@@ -22,7 +22,7 @@ _LIKE_A_REFERENCE = re.compile(
 )
 _PLACEHOLDER = "in-the-secret"
 _IN_THE_SECRET = ("DB_HOST", "DB_NAME", "DB_USER")
-"""What a secret may hold besides the password, and is known only when it is fetched."""
+"""A secret may hold these besides the password; their values are known only after it is fetched."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class DatabaseSettings:
     """Arguments for psycopg2.connect; empty with a secret: then connect_arguments(secret) has them."""
     pool_idle: int
     """Connections that are kept open when idle."""
-    pool_most: int
-    """Connections that are open at most."""
+    pool_max: int
+    """The maximum number of open connections."""
     pool_recycle: int
     """Seconds after which a connection is replaced."""
     pool_timeout: int
@@ -59,21 +59,21 @@ class DatabaseSettings:
 
 def database_settings() -> DatabaseSettings:
     """DATABASE_URL, or DB_HOST to DB_PASSWORD, and the pool. Raises SettingsError."""
-    idle = whole_number("DB_POOL_SIZE", least=1)
+    idle = whole_number("DB_POOL_SIZE", minimum=1)
     secret = _reference()
     placeholders = {name: _PLACEHOLDER for name in _IN_THE_SECRET if not text(name)}
     arguments = connect_arguments(placeholders if secret else NO_SECRET)  # also checks the variables
     return DatabaseSettings(
         connect={} if secret else arguments,
         pool_idle=idle,
-        pool_most=whole_number("DB_POOL_MAX", least=idle),
-        pool_recycle=whole_number("DB_POOL_RECYCLE", least=1),
-        pool_timeout=whole_number("DB_POOL_TIMEOUT", least=1),
-        read_timeout=whole_number("DB_READ_TIMEOUT", least=1),
+        pool_max=whole_number("DB_POOL_MAX", minimum=idle),
+        pool_recycle=whole_number("DB_POOL_RECYCLE", minimum=1),
+        pool_timeout=whole_number("DB_POOL_TIMEOUT", minimum=1),
+        read_timeout=whole_number("DB_READ_TIMEOUT", minimum=1),
         unsafe_role=_unsafe_role_is_allowed(),
         prepare=switch("DB_PREPARE"),
         secret=secret,
-        secret_lifetime=whole_number("DB_SECRET_LIFETIME", least=60),
+        secret_lifetime=whole_number("DB_SECRET_LIFETIME", minimum=60),
     )
 
 
@@ -82,7 +82,7 @@ def connect_arguments(secret: Mapping[str, str]) -> dict[str, Any]:
     url = text("DATABASE_URL", secret)
     parameters = parse_database_url(url) if url else with_tls(_separate_parameters(secret))
     if "," in parameters.get("host", ""):
-        # Only the primary accepts orders: libpq asks each server for its role while connecting.
+        # Only the primary accepts orders: while connecting, libpq checks whether each server is writable.
         parameters = {"target_session_attrs": "read-write", **parameters}
     return {
         "application_name": "order-api",
@@ -92,7 +92,7 @@ def connect_arguments(secret: Mapping[str, str]) -> dict[str, Any]:
         "keepalives_count": 3,
         **parameters,
         "client_encoding": "UTF8",
-        "connect_timeout": whole_number("DB_CONNECT_TIMEOUT", least=2),
+        "connect_timeout": whole_number("DB_CONNECT_TIMEOUT", minimum=2),
     }
 
 

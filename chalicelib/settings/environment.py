@@ -9,12 +9,12 @@ NO_SECRET: Mapping[str, str] = {}
 
 
 class SettingsError(ValueError):
-    """A variable is missing or malformed; the text says which, and what it should look like.
+    """A variable is missing or malformed; the message names it and the expected form.
 
-    It quotes no variable that may hold a secret: it is logged, on Lambda at the first request.
+    It never quotes a variable that may hold a secret, because it is logged, on Lambda at the first request.
     """
 
-    says_no_values = True
+    is_safe_to_log = True
 
 
 def text(name: str, secret: Mapping[str, str] = NO_SECRET) -> str:
@@ -24,7 +24,7 @@ def text(name: str, secret: Mapping[str, str] = NO_SECRET) -> str:
 
 
 def is_present(name: str) -> bool:
-    """Whether the variable is set, be it to an empty text."""
+    """Whether the variable is set, even to an empty text."""
     return SETTINGS[name].name in os.environ
 
 
@@ -44,12 +44,12 @@ def comma_separated(name: str, meaning: str) -> tuple[str, ...]:
     return members
 
 
-def whole_number(name: str, *, least: int, most: int = 86_400) -> int:
-    """The variable's value, or its default, which is never below `least`. Raises SettingsError."""
-    default = max(least, int(SETTINGS[name].default))
+def whole_number(name: str, *, minimum: int, maximum: int = 86_400) -> int:
+    """The variable's value, or its default, raised to `minimum`. Raises SettingsError."""
+    default = max(minimum, int(SETTINGS[name].default))
     number = os.environ.get(name) or str(default)
-    if not (number.isascii() and number.isdigit() and least <= int(number) <= most):
-        raise SettingsError(f"{name} is {number!r}: use a whole number from {least} to {most}")
+    if not (number.isascii() and number.isdigit() and minimum <= int(number) <= maximum):
+        raise SettingsError(f"{name} is {number!r}: use a whole number from {minimum} to {maximum}")
     return int(number)
 
 

@@ -17,7 +17,7 @@ def cors_origin() -> str:
 
 
 def base_path() -> str:
-    """What a gateway in front puts before every path, such as `/shop`; cut off before routing."""
+    """The prefix that a gateway in front adds to every path, such as `/shop`; removed before routing."""
     path = text("BASE_PATH").rstrip("/")
     if not _BASE_PATH.fullmatch(path):
         raise SettingsError(f"BASE_PATH is {path!r}: use a path such as /shop, or leave it unset")

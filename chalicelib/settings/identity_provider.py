@@ -1,4 +1,4 @@
-"""AUTH_PROVIDER, COGNITO_USER_POOL_ARN, AUTH_..._CLAIM: who signs tokens, and their claims."""
+"""AUTH_PROVIDER, COGNITO_USER_POOL_ARN, AUTH_..._CLAIM: the tokens' provider, and their claims."""
 
 import re
 from typing import NamedTuple

@@ -16,12 +16,12 @@ class Rate(NamedTuple):
 
     @property
     def interval(self) -> float:
-        """Seconds from one to the next, at an even pace."""
+        """Seconds between two requests, at an even pace."""
         return self.seconds / self.requests
 
 
 def rate_limit() -> Rate | None:
-    """How many requests each tenant may make; None: as many as it likes."""
+    """How many requests each tenant may make; None: no limit."""
     limit = text("RATE_LIMIT")
     if not limit:
         return None

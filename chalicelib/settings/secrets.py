@@ -61,7 +61,7 @@ class Secret:
         return self._cached
 
     def instead_of(self, refused: Variables) -> Variables | None:
-        """A newer value than the one that the database refused; None when there is none.
+        """A newer value than the one the database refused; None when there is none.
 
         The refusal may have another reason, so the store is queried at most once in RETRY_INTERVAL seconds.
         """

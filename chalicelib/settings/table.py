@@ -172,7 +172,7 @@ _METRICS = (
     ),
     Setting(
         "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
-        "The same with its whole path; goes before the other.",
+        "The same with its whole path; takes precedence.",
         read_by=OTHER_HOSTS,
     ),
     Setting(
@@ -207,7 +207,7 @@ _METRICS = (
 _LAMBDA = (
     Setting(
         "AWS_LAMBDA_FUNCTION_NAME",
-        "Its presence says that API Gateway verified the claims. Nothing else may set it.",
+        "Its presence means that API Gateway verified the claims. Nothing else may set it.",
         read_by=LAMBDA,
     ),
     Setting(

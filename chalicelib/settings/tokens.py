@@ -12,7 +12,7 @@ GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _KEY_SERVER = re.compile(
     r"https://([^\s/?#@:]+|\[[0-9a-fA-F:.]+\])(:\d+)?([/?]\S*)?|http://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?(/\S*)?"
 )
-"""https unless the host is this machine: an attacker on the way could replace the keys."""
+"""https unless the host is this machine: on http an attacker in the network could replace the keys."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _entra() -> AcceptedTokens:
     example = f"https://login.microsoftonline.com/<directory id>/v2.0 ({ANY_DIRECTORY} for any directory)"
     issuer = required("AUTH_ISSUER", f"the issuer of your directory's tokens, {example}")
     if ANY_DIRECTORY not in issuer and not GUID.search(issuer):
-        # Where sign-in says `common`, `organizations` or a domain name, no token does.
+        # Sign-in URLs accept `common`, `organizations` or a domain name, but a token's `iss` has the GUID.
         raise SettingsError(
             f"AUTH_ISSUER is {issuer!r}: it should hold the directory's GUID in lower case, {example}"
         )

@@ -63,7 +63,7 @@ _log = logging.getLogger("order-api")
 
 
 def register(handler: Handler) -> None:
-    """Have Lambda's runtime call the hooks. The runtime brings the package; the zip does not have it."""
+    """Have Lambda's runtime call the hooks. The package is part of the runtime, not of the zip."""
     from snapshot_restore_py import (  # type: ignore[import-not-found] # only on Lambda
         register_after_restore,
         register_before_snapshot,
@@ -74,23 +74,23 @@ def register(handler: Handler) -> None:
 
 
 def before_snapshot(handler: Handler) -> None:
-    """Answer requests that change nothing, which loads what a first request needs; then close connections.
+    """Handle read-only requests, so that lazy imports and caches are loaded; then close the connections.
 
-    Without a database the version is published nevertheless: an error here would fail its publication.
+    Never raises: without a database the version is published too.
     """
     record = request_log.open_record(WARM_UP, "aws")  # never closed: no log line and no metric
     for request in _warm_up_events():
         status = handler(request, Invocation(record=record, counts=False))["statusCode"]
         if status >= 500:
-            _log.error("SnapStart: the rehearsal ended with %s, the snapshot is taken all the same", status)
+            _log.error("SnapStart: the warm-up ended with %s, the snapshot is taken all the same", status)
             break
     composition.close()
 
 
 def after_restore() -> None:
-    """Make this instance differ from the others, and open a connection with every statement prepared.
+    """Seed this instance's random generators, and open a connection with every statement prepared.
 
-    Without a database the restore succeeds nevertheless, and requests are answered 503 until there is one.
+    Never raises: without a database the restore succeeds, and requests get 503 until there is one.
     """
     _seed_generators()
     request_log.reset()

@@ -191,7 +191,7 @@ def wait_for(port: int) -> None:
             socket.create_connection(("127.0.0.1", port), 1).close()
             return
         except OSError:
-            assert time.monotonic() < deadline, "uvicorn does not listen: its own words are above"
+            assert time.monotonic() < deadline, "uvicorn does not listen: see its output above"
             time.sleep(0.1)
 
 

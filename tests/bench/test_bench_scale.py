@@ -27,7 +27,7 @@ def test_generated_order_ids_increase_over_time() -> None:
 
     assert ids == sorted(ids)
     assert {UUID(each).version for each in ids} == {7}
-    assert ids[-1] < load.behind_all()
+    assert ids[-1] < load.id_after_all()
 
 
 def test_generated_tenants_are_skewed_and_none_is_empty() -> None:

@@ -248,7 +248,7 @@ def test_counting_resumes_after_the_clock_is_set_back(
 
 
 def test_expired_refusals_are_evicted_first(database: Urls, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rate_limit, "MOST_REMEMBERED", 3)
+    monkeypatch.setattr(rate_limit, "MAX_REMEMBERED", 3)
     with limited(database.app, "1/h"):
         limiter = rate_limiter()
     for tenant, wait in (("a", 60.0), ("b", -1.0), ("c", 60.0), ("d", 60.0)):

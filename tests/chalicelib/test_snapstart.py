@@ -310,7 +310,7 @@ def test_snapshot_and_restore_succeed_without_a_database(
 
     log = capfd.readouterr().err
     assert (unavailable.status, unavailable.slug, placed.status) == (503, "unavailable", 201)
-    assert "SnapStart: the rehearsal ended with 503, the snapshot is taken all the same" in log
+    assert "SnapStart: the warm-up ended with 503, the snapshot is taken all the same" in log
     assert "SnapStart: restored without a connection" in log
     lines = of_requests(log)
     assert len(lines) == 2, "the warm-up logs no request line"

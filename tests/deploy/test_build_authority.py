@@ -24,7 +24,7 @@ from tests.support.certificates import certify
 
 pytestmark = pytest.mark.slow
 
-CLOUDS = tuple(hosts.OWN)
+CLOUDS = tuple(hosts.SHIM_FILES)
 LOGIN = """
 import json, sys
 sys.path.insert(0, sys.argv[1])

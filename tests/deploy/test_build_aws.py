@@ -190,7 +190,7 @@ def test_valid_zip_has_no_faults(members: Members, tmp_path: Path) -> None:
 
 def test_zip_over_lambdas_size_limit_is_reported(members: Members, tmp_path: Path) -> None:
     (fault,) = archive.faults(
-        written(tmp_path, {**members, "chalicelib/large": bytes(archive.LARGEST)}), REQUIREMENTS, ARCHITECTURE
+        written(tmp_path, {**members, "chalicelib/large": bytes(archive.MAX_ZIP_BYTES)}), REQUIREMENTS, ARCHITECTURE
     )
 
     assert "more than Lambda's 52,428,800" in fault
@@ -199,7 +199,7 @@ def test_zip_over_lambdas_size_limit_is_reported(members: Members, tmp_path: Pat
 def test_zip_fault_fails_the_build(tmp_path: Path) -> None:
     project = copy_of_project(tmp_path)
     module = project / "deploy" / "archive.py"
-    module.write_text(module.read_text().replace("LARGEST = 50 * 1024 * 1024", "LARGEST = 1024"))
+    module.write_text(module.read_text().replace("MAX_ZIP_BYTES = 50 * 1024 * 1024", "MAX_ZIP_BYTES = 1024"))
 
     done = python_m_deploy("build", "aws", "--arch", ARCHITECTURE, project=project)
 

@@ -21,7 +21,7 @@ from tests.support.builds import PROJECT, python_m_deploy
 
 pytestmark = pytest.mark.slow
 
-CLOUDS = tuple(hosts.OWN)
+CLOUDS = tuple(hosts.SHIM_FILES)
 OWN = {
     "azure": {
         ".funcignore",
@@ -109,15 +109,15 @@ def test_compiled_statements_keep_every_public_name(module: Path) -> None:
     built: dict[str, object] = {}
     exec(sources.compiled(module), built)
 
-    assert "MOST_ROWS" in bound
+    assert "MAX_ROWS" in bound
     for name in bound:
         assert repr(built[name]) == repr(getattr(importlib.import_module(source), name))
 
 
 def test_a_name_without_text_fails_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statements, "MOST_ROWS", object())
+    monkeypatch.setattr(statements, "MAX_ROWS", object())
 
-    with pytest.raises(SystemExit, match=r"orders/statements\.py: a build cannot represent MOST_ROWS"):
+    with pytest.raises(SystemExit, match=r"orders/statements\.py: a build cannot represent MAX_ROWS"):
         sources.compiled(Path("chalicelib/orders/statements.py"))
 
 
@@ -217,7 +217,7 @@ def test_build_is_world_readable_under_any_umask(tmp_path: Path, cloud: str) -> 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
 def test_folder_with_another_app_is_not_overwritten(tmp_path: Path, cloud: str) -> None:
-    for name in ("app.py", hosts.OWN[cloud][0], "thesis.txt"):
+    for name in ("app.py", hosts.SHIM_FILES[cloud][0], "thesis.txt"):
         (tmp_path / name).touch()
 
     done = python_m_deploy("build", cloud, "--into", tmp_path)
@@ -230,7 +230,7 @@ def test_folder_with_another_app_is_not_overwritten(tmp_path: Path, cloud: str) 
 
 def test_shims_have_equal_functions_and_no_branches() -> None:
     trees = {
-        cloud: ast.parse((PROJECT / "shims" / cloud / hosts.OWN[cloud][0]).read_text()) for cloud in CLOUDS
+        cloud: ast.parse((PROJECT / "shims" / cloud / hosts.SHIM_FILES[cloud][0]).read_text()) for cloud in CLOUDS
     }
 
     for cloud, tree in trees.items():
@@ -243,7 +243,7 @@ def test_shims_have_equal_functions_and_no_branches() -> None:
 def test_shims_do_not_import_database_clouds_or_tools() -> None:
     foreign = {"azure": "azure", "gcp": "functions_framework", "oci": "fdk"}
     for cloud in CLOUDS:
-        source = (PROJECT / "shims" / cloud / hosts.OWN[cloud][0]).read_text()
+        source = (PROJECT / "shims" / cloud / hosts.SHIM_FILES[cloud][0]).read_text()
         imported = modules_of(ast.parse(source))
         others = {name for other, name in foreign.items() if other != cloud}
         assert not imported & (others | {"tests", "local", "deploy", "chalicelib", "psycopg2", "sqlmodel"})

@@ -18,7 +18,7 @@ from tests.support.builds import PROJECT, AwsBuild
 pytestmark = pytest.mark.slow
 
 Json = dict[str, Any]
-CLOUDS = tuple(hosts.OWN)
+CLOUDS = tuple(hosts.SHIM_FILES)
 NOT_ON_LINUX = {"ansicon", "colorama", "pywin32"}
 
 

@@ -28,7 +28,7 @@ from tools.client import SEED_BYTES, Answer, Client, free_port, item, over_http,
 pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).parents[2]
-BUILT = tuple(builds.OWN)
+BUILT = tuple(builds.SHIM_FILES)
 STARTED = "Stop: Ctrl-C"
 
 
@@ -269,7 +269,7 @@ def test_host_that_fails_to_start_explains_why(
     said = ended(serve(cloud))
 
     assert "RuntimeError: broken on purpose" in said
-    assert said.endswith("The host did not start: its own words are above\n")
+    assert said.endswith("The host did not start: see its output above\n")
 
 
 @pytest.mark.parametrize("cloud", BUILT)
@@ -287,7 +287,7 @@ def test_a_host_that_dies_later_ends_the_command(
 
     runtime.kill()
 
-    assert ended(host).endswith("The host has ended: its own words are above\n")
+    assert ended(host).endswith("The host has ended: see its output above\n")
 
 
 @pytest.mark.parametrize("cloud", BUILT)

@@ -16,11 +16,13 @@ from local.database import Urls
 from tests.support.servers import api_on
 
 
-def new_pool(database: Urls, idle: int = 2, most: int = 4, recycle: float = 60, timeout: float = 0.2) -> Pool:
+def new_pool(
+    database: Urls, max_idle: int = 2, max_open: int = 4, recycle: float = 60, timeout: float = 0.2
+) -> Pool:
     def connect() -> Connection:
         return Connection(psycopg2.connect(database.app), prepares=True)
 
-    return Pool(connect, idle=idle, most=most, recycle=recycle, timeout=timeout)
+    return Pool(connect, max_idle=max_idle, max_open=max_open, recycle=recycle, timeout=timeout)
 
 
 @contextmanager
@@ -74,7 +76,7 @@ def test_most_recently_used_connection_is_reused_first(database: Urls) -> None:
 
 
 def test_returned_connection_wakes_a_waiting_thread(database: Urls) -> None:
-    pool = new_pool(database, most=1, timeout=10)
+    pool = new_pool(database, max_open=1, timeout=10)
     only = pool.take()
 
     with ThreadPoolExecutor(1) as executor:
@@ -87,7 +89,7 @@ def test_returned_connection_wakes_a_waiting_thread(database: Urls) -> None:
 
 
 def test_wait_for_a_connection_ends_at_the_deadline(database: Urls) -> None:
-    pool = new_pool(database, most=1, timeout=30)
+    pool = new_pool(database, max_open=1, timeout=30)
     with taken(pool):
         started = time.monotonic()
         with pytest.raises(PoolExhausted):
@@ -191,7 +193,7 @@ def test_failed_connect_frees_its_pool_slot() -> None:
     def refuse() -> Connection:
         raise psycopg2.OperationalError("connection refused")
 
-    pool = Pool(refuse, idle=1, most=1, recycle=60, timeout=0.2)
+    pool = Pool(refuse, max_idle=1, max_open=1, recycle=60, timeout=0.2)
 
     for _ in range(3):
         with pytest.raises(psycopg2.OperationalError):
@@ -212,7 +214,7 @@ def test_closed_pool_closes_connections_as_they_return(database: Urls) -> None:
 
 
 def test_threads_never_share_a_connection(database: Urls) -> None:
-    pool = new_pool(database, idle=2, most=4, timeout=10)
+    pool = new_pool(database, max_idle=2, max_open=4, timeout=10)
     held: set[int] = set()
     lock, shared = threading.Lock(), []
 

@@ -566,7 +566,7 @@ def test_pool_limits_have_defaults(set_only: SetVariables) -> None:
 
     settings = database_settings()
 
-    assert (settings.pool_idle, settings.pool_most) == (5, 25)
+    assert (settings.pool_idle, settings.pool_max) == (5, 25)
     assert (settings.pool_recycle, settings.pool_timeout) == (300, 3)
     assert settings.connect["connect_timeout"] == 3
 
@@ -576,7 +576,7 @@ def test_larger_pool_size_raises_the_maximum_too(set_only: SetVariables) -> None
 
     settings = database_settings()
 
-    assert (settings.pool_idle, settings.pool_most) == (40, 40)
+    assert (settings.pool_idle, settings.pool_max) == (40, 40)
 
 
 @pytest.mark.parametrize(

@@ -88,18 +88,18 @@ def an_error(report: Report) -> None:
 @pytest.mark.parametrize(
     ("breaks", "said"),
     [
-        (no_commit_cut, "no commit was cut"),
-        (nothing_to_hit, "1 times there was nothing to truncate"),
+        (no_commit_cut, "no connection was cut after a commit"),
+        (nothing_to_hit, "truncate had no target 1 times"),
         (timed_out, "1 requests timed out"),
         (slow, f"a request took 21.0 s, more than {MAX_REQUEST_SECONDS:g}"),
-        (hung_up_on_before_the_kill, "1 requests were hung up on though no worker was killed"),
-        (hung_up_on_after_the_kill, "1 requests were hung up on though no worker was killed"),
-        (hung_up_on_long_after_the_kill, "1 requests were hung up on though no worker was killed"),
-        (never_reckoned_up, "nobody asked the database what is there"),
-        (back_late, "the service was back after 5.1 s"),
+        (hung_up_on_before_the_kill, "1 requests got no answer though no worker was killed"),
+        (hung_up_on_after_the_kill, "1 requests got no answer though no worker was killed"),
+        (hung_up_on_long_after_the_kill, "1 requests got no answer though no worker was killed"),
+        (never_reckoned_up, "the database was not checked"),
+        (back_late, "the service recovered after 5.1 s"),
         (connections_left, f"{MAX_IDLE_CONNECTIONS + 1} connections left of at most {MAX_IDLE_CONNECTIONS}"),
         (never_acknowledged, "1 orders with a key were never acknowledged"),
-        (an_error, "1 answers that nobody should hear, such as [\"500 b''\"]"),
+        (an_error, "1 unexpected answers, such as [\"500 b''\"]"),
     ],
 )
 def test_every_kind_of_failure_is_a_problem(breaks: Callable[[Report], None], said: str) -> None:
