@@ -11,10 +11,10 @@ ARCH   ?= arm64
 VIA    ?= chalice
 SNAPSTART ?= off
 ORDERS ?= 1000000
-# docs/testing.md says how tests are spread over processes. Where the environment turns bytecode off, every process
-# that the tests start compiles all it imports.
+# docs/testing.md describes how tests are distributed over processes. Bytecode is on, because otherwise every process
+# that the tests start compiles all modules that it imports.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder
-# Every shell has a USER of its own; only one given to make is meant here.
+# Only a USER on make's command line counts: every shell sets one too.
 TOKEN_USER := $(if $(filter command line,$(origin USER)),$(USER))
 
 .DEFAULT_GOAL := help
@@ -46,43 +46,43 @@ build-aws: $(READY) ## build/aws, ready for chalice deploy and SAM; STAGE=dev AR
 deploy-aws: build-aws ## deploy it; STAGE=dev VIA=chalice or sam (SNAPSTART=on: sam)
 	@$(BIN)/python -m deploy deploy aws --stage "$(STAGE)" --via "$(VIA)"
 
-gateway-responses: $(READY) ## API Gateway's own errors in our shape, after a plain chalice deploy; STAGE=dev
+gateway-responses: $(READY) ## API Gateway's own errors as problem+json, after a plain chalice deploy; STAGE=dev
 	@$(BIN)/python -m deploy gateway-responses --stage "$(STAGE)"
 
 build-azure build-gcp build-oci: build-%: $(READY) ## build/<cloud>, ready for that cloud's own command
 	@$(BIN)/python -m deploy build $*
 
-local-lambda local-azure local-gcp local-oci: local-%: $(READY) ## serve what was built with that cloud's own Python runtime; HOST, PORT (for the zip: build-aws with this ARCH)
+local-lambda local-azure local-gcp local-oci: local-%: $(READY) ## serve the build with that cloud's own Python runtime; HOST, PORT (local-lambda: after build-aws with this machine's ARCH)
 	@$(BIN)/python -m local serve $*
 
 local-aws: local-%: $(READY) ## `chalice local` on the sources, with a database and tokens; HOST, PORT
 	@$(BIN)/python -m local serve $*
 
-deploy-azure deploy-gcp deploy-run deploy-oci: deploy-%: $(READY) ## build, and hand the build to that cloud's own command
+deploy-azure deploy-gcp deploy-run deploy-oci: deploy-%: $(READY) ## build, and deploy with that cloud's own command
 	@$(BIN)/python -m deploy deploy $*
 
-conform: $(READY) ## the contract, asked of any deployed stage: make conform URL=... TOKEN=... [OTHER_TOKEN=...]
+conform: $(READY) ## check a deployed stage against the contract: make conform URL=... TOKEN=... [OTHER_TOKEN=...]
 	@$(BIN)/python -m tools.conform
 
 bench: export QUICK := $(QUICK)
 bench: export ONLY := $(ONLY)
 bench: export CONTENDERS := $(CONTENDERS)
-bench: $(READY) ## measured beside FastAPI, Powertools and a raw psycopg2, into bench/results; QUICK=1 ONLY=warm,cold
+bench: $(READY) ## compare with FastAPI, Powertools and raw psycopg2; results in bench/results; QUICK=1 ONLY=warm,cold
 	@$(BIN)/python -m bench
 
-bench-profile: $(READY) ## where this project's time goes: cProfile and -X importtime
+bench-profile: $(READY) ## profile this project: cProfile and -X importtime
 	@$(BIN)/python -m bench.profile
 
 bench-scale: export ORDERS := $(ORDERS)
 bench-scale: export SCALE_DATA := $(SCALE_DATA)
 bench-scale: export SHARED_BUFFERS := $(SHARED_BUFFERS)
-bench-scale: $(READY) ## the same requests among more and more orders; ORDERS=1000000, 10000000 is what is published (15 GB of disk)
+bench-scale: $(READY) ## the same requests with a growing number of orders; ORDERS=1000000; published: 10000000 (15 GB of disk)
 	@$(BIN)/python -m bench.scale
 
 soak: export MINUTES := $(MINUTES)
 soak: export SABOTAGE := $(SABOTAGE)
 soak: export SEED := $(SEED)
-soak: $(READY) ## processes killed and connections cut under load, what was lost, doubled, crossed; MINUTES=10 SEED=, SABOTAGE=rls, idempotency or durability to see it fail
+soak: $(READY) ## kill processes and cut connections under load, count lost, doubled and crossed orders; MINUTES=10 SEED=, SABOTAGE=rls, idempotency or durability to see it fail
 	@$(BIN)/python -m tools.soak
 
 deploy-azure: build-azure
@@ -90,7 +90,7 @@ deploy-gcp deploy-run: build-gcp
 deploy-oci: build-oci
 
 audit: export SERVICE := $(SERVICE)
-audit: $(READY) ## known weaknesses of every pinned dependency (pip-audit); SERVICE=osv
+audit: $(READY) ## known vulnerabilities of every pinned dependency (pip-audit); SERVICE=osv
 	@$(BIN)/python -m audit
 
 lint: $(READY) ## ruff, mypy --strict and the import contract
@@ -106,7 +106,7 @@ fmt: $(READY) ## format and sort imports
 	$(BIN)/ruff check --select I --fix .
 	$(BIN)/ruff format .
 
-lock: $(READY) ## pin what pyproject.toml's dependency groups name, with the hashes of every file of theirs
+lock: $(READY) ## pin the dependency groups of pyproject.toml, with the hashes of all files
 	@$(BIN)/python -m deploy.pins $(LOCKED)
 	$(LOCK) --group aws -o requirements.txt
 	$(LOCK) --group runtime -c requirements.txt -o deploy/requirements.txt
@@ -121,7 +121,7 @@ lock: $(READY) ## pin what pyproject.toml's dependency groups name, with the has
 	$(LOCK) --group peer-chalice -c requirements.txt -o bench/peers/chalice_orm/requirements.txt
 	$(LOCK) --group dev -c requirements.txt -o requirements-dev.txt
 
-system-packages: ## the browser, PostgreSQL 15, PgBouncer, npm and wrk that tests and the bench drive, on Debian and as root
+system-packages: ## install the browser, PostgreSQL 15, PgBouncer, npm and wrk for tests and bench, on Debian and as root
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
 		chromium chromium-driver curl pgbouncer postgresql-15 wrk $$(command -v npm >/dev/null || echo npm) >/dev/null

@@ -1,4 +1,4 @@
-"""What pip-audit finds in the pinned dependencies, less what audit/accepted.toml accepts."""
+"""pip-audit's findings about the pinned dependencies, without those that audit/accepted.toml accepts."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ UNREACHABLE = (
 
 
 class NotAudited(Exception):
-    """The advisory service gave no reliable answer: the dependencies are neither good nor bad."""
+    """The advisory service gave no reliable answer: it is unknown whether there are advisories."""
 
 
 def accepted() -> list[dict[str, str]]:
@@ -58,7 +58,7 @@ def findings(service: Sequence[str] = (), requirements: Iterable[str] = LOCKED) 
             new.add(f"{package} {version}: {', '.join(names)}")
     return [
         *sorted(new),
-        *(f"{entry['package']}: {entry['id']} is accepted and found no more" for entry in obsolete),
+        *(f"{entry['package']}: {entry['id']} is accepted, but no longer found" for entry in obsolete),
     ]
 
 
@@ -80,7 +80,7 @@ def _advisories(service: Sequence[str], requirements: Iterable[str]) -> Iterator
 
 
 def _pip_audit(lines: Sequence[str], service: Sequence[str]) -> list[Mapping[str, Any]]:
-    """pip-audit's report on these pins and CONTROL. By itself it takes a 404 for "no advisories"."""
+    """pip-audit's report on these pins and CONTROL. pip-audit itself reads a 404 as "no advisories"."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write("\n".join([*lines, CONTROL]))
         file.flush()
@@ -91,8 +91,8 @@ def _pip_audit(lines: Sequence[str], service: Sequence[str]) -> list[Mapping[str
     try:
         packages: list[Mapping[str, Any]] = json.loads(done.stdout)["dependencies"]
     except ValueError:
-        last = (done.stderr.strip().splitlines() or ["none"])[-1].strip()
-        raise NotAudited(f"{UNREACHABLE}\n  pip-audit's last words: {last}") from None
+        last_line = (done.stderr.strip().splitlines() or ["none"])[-1].strip()
+        raise NotAudited(f"{UNREACHABLE}\n  pip-audit's last line: {last_line}") from None
     _refuse_unreliable(packages)
     return [package for package in packages if package["name"] != "django"]
 
@@ -101,7 +101,7 @@ def _refuse_unreliable(packages: Sequence[Mapping[str, Any]]) -> None:
     if skipped := [package for package in packages if "skip_reason" in package]:
         first = f"{skipped[0]['name']} ({skipped[0]['skip_reason']})"
         raise NotAudited(
-            f"{UNREACHABLE}. Not judged: {len(skipped)} packages, such as {first}. {WHY_CONTROL}"
+            f"{UNREACHABLE}. Not audited: {len(skipped)} packages, such as {first}. {WHY_CONTROL}"
         )
     if not any(package["vulns"] for package in packages if package["name"] == "django"):
         raise NotAudited(f"{UNREACHABLE}. It answers, but has nothing against {CONTROL}. {WHY_CONTROL}")

@@ -184,7 +184,7 @@ def _wait(process: subprocess.Popen[bytes], port: int) -> None:
             return
         except OSError:
             if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit("uvicorn did not start: its own words are above") from None
+                raise SystemExit("uvicorn did not start: see its output above") from None
             time.sleep(0.05)
 
 

@@ -8,9 +8,9 @@ Json = dict[str, Any]
 
 TOPIC, HAS_TOPIC = "AlarmTopicArn", "HasAlarmTopic"
 SERVER_ERRORS, SLOW, WAITS = "ServerErrorsAlarm", "LatencyAlarm", "PoolWaitAlarm"
-MOST_ERRORS = 1
+MAX_ERRORS = 1
 """Percent of the requests that may fail."""
-SLOWEST, LONGEST_WAIT = 1500, 500
+MAX_LATENCY, MAX_POOL_WAIT = 1500, 500
 """Milliseconds, for the 99th percentile."""
 RUNBOOK = "docs/operations.md"
 
@@ -28,8 +28,8 @@ def resources(function: str) -> Json:
     """Each alarm fires after three bad minutes of five, never on one bad request or on none at all."""
     return {
         SERVER_ERRORS: _alarm(
-            f"Over {MOST_ERRORS}% of the requests: 5xx, crash, timeout, throttled: {RUNBOOK}#server-errors",
-            Threshold=MOST_ERRORS,
+            f"Over {MAX_ERRORS}% of the requests: 5xx, crash, timeout, throttled: {RUNBOOK}#server-errors",
+            Threshold=MAX_ERRORS,
             Metrics=[
                 _metric("answered", NAMESPACE, "server_errors", DIMENSION, function),
                 # Crashes and the function's timeout, which the function cannot log.
@@ -47,13 +47,13 @@ def resources(function: str) -> Json:
             ],
         ),
         SLOW: _alarm(
-            f"One request in a hundred took more than {SLOWEST} ms: {RUNBOOK}#latency",
-            Threshold=SLOWEST,
+            f"One request in a hundred took more than {MAX_LATENCY} ms: {RUNBOOK}#latency",
+            Threshold=MAX_LATENCY,
             **_percentile("ms", function),
         ),
         WAITS: _alarm(
-            f"One request in a hundred waited over {LONGEST_WAIT} ms for a connection: {RUNBOOK}#pool-waits",
-            Threshold=LONGEST_WAIT,
+            f"One request in a hundred waited over {MAX_POOL_WAIT} ms for a connection: {RUNBOOK}#pool-waits",
+            Threshold=MAX_POOL_WAIT,
             **_percentile("pool_ms", function),
         ),
     }

@@ -1,4 +1,4 @@
-"""Checks the zip for what would fail only on Lambda."""
+"""Checks the zip for faults that would show only on Lambda."""
 
 import csv
 import importlib.util
@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 
 from deploy import pins
 
-LARGEST = 50 * 1024 * 1024
+MAX_ZIP_BYTES = 50 * 1024 * 1024
 """Lambda's limit for a zip that is uploaded directly."""
 MACHINES = {"x86_64": 62, "arm64": 183}
 """e_machine of an ELF file for Lambda's architectures (elf.h: EM_X86_64, EM_AARCH64)."""
@@ -35,22 +35,24 @@ def faults(archive: Path, requirements: Path, architecture: str) -> list[str]:
     """The reasons why Lambda could not run the zip; empty for a good one."""
     with ZipFile(archive) as zipped:
         names = set(zipped.namelist())
-        known = {name for name in names if name.startswith(NOT_PINNED)}
+        expected = {name for name in names if name.startswith(NOT_PINNED)}
         faults = []
         for pin in (pin for pin in pins.read(requirements) if pin.applies(pins.LINUX)):
             files = _files(zipped, pin)
             if not files:
                 faults.append(f"{pin} is pinned in {requirements.name} but not in the zip")
             faults += [f"{name} of {pin} is missing" for name in sorted(files - names)]
-            known |= files
-        unknown = {name for name in names - known if _source(name) not in known}
-        faults += [f"{name} is of no package that {requirements.name} pins" for name in _tops(unknown)]
+            expected |= files
+        unexpected = {name for name in names - expected if _source(name) not in expected}
+        faults += [
+            f"{name} is of no package that {requirements.name} pins" for name in _top_folders(unexpected)
+        ]
         faults += [
             f"{name} is not compiled" for name in sorted(names) if _lacks_bytecode(name, zipped, names)
         ]
         faults += _foreign(zipped, architecture)
-    if archive.stat().st_size > LARGEST:
-        faults.append(f"it has {archive.stat().st_size:,} bytes, more than Lambda's {LARGEST:,}")
+    if archive.stat().st_size > MAX_ZIP_BYTES:
+        faults.append(f"it has {archive.stat().st_size:,} bytes, more than Lambda's {MAX_ZIP_BYTES:,}")
     return faults
 
 
@@ -73,7 +75,7 @@ def _source(name: str) -> str:
         return name
 
 
-def _tops(names: Iterable[str]) -> list[str]:
+def _top_folders(names: Iterable[str]) -> list[str]:
     return sorted({name.partition("/")[0] for name in names})
 
 

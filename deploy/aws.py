@@ -92,18 +92,18 @@ def wheels(architecture: str, python: tuple[int, int]) -> list[str]:
 
 
 def _compile(into: Path) -> None:
-    """Bytecode that Python uses without checking its source.
+    """Write bytecode that Python uses without checking its source.
 
-    Lambda's disk is read-only, and a zip keeps no exact times to check against.
+    Lambda's disk is read-only, and a zip stores no exact timestamps to check against.
     """
     for folder in (into / "vendor", into / "chalicelib"):
         compileall.compile_dir(folder, quiet=2, stripdir=str(folder), invalidation_mode=UNCHECKED)
-    # Chalice adds these sources itself, and everything in vendor/: their bytecode goes there.
-    own = Path(chalice.app.__file__).parent
+    # Chalice adds these sources itself, and everything in vendor/: their bytecode goes into vendor/.
+    chalice_folder = Path(chalice.app.__file__).parent
     for name, source in (
         ("app.py", into / "app.py"),
-        ("chalice/__init__.py", own / "__init__.py"),
-        ("chalice/app.py", own / "app.py"),
+        ("chalice/__init__.py", chalice_folder / "__init__.py"),
+        ("chalice/app.py", chalice_folder / "app.py"),
     ):
         compiled = into / "vendor" / cache_from_source(name)
         py_compile.compile(str(source), str(compiled), name, doraise=True, invalidation_mode=UNCHECKED)

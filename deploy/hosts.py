@@ -24,7 +24,7 @@ from deploy import pins, sbom, sources
 
 PROJECT = Path(__file__).parent.parent
 NAME = "orders-api"
-OWN = {
+SHIM_FILES = {
     "azure": (
         "function_app.py",
         "host.json",
@@ -49,7 +49,7 @@ def build(cloud: str, into: Path) -> None:
     authority = sources.authority()
     shutil.rmtree(into, ignore_errors=True)
     (into / "shims").mkdir(parents=True)
-    for name in OWN[cloud]:
+    for name in SHIM_FILES[cloud]:
         shutil.copy(PROJECT / "shims" / cloud / name, into)
     for module in ("__init__.py", "gateway.py"):
         shutil.copy(PROJECT / "shims" / module, into / "shims")
@@ -160,7 +160,7 @@ TARGETS = {"azure": _azure, "gcp": _cloud_functions, "run": _cloud_run, "oci": _
 
 def _is_build(cloud: str, folder: Path) -> bool:
     """Whether the folder is a build; another project's app.py and main.py are not."""
-    return all((folder / name).is_file() for name in ("shims/gateway.py", "app.py", OWN[cloud][0]))
+    return all((folder / name).is_file() for name in ("shims/gateway.py", "app.py", SHIM_FILES[cloud][0]))
 
 
 def _tool(name: str, source: str) -> str:

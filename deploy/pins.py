@@ -57,7 +57,7 @@ def _parsed(text: str) -> Iterator[Pin]:
 
 
 def without_hashes(text: str) -> str:
-    """The versions alone, so that uv asks the index for the hashes instead of keeping the file's."""
+    """The versions alone, so that uv fetches the hashes from the index instead of keeping the file's."""
     return re.sub(r"( \\\n)? +--hash=\S+", "", text)
 
 

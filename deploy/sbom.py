@@ -25,7 +25,7 @@ from deploy import pins, sources
 
 NAME = "sbom.cdx.json"
 PYTHONS = ("3.11", "3.12", "3.13")
-LONGEST_NAME = 60
+MAX_NAME_LENGTH = 60
 """Of a licence: a longer `License` field holds the licence's text instead of its name."""
 
 
@@ -110,7 +110,7 @@ def _licence(fields: metadata.PackageMetadata) -> License | None:
     if "License-Expression" in fields:
         return make.make_from_string(fields["License-Expression"])
     stated = fields["License"].strip() if "License" in fields else ""
-    if stated and len(stated) <= LONGEST_NAME and "\n" not in stated:
+    if stated and len(stated) <= MAX_NAME_LENGTH and "\n" not in stated:
         return make.make_from_string(stated)
     classifiers = [line for line in fields.get_all("Classifier") or [] if line.startswith("License :: ")]
     named = [line.rpartition(" :: ")[2] for line in classifiers if line.count(" :: ") > 1]

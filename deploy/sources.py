@@ -1,6 +1,7 @@
-"""The API's own modules as every build ships them: with SQL in the place of the expressions it is made of.
+"""Copies the API's modules into a build, with the SQL expressions compiled to text.
 
-So SQLModel and SQLAlchemy, which would be most of a cold start (docs/performance.md), stay at home.
+So a build needs neither SQLModel nor SQLAlchemy, whose import would be most of a cold start
+(docs/performance.md).
 """
 
 import ast
@@ -22,9 +23,9 @@ AUTHORITY = f"chalicelib/{BUILT_AUTHORITY.name}"
 
 
 def authority() -> bytes:
-    """What is in the file that DB_SSLROOTCERT names on this machine; nothing when it is not set.
+    """The content of the file that DB_SSLROOTCERT names on this machine; empty when it is not set.
 
-    Raises SystemExit on what the function could not use, and on what must not travel.
+    Raises SystemExit if the function could not use it, and if it contains a private key.
     """
     if not os.environ.get("DB_SSLROOTCERT"):
         return b""
@@ -34,17 +35,19 @@ def authority() -> bytes:
     except SettingsError as error:
         raise SystemExit(str(error)) from None
     except ssl.SSLError:
-        raise SystemExit(f"DB_SSLROOTCERT is {path!r}: its certificates are damaged. Fetch it anew") from None
-    found = Path(path).read_bytes()
-    if b" PRIVATE KEY-----" in found:
+        raise SystemExit(
+            f"DB_SSLROOTCERT is {path!r}: its certificates are damaged. Fetch it again"
+        ) from None
+    certificates = Path(path).read_bytes()
+    if b" PRIVATE KEY-----" in certificates:
         raise SystemExit(f"DB_SSLROOTCERT is {path!r}: it holds a private key. Use the certificates alone")
-    return found
+    return certificates
 
 
 def copy(into: Path, authority: bytes) -> None:
-    """app.py and chalicelib/, without `tables.py` modules and with each `statements.py` compiled.
+    """Copy app.py and chalicelib/, without `tables.py` modules and with each `statements.py` compiled.
 
-    And with the authority's certificates where there are any.
+    `authority`: the certificates of the database's authority; empty for none.
     """
     shutil.copy(PROJECT / "app.py", into)
     left_out = shutil.ignore_patterns("__pycache__", "tables.py", "statements.py", Path(AUTHORITY).name)
@@ -61,7 +64,7 @@ def statement_modules() -> list[Path]:
 
 
 def compiled(source: Path) -> str:
-    """A module with the same public names as a `statements.py`, made of text.
+    """The source of a module with the public names of a `statements.py`, and text as their values.
 
     Raises SystemExit on a name whose value cannot be written as text.
     """
@@ -81,7 +84,7 @@ def compiled(source: Path) -> str:
 
 
 def exports(source: str) -> list[str]:
-    """The public names that a module itself binds, imports aside."""
+    """The public names that a module binds itself, without imports."""
     names: list[str] = []
     for node in ast.parse(source).body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef):

@@ -1,4 +1,4 @@
-"""What `chalice package` does not put into the SAM template: parameters, network, permissions, errors."""
+"""Adds to the SAM template what `chalice package` leaves out: parameters, network, permissions, errors."""
 
 from collections.abc import Mapping
 from typing import Any

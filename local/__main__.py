@@ -42,7 +42,7 @@ def main() -> None:
     elif chosen.command == "serve":
         run(lambda urls: _serve_built(chosen.cloud, host, port, urls))
     else:
-        _refuse_half_a_server()
+        _refuse_incomplete_database()
         run(lambda urls: _serve(host, port, urls))
 
 
@@ -62,9 +62,9 @@ def run(serve: Callable[[database.Urls], None]) -> None:
         print("\nStopped. The orders are kept.")
 
 
-def _refuse_half_a_server() -> None:
-    named = {"DB_HOST", "OWNER_DATABASE_URL"} & os.environ.keys()
-    if named and not os.environ.get("DATABASE_URL"):
+def _refuse_incomplete_database() -> None:
+    incomplete = {"DB_HOST", "OWNER_DATABASE_URL"} & os.environ.keys()
+    if incomplete and not os.environ.get("DATABASE_URL"):
         raise SystemExit(
             "To use your own server set DATABASE_URL, and OWNER_DATABASE_URL to apply schema.sql"
         )
@@ -102,7 +102,7 @@ def _serve(host: str, port: int, urls: database.Urls) -> None:
 
 
 def _serve_built(cloud: str, host: str, port: int, urls: database.Urls) -> None:
-    """build/<cloud> on that cloud's own runtime, in a process of its own."""
+    """Serve build/<cloud> on that cloud's own runtime, in a child process."""
     built = PROJECT / hosts.FOLDERS[cloud]
     if not built.exists():
         raise SystemExit(f"{built} is not there: run make build-{built.name} first")
@@ -112,15 +112,15 @@ def _serve_built(cloud: str, host: str, port: int, urls: database.Urls) -> None:
         raise _cannot_listen(f"local-{cloud}", host, port, error) from None
     tokens = issuer.Issuer(FOLDER)
     with serving_keys(tokens.jwks()) as jwks_url:
-        own = _environment(urls, jwks_url, host)
-        os.environ.update(own, no_proxy=own["NO_PROXY"])
+        local = _environment(urls, jwks_url, host)
+        os.environ.update(local, no_proxy=local["NO_PROXY"])
         check_settings()
         cors_origin()
-        environment = {**_handed_on(cloud), **own}
+        environment = {**_handed_on(cloud), **local}
         with hosts.serving(cloud, built, environment, host, port) as process:
             print(_block(_url(host, port), urls.app, tokens, page=False), flush=True)
             process.wait()
-    raise SystemExit("The host has ended: its own words are above")
+    raise SystemExit("The host has ended: see its output above")
 
 
 def _url(host: str, port: int) -> str:
@@ -128,13 +128,13 @@ def _url(host: str, port: int) -> str:
 
 
 def _environment(urls: database.Urls, jwks_url: str, host: str) -> dict[str, str]:
-    """What makes the API use this database and accept this machine's tokens."""
+    """The settings for this database and this machine's tokens."""
     return {
         "DATABASE_URL": urls.app,
         **issuer.variables(jwks_url),
         "BASE_PATH": "",
         "DOCS": "on",
-        # The keys are on this machine: no proxy is asked for them.
+        # The keys are on this machine: fetch them without a proxy.
         "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1,localhost", host])),
     }
 
@@ -142,13 +142,13 @@ def _environment(urls: database.Urls, jwks_url: str, host: str) -> dict[str, str
 def _handed_on(cloud: str) -> dict[str, str]:
     """The variables of your shell that a deployed function would read, without the database's address.
 
-    The database's authority travels with the build, and `aws` here has none.
+    A build contains the database's authority; `aws` serves the sources, and needs DB_SSLROOTCERT.
     """
-    from deploy.hosts import HANDED_ON  # with what writes an SBOM
+    from deploy.hosts import HANDED_ON  # imports the SBOM libraries
 
-    elsewhere = {"DB_HOST", "DB_PORT", "DB_NAME", "DB_USER", "DB_PASSWORD"}
+    address = {"DB_HOST", "DB_PORT", "DB_NAME", "DB_USER", "DB_PASSWORD"}
     names = {*HANDED_ON, "DB_SSLROOTCERT"} if cloud == "aws" else {*HANDED_ON}
-    return {name: os.environ[name] for name in names - elsewhere if os.environ.get(name)}
+    return {name: os.environ[name] for name in names - address if os.environ.get(name)}
 
 
 def _cannot_listen(target: str, host: str, port: int, error: OSError) -> SystemExit:

@@ -1,8 +1,8 @@
 """API Gateway in front of a Lambda function, made from the packaged SAM template and from nothing else.
 
-It finds the resource, verifies Cognito's ID token where the method asks for it, sends the function the
-event of a REST API's Lambda proxy integration, and judges its result. What it refuses it answers itself,
-as the template says.
+It finds the resource, verifies Cognito's ID token where the method has an authorizer, sends the function the
+event of a REST API's Lambda proxy integration, and checks its result. Its own errors are the template's
+gateway responses.
 """
 
 import json
@@ -21,7 +21,7 @@ from local import front
 
 Json = dict[str, Any]
 Invoke = Callable[[bytes], bytes]
-"""An event to the function's result, both as JSON. Raises TimeoutError after API Gateway's own patience."""
+"""An event to the function's result, both as JSON. Raises TimeoutError after API Gateway's timeout."""
 
 MAX_BODY = 10 * 1024 * 1024
 MAX_EVENT = 6 * 1024 * 1024
@@ -33,7 +33,7 @@ FALLBACKS = {
     "REQUEST_TOO_LARGE": "DEFAULT_4XX",
     "UNAUTHORIZED": "DEFAULT_4XX",
 }
-"""API Gateway's names of its own answers, each with the one that stands in where the template lacks it."""
+"""API Gateway's types of its own errors, each with the type used when the template does not define it."""
 RESULT = {"statusCode", "headers", "multiValueHeaders", "body", "isBase64Encoded"}
 DATES = ("exp", "iat")
 """Claims that become a Java date's text; every other becomes the text of its JSON."""
@@ -43,12 +43,12 @@ _VARIABLE = re.compile(r"\$(context\.[\w.]*\w)")
 
 
 class Refused(Exception):
-    """API Gateway answers itself; the argument is its name for that answer, a key of FALLBACKS."""
+    """API Gateway rejects the request itself; the argument is the response type, a key of FALLBACKS."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What came over the wire."""
+    """A request as the client sent it."""
 
     method: str
     target: str
@@ -66,14 +66,14 @@ class Request:
 
     def header_values(self) -> dict[str, list[str]]:
         """Each header under its first spelling, with its values in their order."""
-        found: dict[str, tuple[str, list[str]]] = {}
+        values: dict[str, tuple[str, list[str]]] = {}
         for name, value in self.headers:
-            found.setdefault(name.lower(), (name, []))[1].append(value)
-        return dict(found.values())
+            values.setdefault(name.lower(), (name, []))[1].append(value)
+        return dict(values.values())
 
     def header(self, name: str) -> str | None:
-        """The last of them."""
-        return next((value for found, value in reversed(self.headers) if found.lower() == name), None)
+        """The last value of the header."""
+        return next((value for sent, value in reversed(self.headers) if sent.lower() == name), None)
 
 
 class ApiGateway:
@@ -82,7 +82,7 @@ class ApiGateway:
     def __init__(self, template: Json, invoke: Invoke) -> None:
         api = of_type(template, "AWS::Serverless::Api")
         paths: Mapping[str, Json] = api["DefinitionBody"]["paths"]
-        # "{" sorts behind every letter, so that literal parts are tried before parameters.
+        # "{" sorts after every letter, so that literal parts are tried before parameters.
         self._resources = [(_pattern(path), path, paths[path]) for path in sorted(paths)]
         self._responses: Mapping[str, Json] = api["GatewayResponses"]
         self._stage: str = api["StageName"]
@@ -96,9 +96,9 @@ class ApiGateway:
             return self._refusal(str(refused), request)
 
     def event(self, request: Request, encoded: bool = False) -> Json:
-        """What the function is called with; `encoded`: with the body in base64 even where it is text.
+        """The event that the function is called with; `encoded`: with a text body in base64 too.
 
-        Raises Refused when it is not called at all.
+        Raises Refused when the function is not called.
         """
         resource, parameters, operation = self._match(request)
         authorizer = {"authorizer": {"claims": _verified(request)}} if operation.get("security") else {}
@@ -132,7 +132,7 @@ class ApiGateway:
         if integration["type"] == "mock":
             return _mocked(integration["responses"]["default"], request)
         event = json.dumps(self.event(request), ensure_ascii=False).encode(errors="replace")
-        # The front cuts a body behind what the app accepts; Content-Length has its real size.
+        # The front truncates a body that is too large for the app; Content-Length has its real size.
         if int(request.header("content-length") or 0) > MAX_BODY or len(event) > MAX_EVENT:
             raise Refused("REQUEST_TOO_LARGE")
         try:
@@ -142,11 +142,11 @@ class ApiGateway:
         return _reply(result)
 
     def _match(self, request: Request) -> tuple[str, dict[str, str], Json]:
-        """The resource, its parameters as they were sent, percent-encoded, and what the method does there."""
+        """The resource, its parameters (still percent-encoded), and the method's entry in the template."""
         for pattern, resource, operations in self._resources:
-            found = pattern.fullmatch(request.path)
-            if found and request.method.lower() in operations:
-                return resource, found.groupdict(), operations[request.method.lower()]
+            match = pattern.fullmatch(request.path)
+            if match and request.method.lower() in operations:
+                return resource, match.groupdict(), operations[request.method.lower()]
         raise Refused("MISSING_AUTHENTICATION_TOKEN")
 
     def _refusal(self, kind: str, request: Request) -> front.Reply:
@@ -162,13 +162,13 @@ class ApiGateway:
 
 def of_type(template: Json, kind: str) -> Json:
     """The properties of the template's one resource of that type."""
-    (found,) = [each for each in template["Resources"].values() if each["Type"] == kind]
-    properties: Json = found["Properties"]
+    (resource,) = [resource for resource in template["Resources"].values() if resource["Type"] == kind]
+    properties: Json = resource["Properties"]
     return properties
 
 
 def _pattern(resource: str) -> re.Pattern[str]:
-    """A slash behind the path leads to the same resource (powertools-lambda-python, issue 1552)."""
+    """A trailing slash leads to the same resource (powertools-lambda-python, issue 1552)."""
     return re.compile(_PARAMETER.sub(r"(?P<\1>[^/]+)", re.escape(resource)) + "/?")
 
 
@@ -188,7 +188,7 @@ def _text(name: str, value: Any) -> str:
 
 
 def _last(values: Mapping[str, list[str]]) -> dict[str, str] | None:
-    return {name: found[-1] for name, found in values.items()} or None
+    return {name: several[-1] for name, several in values.items()} or None
 
 
 def _is_text(body: bytes) -> bool:

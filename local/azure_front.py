@@ -1,4 +1,4 @@
-"""HTTP in front of local/azure_host.py: what the Functions host does with an HTTP request."""
+"""An HTTP server in front of local/azure_host.py, in place of the Functions host."""
 
 from multiprocessing.connection import Client
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Serves a built Azure function app: what the Functions host and its Python worker do, on this machine.
+"""Serves a built Azure function app on this machine, in place of the Functions host's Python worker.
 
-Runs in an environment that holds the function app's requirements and nothing else; HTTP is spoken by
-local/azure_front.py, as the Functions host does it in a process of its own. Requests and answers pass the
+Runs in an environment that contains only the function app's requirements. HTTP is handled by
+local/azure_front.py in another process, as by the Functions host. Requests and answers go through the
 converters of the real azure-functions package; functions run on as many threads as the worker has.
 """
 
@@ -29,7 +29,7 @@ Reply = tuple[int, list[tuple[str, str]], bytes]
 
 def main(address: str) -> None:
     """Serves one call for each connection to the unix socket at `address`."""
-    # Like the worker's, which hands records of the root logger to the host, and collects nothing else.
+    # Like the worker, which sends the root logger's records to the host and does not collect other output.
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.INFO)
     function = _function()
     workers = ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 4))
@@ -39,15 +39,15 @@ def main(address: str) -> None:
 
 
 def _serve(function: Any, connection: Connection) -> None:
-    with connection, suppress(EOFError, OSError):  # the front has gone
+    with connection, suppress(EOFError, OSError):  # the front closed the connection
         connection.send(_invoke(function, *connection.recv()))
 
 
 def _function() -> Any:
-    """The one function of function_app.py, found as the worker finds it: by the FunctionApp's type."""
+    """The one function of function_app.py; as the worker does, looks for an instance of FunctionApp."""
     module = import_module("function_app")
-    (found,) = [each for each in vars(module).values() if isinstance(each, azure.functions.FunctionApp)]
-    (function,) = found.get_functions()
+    (app,) = [value for value in vars(module).values() if isinstance(value, azure.functions.FunctionApp)]
+    (function,) = app.get_functions()
     trigger: Any = function.get_trigger()
     if (trigger.route, trigger.auth_level.name) != ("{*path}", "ANONYMOUS"):
         raise SystemExit("function_app.py: the one function must take every path, anonymously")

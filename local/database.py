@@ -16,7 +16,7 @@ from local.postgres import Server
 
 SCHEMA = Path(__file__).parent.parent / "schema.sql"
 START_TIMEOUT = 30
-"""Seconds in which a server that is starting up or shutting down must come to rest."""
+"""Seconds in which a server that is starting up or shutting down must accept connections."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,9 @@ class Urls:
 
 @contextmanager
 def embedded(folder: Path) -> Iterator[Urls]:
-    """Start the server whose data is in `folder`, or find it running; stop it after its last user.
+    """Start the server whose data is in `folder`, unless it runs; stop it after its last user.
 
-    The owner role is no superuser, as on a managed database: it may create roles and owns the
-    database, no more.
+    As on a managed database the owner role is no superuser: it may create roles, and owns the database.
     """
     server = Server(folder)
     with server.lock("postgres.lock", fcntl.LOCK_SH) as users:
@@ -43,38 +42,38 @@ def embedded(folder: Path) -> Iterator[Urls]:
             apply_schema(urls.owner)
             yield urls
         finally:
-            with suppress(BlockingIOError):  # somebody else still uses it
+            with suppress(BlockingIOError):  # another process still uses it
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 server.stop()
 
 
 def apply_schema(owner_url: str) -> None:
-    """Run schema.sql; it brings its own transaction and changes nothing when it is applied already."""
+    """Run schema.sql, which has its own transaction, and changes nothing when it is already applied."""
     with _connected(parse_database_url(owner_url, "OWNER_DATABASE_URL")) as connection:
         connection.cursor().execute(SCHEMA.read_text())
 
 
 def check_app_role() -> str | None:
-    """What is wrong with serving as the role of the settings; None when all is well."""
-    chosen = database_settings()
-    with _connected(chosen.connect) as connection, connection.cursor() as cursor:
+    """Why the API cannot serve with the role of the settings; None if it can."""
+    settings = database_settings()
+    with _connected(settings.connect) as connection, connection.cursor() as cursor:
         cursor.execute("select to_regclass('orders') is not null")
         if cursor.fetchone() != (True,):
             return "its database has no orders: set OWNER_DATABASE_URL too, and make run applies schema.sql"
-        if chosen.unsafe_role:
+        if settings.unsafe_role:
             return None
         try:
             cursor.execute(ROLE_CHECK)
         except psycopg2.Error as error:
             if error.pgcode != UNSAFE_ROLE:
                 raise
-            way_out = "log in as orders_app, or for an experiment set DB_ALLOW_UNSAFE_ROLE=1"
-            return f"{error.diag.message_primary}: {way_out}"
+            hint = "log in as orders_app, or for an experiment set DB_ALLOW_UNSAFE_ROLE=1"
+            return f"{error.diag.message_primary}: {hint}"
     return None
 
 
 def _bring_up(server: Server) -> None:
-    """Start it, with its database. One that is found starting up or shutting down refuses at first."""
+    """Start the server and create the database. While it starts up or shuts down, connecting is retried."""
     deadline = time.monotonic() + START_TIMEOUT
     while True:
         server.start()

@@ -1,4 +1,4 @@
-"""The docs page: Swagger UI out of a package, no other host asked."""
+"""The docs page: Swagger UI from an installed package, without requests to other hosts."""
 
 from functools import cache
 from importlib.util import find_spec
@@ -24,7 +24,7 @@ PAGE = """<!doctype html>
 </body>
 </html>
 """
-# HEAD answers as GET, without a body: its rows would only double the list.
+# HEAD operations are hidden: they are the same as GET, without a body.
 STYLE = """body { margin: 0; }
 .hint { margin: 0; padding: 12px 20px; background: #1b2a3a; color: #fff;
         font: 15px sans-serif; text-align: center; }
@@ -38,7 +38,7 @@ START = """window.ui = SwaggerUIBundle({
   defaultModelsExpandDepth: 0,
 });
 """
-OURS = {
+OWN_FILES = {
     "/docs": ("text/html; charset=utf-8", PAGE),
     "/docs/start.css": (TYPES[".css"], STYLE),
     "/docs/start.js": (TYPES[".js"], START),
@@ -46,9 +46,9 @@ OURS = {
 
 
 def page(path: str) -> tuple[str, bytes] | None:
-    """Content type and bytes of /docs and of what it loads; None for any other path."""
-    if path in OURS:
-        content_type, text = OURS[path]
+    """Content type and bytes of /docs and the files that it loads; None for any other path."""
+    if path in OWN_FILES:
+        content_type, text = OWN_FILES[path]
         return content_type, text.encode()
     file = _assets().get(path)
     return (TYPES[file.suffix], file.read_bytes()) if file else None
@@ -56,7 +56,7 @@ def page(path: str) -> tuple[str, bytes] | None:
 
 @cache
 def _assets() -> dict[str, Path]:
-    """What the package serves, by its path here; never a name that a client wrote."""
+    """The package's files by their URL paths: a path of a request is only looked up, never opened."""
     package = find_spec("flask_swagger_ui")
     if package is None or package.origin is None:
         raise ModuleNotFoundError("flask-swagger-ui is not installed: pip install -r requirements-dev.txt")

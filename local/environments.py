@@ -1,7 +1,7 @@
-"""Virtual environments that hold what one cloud's host holds, and nothing else.
+"""Virtual environments that contain exactly the packages of one cloud's host.
 
-So a dependency that this project forgot to name is missing here as it would be there.
-`python -m local.environments azure` makes one and prints its Python.
+A dependency that is not declared is missing here too, as it would be on the host.
+`python -m local.environments azure` creates one and prints the path of its Python.
 """
 
 import fcntl
@@ -19,19 +19,18 @@ REQUIREMENTS = {
     "oci": "shims/oci/requirements.txt",
     "template": "local/requirements/template.txt",
 }
-"""What each holds; `audit`, `lambda` and `template` are for this machine alone."""
+"""The requirements file of each; `audit`, `lambda` and `template` are used on this machine only."""
 
 
 def environment(cloud: str) -> Path:
-    """The Python of that cloud's environment, made at the first call, once for this Python and these pins.
+    """The Python of that cloud's environment. Created at the first call for this Python and these pins.
 
-    `lambda` has the Runtime Interface Client alone: the dependencies are in the zip. `template` has what
-    reads AWS's templates, `audit` what `make audit` runs. Raises SystemExit with the installer's words when
-    it cannot be made.
+    `lambda` has only the Runtime Interface Client: the dependencies are in the zip. `template` has SAM's
+    translator, `audit` has pip-audit. Raises SystemExit with the installer's output when it fails.
     """
     pins = _pins(cloud)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    # Resolved: the scripts of an environment name its path.
+    # Resolved, because the scripts of an environment contain its path.
     venvs = (PROJECT / "build/venvs").resolve()
     folder = venvs / f"{cloud}-{version}-{hashlib.sha256(pins.encode()).hexdigest()[:12]}"
     python = folder / "bin/python"
@@ -48,7 +47,7 @@ def environment(cloud: str) -> Path:
 
 
 def _pins(cloud: str) -> str:
-    """Each with the hashes of its files; nothing else is installed."""
+    """The requirements file's text: pins with the hashes of their files."""
     if cloud not in REQUIREMENTS:
         raise SystemExit(f"There is no environment {cloud!r}: use one of {', '.join(REQUIREMENTS)}")
     return (PROJECT / REQUIREMENTS[cloud]).read_text()

@@ -15,7 +15,7 @@ from gunicorn.http.errors import ExpectationFailed, LimitRequestHeaders, LimitRe
 from gunicorn.workers.gthread import ThreadWorker
 
 Pairs = Sequence[tuple[str, str]]
-"""Header names and values in the order of the wire, repeated ones too; gunicorn changes the case of names."""
+"""Header names and values in the order of the request, with repeated ones; gunicorn changes their case."""
 Reply = tuple[int, Iterable[tuple[str, str]], bytes]
 Exchange = Callable[[str, str, Pairs, bytes], Reply]
 """Method, target, headers and body of a request to status, headers and body of its answer."""
@@ -27,24 +27,24 @@ SETTINGS = {
     "limit_request_line": 8190,  # its most
     "limit_request_field_size": 64 * 1024,  # tokens longer than the API accepts get its 401, not a 431
     "forwarded_allow_ips": "",  # no proxy on this machine is trusted
-    "loglevel": "error",  # warnings name what was refused, and that may be a token
+    "loglevel": "error",  # warnings quote the rejected line, which may contain a token
 }
 STATUSES = {LimitRequestLine: 414, LimitRequestHeaders: 431, ExpectationFailed: 417}
-"""Of the refusals that are not 400."""
+"""By gunicorn's error; 400 for all others."""
 MAX_READ = 64 * 1024 * 1024
-KEPT = 1024 * 1024 + 1
-"""One byte more than the API accepts: enough for it to refuse the body as too large."""
+MAX_KEPT_BYTES = 1024 * 1024 + 1
+"""One byte more than the API accepts, so that the API rejects a larger body."""
 
 
 class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
-    """Serves in the thread that calls init_process(), and leaves signals to this process."""
+    """Serves in the thread that calls init_process(), without signal handlers."""
 
     def __init__(self, listener: socket.socket, application: "_Application", settings: Config) -> None:
         super().__init__(0, os.getppid(), [listener], application, 0, settings, Logger(settings))
         self._open: set[socket.socket] = set()
 
     def init_signals(self) -> None:
-        """None: gunicorn's are for a process of its own."""
+        """Does nothing: gunicorn's handlers are for a separate worker process."""
 
     def handle(self, conn: Any) -> Any:
         self._open.add(conn.sock)
@@ -54,14 +54,14 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             self._open.discard(conn.sock)
 
     def disconnect(self) -> None:
-        """Ends the requests in progress, whose threads the interpreter would wait for at its exit."""
+        """Ends the requests in progress: at its exit the interpreter would wait for their threads."""
         for connection in list(self._open):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         self.tpool.shutdown(wait=False, cancel_futures=True)
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: BaseException) -> None:  # noqa: ARG002
-        """What gunicorn refuses before there is a request for the application, as JSON."""
+        """Answers a request that gunicorn rejects before it reaches the application, as problem+json."""
         status = STATUSES.get(type(exc), 400)
         if not isinstance(exc, ParseException):
             self.log.error("unforeseen error", exc_info=exc)
@@ -95,7 +95,7 @@ class _Application:
     def _answer(self, environ: Mapping[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
         method = environ["REQUEST_METHOD"]
         if environ.get("HTTP_TRANSFER_ENCODING", "chunked").strip().lower() != "chunked":
-            raise ParseException("a transfer coding that is not decoded here")  # gunicorn hands it on
+            raise ParseException("a transfer coding that is not decoded here")  # gunicorn passes it on
         body = _body(environ["wsgi.input"], environ.get("CONTENT_LENGTH"))
         status, headers, answer = self._exchange(method, environ["RAW_URI"], self._current.headers, body)
         sent = [*headers]
@@ -134,11 +134,11 @@ class Server:
 
 
 def _body(stream: Any, length: str | None) -> bytes:
-    """The body, cut behind what the API accepts; the rest is read too, so that the client gets the answer.
+    """The body, truncated to MAX_KEPT_BYTES. The rest is read and dropped: then the client gets the answer.
 
     Raises ParseException when it ends before its Content-Length.
     """
-    kept: bytes = stream.read(KEPT)
+    kept: bytes = stream.read(MAX_KEPT_BYTES)
     read = len(kept)
     while read < MAX_READ and (dropped := len(stream.read(65536))):
         read += dropped

@@ -1,4 +1,4 @@
-"""Each cloud's own Python runtime, serving the folder that was built for it, on this machine."""
+"""Serves a built folder with its cloud's own Python runtime, on this machine."""
 
 import os
 import signal
@@ -27,9 +27,9 @@ START_TIMEOUT = 60
 
 @contextmanager
 def serving(cloud: str, built: Path, variables: Variables, host: str, port: int) -> Iterator[Process]:
-    """The runtime of `aws` (`chalice local`), `azure`, `gcp`, `lambda` or `oci` listens at the address.
+    """Run the runtime of `aws` (`chalice local`), `azure`, `gcp`, `lambda` or `oci` at the address.
 
-    Raises SystemExit when it ends before it listens. Of our own environment it sees `variables` alone.
+    Raises SystemExit when it ends before it listens. Its environment is `variables`, PATH, HOME and the like.
     """
     python = Path(sys.executable) if cloud == "aws" else environment(cloud)
     with RUNTIMES[cloud](python, built.resolve(), variables, host, port) as process:
@@ -37,18 +37,18 @@ def serving(cloud: str, built: Path, variables: Variables, host: str, port: int)
 
 
 def _chalice(python: Path, _: Path, variables: Variables, host: str, port: int) -> Running:
-    """`chalice local`, on the project itself; without reloading: the database writes below it."""
-    own = ["--no-autoreload", "--host", host, "--port", str(port)]
+    """`chalice local` on the project itself. No reloading, because the database writes into the project."""
+    options = ["--no-autoreload", "--host", host, "--port", str(port)]
     # Chalice warns that every request will be authorized; app.py verifies the tokens itself.
-    own_variables = {**variables, "PYTHONWARNINGS": "ignore:CognitoUserPoolAuthorizer"}
-    return _server([python.parent / "chalice", "local", *own], PROJECT, own_variables, host, port)
+    quiet = {**variables, "PYTHONWARNINGS": "ignore:CognitoUserPoolAuthorizer"}
+    return _server([python.parent / "chalice", "local", *options], PROJECT, quiet, host, port)
 
 
 def _gcp(python: Path, built: Path, variables: Variables, host: str, port: int) -> Running:
     """functions-framework with its production server, gunicorn; it trusts no proxy on this machine."""
-    own = ["--source", "main.py", "--target", "orders_api", "--host", host, "--port", str(port)]
-    own_variables = {**variables, "FORWARDED_ALLOW_IPS": ""}
-    return _server([python.parent / "functions-framework", *own], built, own_variables, host, port)
+    options = ["--source", "main.py", "--target", "orders_api", "--host", host, "--port", str(port)]
+    trusting_no_proxy = {**variables, "FORWARDED_ALLOW_IPS": ""}
+    return _server([python.parent / "functions-framework", *options], built, trusting_no_proxy, host, port)
 
 
 @contextmanager
@@ -56,8 +56,8 @@ def _azure(python: Path, built: Path, variables: Variables, host: str, port: int
     """The function app through the real azure-functions package; the Functions host itself is not on PyPI."""
     with tempfile.TemporaryDirectory(prefix="orders-api-azure-") as folder:
         listener = Path(folder) / "worker.sock"
-        own_variables = {**variables, "PYTHONPATH": f"{built}{os.pathsep}{PROJECT}"}
-        with _process([python, "-P", "-m", "local.azure_host", listener], built, own_variables) as process:
+        with_path = {**variables, "PYTHONPATH": f"{built}{os.pathsep}{PROJECT}"}
+        with _process([python, "-P", "-m", "local.azure_host", listener], built, with_path) as process:
             _wait(process, lambda: oci_front.connect(listener).close())
             with _in_a_thread(azure_front.serve(listener, host, port)):
                 yield process
@@ -71,14 +71,13 @@ def _lambda(python: Path, built: Path, variables: Variables, host: str, port: in
 
 @contextmanager
 def _oci(python: Path, built: Path, variables: Variables, host: str, port: int) -> Iterator[Process]:
-    """fdk's server on its unix socket, behind a front that does what Fn's does."""
+    """fdk's server on its unix socket, behind a front in place of Fn's."""
     with tempfile.TemporaryDirectory(prefix="orders-api-oci-") as folder:
         listener = Path(folder) / "fn.sock"
         # PYTHONPATH as the fn CLI's Dockerfile for Python sets it.
-        own = {"FN_FORMAT": "http-stream", "FN_LISTENER": f"unix:{listener}", "PYTHONPATH": str(built)}
-        with _process(
-            [python.parent / "fdk", "func.py", "orders_api"], built, {**variables, **own}
-        ) as process:
+        fn = {"FN_FORMAT": "http-stream", "FN_LISTENER": f"unix:{listener}", "PYTHONPATH": str(built)}
+        command = [python.parent / "fdk", "func.py", "orders_api"]
+        with _process(command, built, {**variables, **fn}) as process:
             _wait(process, lambda: oci_front.connect(listener).close())
             with _in_a_thread(oci_front.serve(listener, host, port)):
                 yield process
@@ -138,7 +137,7 @@ def _signals_held() -> Iterator[None]:
         yield
     finally:
         try:
-            for number, handler in reversed(replaced.items()):  # SIGINT last: it comes most
+            for number, handler in reversed(replaced.items()):  # SIGINT last: it is the most frequent
                 signal.signal(number, handler)
         finally:
             for caught in received[:1]:
@@ -163,7 +162,7 @@ def _wait(process: Process, connect: Callable[[], None]) -> None:
             return
         except OSError:
             if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit("The host did not start: its own words are above") from None
+                raise SystemExit("The host did not start: see its output above") from None
             time.sleep(0.05)
 
 

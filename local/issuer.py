@@ -1,4 +1,4 @@
-"""Tokens for local development, of the shape that Cognito signs; real signatures, our own key."""
+"""Tokens for local development, with Cognito's claims and real signatures by a local key."""
 
 import os
 import time
@@ -61,7 +61,7 @@ def variables(jwks_url: str) -> dict[str, str]:
         "AUTH_ISSUER": ISSUER,
         "AUTH_AUDIENCE": CLIENT_ID,
         "AUTH_JWKS_URL": jwks_url,
-        # For other providers: the values of the developer's shell are not meant for this issuer.
+        # Empty, so that the developer's shell does not set them: they are for other providers.
         **dict.fromkeys(["AUTH_TENANT_CLAIM", "AUTH_USER_CLAIM", "AUTH_EMAIL_CLAIM"], ""),
     }
 
@@ -73,6 +73,6 @@ def _write_new_key(path: Path) -> None:
     unfinished = path.with_suffix(f".{os.getpid()}")
     with os.fdopen(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
         file.write(pem)
-    with suppress(FileExistsError):  # another `make run` was first: its key is the one
+    with suppress(FileExistsError):  # another `make run` was first: its key is used
         os.link(unfinished, path)
     unfinished.unlink()

@@ -1,8 +1,8 @@
-"""Serves the Lambda zip: what Lambda does with it, on this machine, behind API Gateway's part.
+"""Serves the Lambda zip on this machine, in place of Lambda and API Gateway.
 
-The function runs under AWS's own Runtime Interface Client (awslambdaric), in an environment that holds
-nothing else, in its unzipped folder, which it cannot write to. This process plays Lambda's Runtime API
-(https://docs.aws.amazon.com/lambda/latest/dg/runtimes-api.html) and API Gateway; tokens are verified here.
+The function runs under AWS's own Runtime Interface Client (awslambdaric), in an environment that contains
+nothing else, in its unzipped, read-only folder. This process implements Lambda's Runtime API
+(https://docs.aws.amazon.com/lambda/latest/dg/runtimes-api.html) and API Gateway, and verifies the tokens.
 """
 
 import ctypes
@@ -31,26 +31,27 @@ from local import front
 from local.api_gateway import ApiGateway, Json, of_type
 
 MAX_INSTANCES = 4
-"""Processes that run side by side; a request beyond them waits."""
+"""Processes that run concurrently; further requests wait."""
 START_TIMEOUT = 50
-"""Seconds in which an instance must ask for work."""
+"""Seconds in which an instance must request its first invocation."""
 INTEGRATION_TIMEOUT = 29
 """Seconds that API Gateway waits for a function."""
 MAX_RESULT = 6 * 1024 * 1024 + 100
 ENDING = ("/runtime/init/error", "/runtime/restore/error")
 """Paths of the error reports that a process sends before it exits; the exit itself is handled."""
-LAMBDAS_NAMES = {"aarch64": "arm64"}
-"""Of the machines that Lambda calls otherwise than Linux."""
+LAMBDA_ARCHITECTURES = {"aarch64": "arm64"}
+"""Linux's names of machines to Lambda's, where they differ."""
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
 
 
 class Instance:
-    """One process of the function, and the Runtime API that it asks for one invocation after the other."""
+    """One process of the function, and its Runtime API, which serves one invocation after the other."""
 
     def __init__(self, command: list[str | Path], folder: Path, variables: Mapping[str, str]) -> None:
         self.calls: Queue[tuple[Mapping[str, str], bytes]] = Queue()
         self.results: Queue[bytes] = Queue()
-        self.asked = threading.Semaphore(0)
+        self.ready = threading.Semaphore(0)
+        """Released when the process requests an invocation, and when it has exited."""
         self._api = ThreadingHTTPServer(("127.0.0.1", 0), partial(_RuntimeApi, self))
         threading.Thread(target=self._api.serve_forever, args=[0.05], daemon=True).start()
         address = {"AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{self._api.server_port}"}
@@ -64,9 +65,9 @@ class Instance:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def invoke(self, event: bytes, arn: str, seconds: float) -> bytes:
-        """The function's result, or Lambda's words when it gave none; then the process has ended.
+        """The function's result, or Lambda's error JSON if the process exited without a result.
 
-        Raises TimeoutError when it has none after `seconds`.
+        Raises TimeoutError without either after `seconds`.
         """
         headers = {
             "Lambda-Runtime-Aws-Request-Id": str(uuid4()),
@@ -80,11 +81,11 @@ class Instance:
             self.stop()
             raise TimeoutError from None
 
-    def asks_for_work(self) -> bool:
-        """Waits until it does, at first and after each invocation; False when it has ended."""
-        return self.asked.acquire(timeout=START_TIMEOUT) and self.lives()
+    def wait_until_ready(self) -> bool:
+        """Waits until the process requests its next invocation; False when it has exited."""
+        return self.ready.acquire(timeout=START_TIMEOUT) and self.is_alive()
 
-    def lives(self) -> bool:
+    def is_alive(self) -> bool:
         return self._process.poll() is None
 
     def stop(self) -> None:
@@ -96,7 +97,7 @@ class Instance:
     def _watch(self) -> None:
         status = self._process.wait()
         self.results.put(_failed(f"Runtime exited with status {status}"))
-        self.asked.release()
+        self.ready.release()
 
 
 class _RuntimeApi(BaseHTTPRequestHandler):
@@ -112,12 +113,12 @@ class _RuntimeApi(BaseHTTPRequestHandler):
         if self.path.endswith("/runtime/restore/next"):
             self._send(200, b"{}")
             return
-        self._instance.asked.release()
+        self._instance.ready.release()
         headers, event = self._instance.calls.get()
         self._send(200, event, {"Content-Type": "application/json", **headers})
 
     def do_POST(self) -> None:
-        """A result, or an error; what API Gateway makes of them it sees by their shape alone."""
+        """A result or an error; local/api_gateway.py distinguishes them by their members."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if len(body) > MAX_RESULT:
             self._instance.results.put(_failed("Response payload size exceeded maximum allowed payload size"))
@@ -139,27 +140,27 @@ class _RuntimeApi(BaseHTTPRequestHandler):
 
 
 class Function:
-    """The deployed function: as many instances as there are requests at a time, up to MAX_INSTANCES."""
+    """The deployed function: one instance for each concurrent request, up to MAX_INSTANCES."""
 
     def __init__(self, properties: Json, python: Path, folder: Path, variables: Mapping[str, str]) -> None:
         self._command: list[str | Path] = [python, "-m", "awslambdaric", properties["Handler"]]
         self._folder = folder
         self._timeout: int = properties["Timeout"]
-        self._variables = {**variables, **_lambdas_own(properties, folder, variables)}
-        self._room = threading.Semaphore(MAX_INSTANCES)
+        self._variables = {**variables, **_lambda_variables(properties, folder, variables)}
+        self._free = threading.Semaphore(MAX_INSTANCES)
         self._idle: list[Instance] = []
         self._all: list[Instance] = []
 
     def start(self) -> None:
-        """Have one instance ready. Raises SystemExit when it does not come up."""
+        """Start one instance. Raises SystemExit when it fails."""
         first = self._instance()
-        if not first.lives():
-            raise SystemExit("The function did not start: its own words are above")
+        if not first.is_alive():
+            raise SystemExit("The function did not start: see its output above")
         self._idle.append(first)
 
     def invoke(self, event: bytes) -> bytes:
-        """The result, or the JSON of what went wrong. Raises TimeoutError after INTEGRATION_TIMEOUT."""
-        with self._room:
+        """The result, or Lambda's error JSON. Raises TimeoutError after INTEGRATION_TIMEOUT."""
+        with self._free:
             instance = self._instance()
             name = self._variables["AWS_LAMBDA_FUNCTION_NAME"]
             arn = f"arn:aws:lambda:{self._variables['AWS_REGION']}:000000000000:function:{name}"
@@ -170,7 +171,7 @@ class Function:
                     raise
                 return _failed(f"Task timed out after {self._timeout} seconds")
             finally:
-                if instance.asks_for_work():
+                if instance.wait_until_ready():
                     self._idle.append(instance)
                 else:
                     instance.stop()
@@ -180,14 +181,14 @@ class Function:
             instance.stop()
 
     def _instance(self) -> Instance:
-        """The one that rested last, or a new one."""
+        """The most recently used idle instance, or a new one."""
         with suppress(IndexError):
             while True:
-                if (resting := self._idle.pop()).lives():
-                    return resting
+                if (idle := self._idle.pop()).is_alive():
+                    return idle
         new = Instance(self._command, self._folder, self._variables)
         self._all.append(new)
-        new.asks_for_work()  # if it never does, its invocation fails
+        new.wait_until_ready()  # if it never is, its invocation fails
         return new
 
 
@@ -195,7 +196,7 @@ def _failed(message: str) -> bytes:
     return json.dumps({"errorMessage": message}).encode()
 
 
-def _lambdas_own(properties: Json, folder: Path, variables: Mapping[str, str]) -> dict[str, str]:
+def _lambda_variables(properties: Json, folder: Path, variables: Mapping[str, str]) -> dict[str, str]:
     """The variables that Lambda sets."""
     from_snapshots = properties.get("SnapStart", {}).get("ApplyOn") == "PublishedVersions"
     return {
@@ -214,9 +215,9 @@ def _lambdas_own(properties: Json, folder: Path, variables: Mapping[str, str]) -
 
 @contextmanager
 def function(package: Path, python: Path, variables: Mapping[str, str]) -> Iterator[tuple[Function, Json]]:
-    """The function of a build's package/, with its first instance ready, and the template that it came with.
+    """The function of a build's package/, with its first instance started, and its template.
 
-    Raises SystemExit when the zip cannot run here, or does not.
+    Raises SystemExit when the zip is for another machine or Python, or does not start.
     """
     template: Json = json.loads((package / "sam.json").read_text())
     properties = of_type(template, "AWS::Serverless::Function")
@@ -224,7 +225,7 @@ def function(package: Path, python: Path, variables: Mapping[str, str]) -> Itera
     constants = {
         name: value
         for name, value in properties["Environment"]["Variables"].items()
-        if isinstance(value, str)  # the others are the stack's parameters
+        if isinstance(value, str)  # the others refer to the stack's parameters
     }
     with _unzipped(package / "deployment.zip") as folder:
         deployed = Function(properties, python, folder, {**constants, **variables})
@@ -241,7 +242,7 @@ def _check(properties: Json) -> None:
         raise SystemExit(
             f"The zip is for {properties['Runtime']}, this is {runtime}: build it with this Python"
         )
-    architecture = LAMBDAS_NAMES.get(platform.machine(), platform.machine())
+    architecture = LAMBDA_ARCHITECTURES.get(platform.machine(), platform.machine())
     if properties["Architectures"] != [architecture]:
         raise SystemExit(
             f"The zip is for {', '.join(properties['Architectures'])}, this machine is {architecture}: "
@@ -251,7 +252,7 @@ def _check(properties: Json) -> None:
 
 @contextmanager
 def _unzipped(archive: Path) -> Iterator[Path]:
-    """A folder with the zip's content, which the function can read and not write, as on Lambda."""
+    """A folder with the zip's content, read-only for the function, as on Lambda."""
     with tempfile.TemporaryDirectory(prefix="order-api-lambda-") as name:
         folder = Path(name) / "task"
         with ZipFile(archive) as zipped:
@@ -270,9 +271,10 @@ def main(python: Path, built: Path, host: str, port: int) -> None:
 
 
 def _variables() -> dict[str, str]:
-    """Ours without those of Python, of what verifies tokens, which the function does not, and CORS_ORIGIN.
+    """This process's variables, without Python's, those for verifying tokens, and CORS_ORIGIN.
 
-    That one the build has fixed, for API Gateway's own answers too.
+    The function does not verify tokens. CORS_ORIGIN is fixed in the build, because API Gateway's own answers
+    contain it too.
     """
     if (provider := os.environ.get("AUTH_PROVIDER") or "cognito") != "cognito":
         raise SystemExit(
@@ -287,7 +289,7 @@ def _variables() -> dict[str, str]:
 
 
 def _obey_modes() -> None:
-    """Have the modes of files bind our children even as root, as they bind every other user."""
+    """Make file modes apply to child processes even as root, as they do to every other user."""
     if os.geteuid() == 0:
         ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
 

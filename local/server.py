@@ -1,4 +1,4 @@
-"""The server of `make run`: our gateway, and the pages that only local development has."""
+"""The server of `make run`: the gateway, and pages that only local development has."""
 
 from collections.abc import Callable
 from uuid import uuid4

@@ -1,4 +1,4 @@
-"""Does API Gateway's work on every other host.
+"""Replaces API Gateway on every other host.
 
 It finds the route, verifies the token where the route has an authorizer, builds API Gateway's event, calls
 the app and returns what a host sends. A shim only translates its cloud's request and response.
@@ -47,7 +47,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the client gets."""
+    """The response to the client."""
 
     status: int
     headers: dict[str, str]
@@ -134,7 +134,7 @@ class Gateway:
             "body": request.body,
             "isBase64Encoded": False,
         }
-        # On Lambda the second argument is its context; no request can put anything there.
+        # The second argument, on Lambda its context, is trusted: a request cannot set it.
         answer = self._app(event, invocation)
         if _CONTROL.search("".join(answer["headers"].values())):
             raise ValueError("a response header holds a control character")
@@ -174,5 +174,5 @@ def _is_whole(body: bytes, declared_length: str) -> bool:
 
 
 def _preflight(methods: list[str]) -> Response:
-    """Chalice's own preflight answer on API Gateway: the path's methods, whatever the browser asks for."""
+    """As Chalice answers a preflight on API Gateway: all methods of the path, for every request."""
     return Response("", {"Access-Control-Allow-Methods": ",".join(methods)})

@@ -12,7 +12,7 @@ SEED_BYTES = (Path(__file__).parents[1] / "test_order.json").read_bytes()
 
 
 def seed(**changes: Any) -> dict[str, Any]:
-    """The seed order, with some members changed; None drops nothing, it sends null."""
+    """The seed order, with some members changed; None is sent as null."""
     return {**json.loads(SEED_BYTES), **changes}
 
 
@@ -75,15 +75,15 @@ class Client:
 
 
 def over_http(host: str, port: int) -> Transport:
-    """One connection a request, so that each test stands alone."""
+    """A new connection for each request, so that tests do not affect each other."""
 
     def send(method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
         connection = http.client.HTTPConnection(host, port, timeout=30)
         try:
             connection.request(method, target, body or None, dict(headers))
             response = connection.getresponse()
-            found = {name.lower(): value for name, value in response.getheaders()}
-            return Answer(response.status, found, response.read())
+            received = {name.lower(): value for name, value in response.getheaders()}
+            return Answer(response.status, received, response.read())
         finally:
             connection.close()
 

@@ -22,7 +22,7 @@ class AnswerFault(Enum):
 
 
 class FaultPlan:
-    """How many of the next answers get which fault."""
+    """Assigns faults to the next answers."""
 
     def __init__(self, rng: random.Random | None = None) -> None:
         self.rng = rng or random.Random()

@@ -19,8 +19,8 @@ from tools.postgres_traffic import READY, Counter, MessageParser, Traffic
 SOCKET = ".s.PGSQL.5432"
 TERMINATE_MESSAGE = b"X\0\0\0\4"
 SPIN = 0.0001
-"""Seconds at the end of a delay that are waited for in a loop, because sleep() may end that late. As short as
-possible: the scheduler puts a thread that has been computing behind the others."""
+"""Seconds at the end of a delay that are spent in a busy loop, because sleep() may return that late. As
+short as possible: the scheduler lowers the priority of a thread that uses the CPU."""
 PR_SET_TIMERSLACK = 29
 
 
@@ -50,7 +50,7 @@ class Proxy:
         self.upstream = os.fspath(upstream / SOCKET)
         self.counter = Counter()
         self.flowing = threading.Event()
-        """Cleared while nothing may pass."""
+        """Cleared while the proxy is stalled."""
         self.flowing.set()
         self._lock = threading.Lock()
         self._connections: set[Connection] = set()
@@ -137,15 +137,16 @@ class Proxy:
 
 
 class Connection:
-    """One client's connection and the server's behind it, forwarded by one thread.
+    """One client's connection and its connection to the server, forwarded by one thread.
 
-    Data is counted before it is forwarded: a client that has its answer finds it counted.
+    Data is counted before it is forwarded: once a client has an answer, its traffic is counted.
     """
 
     def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
         self._proxy, self._client, self._server = proxy, client, server
         self._parser = MessageParser() if proxy.parses else None
-        self._client_spoke = False
+        self._awaits_answer = False
+        """Whether the client has sent something since the server's last answer."""
         self.is_silent = False
         if client.family == socket.AF_INET:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -178,12 +179,12 @@ class Connection:
         data = self._client.recv(1 << 18)
         if not data:
             return False
-        is_trip = not self._client_spoke and data != TERMINATE_MESSAGE
+        is_trip = not self._awaits_answer and data != TERMINATE_MESSAGE
         messages = self._parser.messages(data) if self._parser else []
         self._proxy.counter.add_sent(data, is_trip, messages)
         if is_trip:
             self._hold()
-        self._client_spoke = True
+        self._awaits_answer = True
         self._proxy.flowing.wait()
         self._server.sendall(data)
         return True
@@ -194,9 +195,9 @@ class Connection:
         if not answer:
             return False
         self._proxy.counter.add_received(answer, self._parser.rows(answer) if self._parser else 0)
-        if self._client_spoke:
+        if self._awaits_answer:
             self._hold()
-        self._client_spoke = False
+        self._awaits_answer = False
         self._proxy.flowing.wait()
         if self.is_silent or self._proxy.drops_answers:
             return True

@@ -29,7 +29,7 @@ class Server:
     """A private cluster on a socket in `folder`. As root it runs as the embedded server's own user."""
 
     def __init__(self, binaries: Path, folder: Path, primary: "Server | None" = None) -> None:
-        """Empty, or a standby of that one: a copy of it, which follows what it does once it is started."""
+        """An empty cluster, or a standby of `primary`: a copy that replicates it once it is started."""
         self.binaries, self.folder = binaries, folder
         self.data = folder / "data"
         self.options = ""
@@ -53,7 +53,7 @@ class Server:
         return Urls(owner=self.url("orders_owner"), app=self.url("orders_app"))
 
     def start(self) -> None:
-        """Start, and wait until it answers; after a kill also until the kernel let go of its memory."""
+        """Start, and wait until it answers. Retried: after a kill its shared memory may still exist."""
         own = shlex.join(["-h", "", "-k", str(self.folder), *SILENT_ABOUT_VALUES])
         options = f"{own} {self.options}"
         deadline = time.monotonic() + 30
@@ -74,14 +74,14 @@ class Server:
         self.start()
 
     def stop(self) -> None:
-        with suppress(subprocess.CalledProcessError):  # it is down already
+        with suppress(subprocess.CalledProcessError):  # it is not running
             self.run("pg_ctl", "-w", "-m", "immediate", "stop")
 
     def postmaster(self) -> psutil.Process:
         return psutil.Process(int((self.data / "postmaster.pid").read_text().split()[0]))
 
     def kill(self) -> None:
-        """SIGKILL to the postmaster and its children: no connection is closed in order."""
+        """SIGKILL to the postmaster and its children: connections end without a shutdown."""
         postmaster = self.postmaster()
         for process in (postmaster, *postmaster.children()):
             with suppress(psutil.NoSuchProcess):
@@ -92,7 +92,7 @@ class Server:
         self.run("pg_ctl", "-w", "promote")
 
     def create_database(self) -> None:
-        """The database `orders` and its owner, which is no superuser: it may create roles, no more."""
+        """The database `orders` and its owner, who is no superuser but may create roles."""
         with connected(self.url("postgres", "postgres")) as connection, connection.cursor() as cursor:
             cursor.execute("create role orders_owner login createrole")
             cursor.execute("create database orders owner orders_owner")
@@ -124,7 +124,7 @@ def private_server(binaries: Path = EMBEDDED) -> Iterator[Server]:
 
 @contextmanager
 def standby_of(primary: Server) -> Iterator[Server]:
-    """A running standby that replays what the primary does; removed afterwards."""
+    """A running standby of the primary; removed afterwards."""
     with _temporary_folder("order-api-standby-") as folder:
         standby = Server(primary.binaries, folder, primary)
         try:
@@ -147,7 +147,7 @@ def connected(url: str) -> Iterator[Any]:
 
 @contextmanager
 def _temporary_folder(prefix: str) -> Iterator[Path]:
-    """One that the server's own user can be given; a folder it still writes to is no error."""
+    """A folder that the server's user may own. Errors while removing it are ignored: the server may write."""
     folder = Path(tempfile.mkdtemp(prefix=prefix))
     try:
         yield folder

@@ -1,4 +1,4 @@
-"""Counts what passes between clients and PostgreSQL (wire protocol 3)."""
+"""Counts the traffic between clients and PostgreSQL (wire protocol 3)."""
 
 import struct
 import threading
@@ -12,7 +12,7 @@ READY = b"Z\0\0\0\5I"
 
 @dataclass
 class Traffic:
-    """What passed since counting began."""
+    """The traffic since counting began."""
 
     trips: int = 0
     """How often a client sent something and then waited for the server."""

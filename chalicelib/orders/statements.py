@@ -69,7 +69,7 @@ def _orders_page(my_orders: bool, start: str) -> Select[Any]:
 
 
 def _prepared_page(start: str) -> Select[Any]:
-    """A page as a prepared statement. Its plan does not know the limit: the constant makes it expect few rows."""
+    """A page for a prepared plan, which does not know the limit: the constant makes it expect few rows."""
     conditions = [_OWN_ORDERS]
     if start == "cursor":
         conditions.append(_ORDERS.c.order_id < bindparam("after"))

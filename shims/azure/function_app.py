@@ -8,7 +8,7 @@ from app import app
 from shims.gateway import Answer, Gateway, Request
 
 gateway = Gateway(app, "azure")
-functions = FunctionApp(http_auth_level=AuthLevel.ANONYMOUS)  # our own token check decides
+functions = FunctionApp(http_auth_level=AuthLevel.ANONYMOUS)  # the gateway verifies tokens
 
 
 @functions.function_name("orders_api")

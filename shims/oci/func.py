@@ -24,7 +24,7 @@ def incoming(ctx: InvokeContext, data: io.BytesIO) -> Request:
     return Request(
         method=ctx.Method(),
         target=f"{url.path}?{url.query}",
-        # Fn prefixes every header that a client sent but Content-Type, which travels as its own.
+        # Fn prefixes every client header except Content-Type, which becomes that of the call itself.
         headers={"content-type": ctx.Headers().get("content-type", "application/json"), **ctx.HTTPHeaders()},
         body=data.getvalue(),
         id=ctx.CallID(),

@@ -1,4 +1,4 @@
-"""`make conform`: sends the list to a deployed stage, and prints a table of what differs."""
+"""`make conform`: sends the cases to a deployed stage, and prints a table of the differences."""
 
 import http.client
 import json
@@ -37,24 +37,24 @@ With `make run` going: make conform URL=http://127.0.0.1:8000 TOKEN=$(make -s to
   OTHER_TOKEN=$(make -s token TENANT=globex)
 docs/identity.md says where each provider's tokens come from."""
 TOKENS = {"alice": "TOKEN", "stranger": "OTHER_TOKEN", "tenantless": "TENANTLESS_TOKEN"}
-"""The variable that holds the token of each of the list's callers."""
+"""The variable with each caller's token."""
 TIMEOUT = 30
 """Seconds to wait for an answer."""
 TOO_MANY_REQUESTS = 429
 RATE_LIMIT_WAIT = 10
 """Seconds of waiting for RATE_LIMIT, at most, for one request."""
-SHORT = 160
+MAX_EXCERPT = 160
 DOCUMENT = "the OpenAPI document"
 SAME_TENANT = ("another tenant's order", "another tenant's cursor")
 
 
 class Unusable(Exception):
-    """There is nothing to compare; the text gives the reason and what to do."""
+    """Nothing can be compared; the message has the reason and what to do."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A deployed API, and what its settings change in its answers."""
+    """A deployed API, and those of its settings that change its answers."""
 
     url: SplitResult
     callers: suite.Callers
@@ -62,7 +62,7 @@ class Stage:
     currency: str = "USD"
 
     @classmethod
-    def named(cls, variables: Mapping[str, str]) -> "Stage":
+    def from_variables(cls, variables: Mapping[str, str]) -> "Stage":
         """From the variables of `make conform`. Raises Unusable."""
         given = {name: value.strip() for name, value in variables.items()}
         missing = [name for name in ("URL", "TOKEN") if not given.get(name)]
@@ -74,22 +74,22 @@ class Stage:
         return cls(_url(given["URL"]), tokens, given.get("ORIGIN") or "*", given.get("CURRENCY") or "USD")
 
     def send(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """The target goes out as it is, behind the URL's path. What RATE_LIMIT turns away, of which nothing
-        has happened, is sent again as soon as it may be. Raises Unusable where that is late.
+        """Send the target unchanged, after the URL's path. A rate-limited request had no effect: it is sent
+        again after Retry-After. Raises Unusable when that takes longer than RATE_LIMIT_WAIT.
         """
-        began = time.monotonic()
+        started = time.monotonic()
         while (answer := self._send_once(method, target, headers, body)).status == TOO_MANY_REQUESTS:
             seconds = answer.headers.get("retry-after", "")
             if not seconds.isdecimal():
                 break
             pause = max(1, int(seconds))
-            if time.monotonic() - began + pause > RATE_LIMIT_WAIT:
+            if time.monotonic() - started + pause > RATE_LIMIT_WAIT:
                 raise Unusable("The stage's RATE_LIMIT is too low for this list: raise it or unset it")
             time.sleep(pause)
         return answer
 
     def _send_once(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """One connection a request."""
+        """A new connection for each request."""
         secure = self.url.scheme == "https"
         connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         connection = connect(self.url.hostname or "", self.url.port, timeout=TIMEOUT)
@@ -97,8 +97,8 @@ class Stage:
             with suppress(BrokenPipeError, ConnectionResetError):  # it may have answered before all was sent
                 connection.request(method, self.url.path + target, body or None, dict(headers))
             response = connection.getresponse()
-            found = {name.lower(): value for name, value in response.getheaders()}
-            return Answer(response.status, found, response.read())
+            received = {name.lower(): value for name, value in response.getheaders()}
+            return Answer(response.status, received, response.read())
         finally:
             connection.close()
 
@@ -133,9 +133,9 @@ def _url(text: str) -> SplitResult:
 
 
 def newest(stage: Stage) -> dict[str, str]:
-    """Each caller's last order, so that older ones can be told apart; '' where there is none.
+    """Each caller's newest order before the run, to exclude older ones; '' where there is none.
 
-    Raises Unusable when this is no order API, or one that does not take the tokens.
+    Raises Unusable when this is no order API, or does not accept the tokens.
     """
     health = _get(stage, "/health", {})
     if health.status in range(300, 400) and "location" in health.headers:
@@ -186,10 +186,10 @@ def _get(stage: Stage, target: str, headers: Mapping[str, str]) -> Answer:
         raise Unusable(f"{_full_url(stage, target)} cannot be reached: {reason}") from None
 
 
-def in_a_fresh_tenant(case: Case, answer: Answer, newest: Mapping[str, str]) -> Answer:
-    """The list as it were without the orders that the caller had before. Order ids sort by time.
+def without_older_orders(case: Case, answer: Answer, newest: Mapping[str, str]) -> Answer:
+    """A list without the orders from before the run, because order ids sort by time.
 
-    What somebody else placed since then stays, and so a stranger's list that shows this run's orders differs.
+    All newer orders stay: if tenants are not separated, the stranger's list shows this run's, and differs.
     """
     page = suite.members(answer)
     before = newest.get(case.caller, "")
@@ -215,9 +215,9 @@ class Report:
             self.left_out[case.name] = "since DOCS is off"
             return
         del self.left_out[case.name]
-        found = suite.differences(case, answer, wanted)
-        if found:
-            self.differing[case.name] = found
+        differences = suite.differences(case, answer, wanted)
+        if differences:
+            self.differing[case.name] = differences
         else:
             self.alike += 1
 
@@ -234,29 +234,33 @@ class Report:
 
 def _table(differing: Mapping[str, Iterable[Difference]]) -> Table:
     table = Table("case", "part", "expected", "came", show_lines=True)
-    for name, found in differing.items():
-        # Where the status differs, so does all the rest: the body explains more than the headers.
-        other = any(difference.part == "status" for difference in found)
-        shown = [each for each in found if not other or each.part in ("status", "body")]
-        for number, (part, expected, came) in enumerate(shown):
-            cells = ["" if number else name, part, *_excerpts(expected, came)]
+    for name, differences in differing.items():
+        # If the status differs, everything else does too: the body explains more than the headers.
+        has_other_status = any(difference.part == "status" for difference in differences)
+        shown = [
+            difference
+            for difference in differences
+            if not has_other_status or difference.part in ("status", "body")
+        ]
+        for number, (part, expected, received) in enumerate(shown):
+            cells = ["" if number else name, part, *_excerpts(expected, received)]
             table.add_row(*(Text(cell, overflow="fold") for cell in cells))
     return table
 
 
-def _excerpts(expected: str, came: str) -> tuple[str, str]:
-    """Both from shortly before where they part."""
-    pairs = enumerate(zip(expected, came, strict=False))
-    same = next((at for at, (one, other) in pairs if one != other), min(len(expected), len(came)))
-    start = max(0, same - 40) if max(len(expected), len(came)) > SHORT else 0
-    return _short(expected, start), _short(came, start)
+def _excerpts(expected: str, received: str) -> tuple[str, str]:
+    """Both from shortly before the first difference."""
+    pairs = enumerate(zip(expected, received, strict=False))
+    same = next((at for at, (one, other) in pairs if one != other), min(len(expected), len(received)))
+    start = max(0, same - 40) if max(len(expected), len(received)) > MAX_EXCERPT else 0
+    return _short(expected, start), _short(received, start)
 
 
 def _short(text: str, start: int = 0) -> str:
-    """A piece of it on one line, without what could drive a terminal."""
-    piece = text[start : start + SHORT]
-    printable = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in piece)
-    return f"{'…' if start else ''}{printable}{'…' if len(text) > start + SHORT else ''}"
+    """An excerpt on one line, with control characters escaped."""
+    excerpt = text[start : start + MAX_EXCERPT]
+    printable = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in excerpt)
+    return f"{'…' if start else ''}{printable}{'…' if len(text) > start + MAX_EXCERPT else ''}"
 
 
 def _full_url(stage: Stage, target: str) -> str:
@@ -264,7 +268,7 @@ def _full_url(stage: Stage, target: str) -> str:
 
 
 def compare(stage: Stage) -> int:
-    """Print what differs. 0 when nothing does, 1 when anything does, 130 after Ctrl-C."""
+    """Print the differences. 0: none; 1: some; 130: stopped by Ctrl-C."""
     console, progress = Console(), Console(stderr=True)
     before, wanted = newest(stage), stage.expected()
     placing = sum(case.status == 201 for case in CASES)
@@ -272,12 +276,12 @@ def compare(stage: Stage) -> int:
         f"This places up to {placing} orders in the tenant of TOKEN. They stay there.", highlight=False
     )
     report, stopped = Report(stage.callers), 0
-    asked, silent = suite.run(stage.send, stage.callers), 0
+    answers, silent = suite.run(stage.send, stage.callers), 0
     try:
-        for case, answer in track(asked, "Asking", len(CASES), console=progress, transient=True):
-            report.add(case, in_a_fresh_tenant(case, answer, before), wanted[case.name])
+        for case, answer in track(answers, "Sending", len(CASES), console=progress, transient=True):
+            report.add(case, without_older_orders(case, answer, before), wanted[case.name])
             silent = silent + 1 if answer.status == suite.NO_ANSWER else 0
-            if silent >= 3 and not _is_up(stage):  # a host may drop a connection and live on
+            if silent >= 3 and not _is_up(stage):  # a host may close a connection and keep running
                 progress.print("The API has stopped answering.")
                 break
     except KeyboardInterrupt:
@@ -293,9 +297,9 @@ def _is_up(stage: Stage) -> bool:
 
 
 def main() -> int:
-    """2 when there is nothing to compare."""
+    """The exit status; 2 when nothing can be compared."""
     try:
-        return compare(Stage.named(os.environ))
+        return compare(Stage.from_variables(os.environ))
     except Unusable as unusable:
         sys.stderr.write(f"{unusable}\n")
         return 2

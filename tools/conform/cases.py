@@ -1,4 +1,4 @@
-"""The requests that every host must answer alike, each with what the answer must be."""
+"""The requests that every host must answer identically, each with the expected status."""
 
 import json
 from collections.abc import Mapping
@@ -13,20 +13,20 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True)
 class Case:
-    """One request. `{run}` and what earlier cases kept, as `{first.order_id}`, are filled in."""
+    """One request. `{run}` and values of earlier answers, such as `{first.order_id}`, are substituted."""
 
     name: str
     method: str
     target: str
     status: int
     slug: str = ""
-    """Of the problem, when it is one."""
+    """The problem's slug, if the answer is a problem."""
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
     caller: str = "alice"
-    """Whose token goes along: `alice`, `stranger` of another tenant, `tenantless`; `` sends none."""
+    """Whose token is sent: `alice`, `stranger` of another tenant, `tenantless`; empty sends none."""
     keep: str = ""
-    """Under which name later cases find this answer's order_id and next_cursor."""
+    """The name under which later cases can use this answer's order_id and next_cursor."""
 
 
 def get(name: str, target: str, status: int, slug: str = "", **more: Any) -> Case:
@@ -41,7 +41,7 @@ def post(name: str, body: Any, status: int, slug: str = "", **more: Any) -> Case
 
 
 def with_token(name: str, authorization: str) -> Case:
-    """A request whose Authorization header opens nothing."""
+    """A request with an invalid Authorization header."""
     return get(name, "/orders", 401, "unauthorized", caller="", headers={"Authorization": authorization})
 
 
@@ -184,7 +184,7 @@ CASES = [
         headers={"Idempotency-Key": "k" * 256},
     ),
     post("a query on POST", SEED_BYTES, 400, "malformed-request", target="/orders?tenant_id=victim"),
-    # Who is asking
+    # Tokens
     get("no token", "/orders", 401, "unauthorized", caller=""),
     post("no token with a body", SEED_BYTES, 401, "unauthorized", caller=""),
     post("no token with garbage for a body", b"{", 401, "unauthorized", caller=""),
@@ -197,7 +197,7 @@ CASES = [
     with_token("basic credentials", "Basic YWxpY2U6c2VjcmV0"),
     get("a token without a tenant", "/orders", 403, "missing-tenant", caller="tenantless"),
     post("a token without a tenant, with garbage", b"{", 403, "missing-tenant", caller="tenantless"),
-    # What only looks like a host's own word
+    # Client headers that imitate a host's
     get(
         "claims in headers",
         "/orders",

@@ -23,7 +23,7 @@ PRINT_INTERVAL = 5.0
 def main() -> None:
     for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, signal.default_int_handler)
-    # Child processes write into a file; the terminal is for the progress alone.
+    # Child processes write into a file: the terminal shows only the progress.
     console = Console() if Console().is_terminal else Console(width=120)
     plan = _plan()
     console.print(f"seed {plan.seed}, {plan.seconds / 60:g} minutes, sabotage: {plan.sabotage or 'none'}")
@@ -31,24 +31,22 @@ def main() -> None:
     try:
         _run(report, console)
     except KeyboardInterrupt:
-        console.print(
-            "Stopped before there was anything to reckon up; everything that was started has ended."
-        )
+        console.print("Stopped before there were results; all started processes have ended.")
         raise SystemExit(130) from None
     except BaseException:
         _print(report, console)
         raise
     _print(report, console)
     if report.interrupted is not None:
-        console.print("Stopped; that was all until then, and everything that was started has ended.")
+        console.print("Stopped: these are the results so far; all started processes have ended.")
     raise SystemExit(report.exit_status())
 
 
 def _print(report: Report, console: Console) -> None:
-    heard = sorted(report.ledger.answers.items(), key=str)
-    answers = ", ".join(f"{times} x {what}" for what, times in heard)
+    outcomes = sorted(report.ledger.answers.items(), key=str)
+    answers = ", ".join(f"{times} x {outcome}" for outcome, times in outcomes)
     slowest = f"slowest answer: {report.ledger.slowest:.1f} s"
-    for part in (_faults(report), f"answers: {answers}; {slowest}", _reckoning(report)):
+    for part in (_faults(report), f"answers: {answers}; {slowest}", _totals(report)):
         console.print(part, highlight=False)
     problems = report.problems()
     for problem in problems:
@@ -65,7 +63,7 @@ def _plan() -> Plan:
         "--sabotage",
         choices=SABOTAGES,
         default=os.environ.get("SABOTAGE") or None,
-        help="take a guard away first: the same run must then not print zeros",
+        help="remove a guard first: the run must then report broken promises",
     )
     parser.add_argument("--seed", type=_seed, default=os.environ.get("SEED") or str(secrets.randbelow(10**6)))
     chosen = parser.parse_args()
@@ -98,40 +96,40 @@ def _run(report: Report, console: Console) -> None:
     columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("starting PostgreSQL and the API", total=plan.seconds)
-        said = -PRINT_INTERVAL
+        last_print = -PRINT_INTERVAL
 
-        def show(report: Report, doing: str) -> None:
-            nonlocal said
+        def show(report: Report, step: str) -> None:
+            nonlocal last_print
             elapsed = time.monotonic() - report.started
             ledger = report.ledger
             text = (
                 f"{report.kills} kills, {report.faults.total()} faults, {ledger.requests} requests, "
-                f"{ledger.acknowledged()} acknowledged: {doing}"
+                f"{ledger.acknowledged()} acknowledged: {step}"
             )
             progress.update(task, completed=min(elapsed, plan.seconds), description=text)
-            if not console.is_terminal and elapsed - said > PRINT_INTERVAL:
-                said = elapsed
+            if not console.is_terminal and elapsed - last_print > PRINT_INTERVAL:
+                last_print = elapsed
                 console.print(f"{elapsed:5.0f} s  {text}", highlight=False)
 
         run(report, show)
 
 
 def _faults(report: Report) -> Table:
-    """How long the service took to be back, each time from when the database was."""
+    """By fault, the seconds from the database's recovery to the service's."""
     table = Table("fault", "injected", "hits", "back after, median", "slowest")
     for fault, times in sorted(report.faults.items()):
-        took = sorted(report.recoveries.get(fault, []))  # none yet of one that was interrupted
+        took = sorted(report.recoveries.get(fault, []))  # empty for an interrupted fault
         seconds = (f"{took[len(took) // 2]:.2f} s", f"{took[-1]:.2f} s") if took else ("", "")
         table.add_row(fault, str(times), str(report.hits[fault]), *seconds)
     return table
 
 
-def _reckoning(report: Report) -> Table:
+def _totals(report: Report) -> Table:
     verdict, ledger = report.verdict, report.ledger
     table = Table("faults injected", "requests sent", "orders acknowledged", "lost", "doubled", "crossed")
     sent = (report.faults.total(), ledger.requests, ledger.acknowledged())
-    found = (verdict.lost, verdict.doubled, verdict.crossed) if verdict else ("?",) * 3
-    table.add_row(*map(str, (*sent, *found)))
+    broken = (verdict.lost, verdict.doubled, verdict.crossed) if verdict else ("?",) * 3
+    table.add_row(*map(str, (*sent, *broken)))
     return table
 
 

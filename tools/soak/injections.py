@@ -1,4 +1,4 @@
-"""The faults: each is injected under load, and returns when it was repaired."""
+"""The faults: each is injected under load, repaired, and returns the time of the repair."""
 
 import random
 import time
@@ -15,7 +15,7 @@ from tools.postgres_server import connected
 from tools.soak.soak_environment import SoakEnvironment
 
 HIT_TIMEOUT = 10
-"""Seconds in which a fault must find something to hit."""
+"""Seconds in which a fault must find a target."""
 START_TIMEOUT = 60
 """Seconds in which PostgreSQL must have recovered from its log."""
 
@@ -26,11 +26,11 @@ class Injected:
 
     repaired_at: float
     hits: int = 1
-    """Processes, connections or answers; 0 where there was nothing to hit."""
+    """Affected processes, connections or answers; 0 if there was none."""
 
 
 def kill_backend(environment: SoakEnvironment, rng: random.Random) -> Injected:
-    """SIGKILL to one of the API's server processes: PostgreSQL ends all others and recovers from its log."""
+    """SIGKILL to one of the API's backends: PostgreSQL ends all others and recovers from its WAL."""
 
     def kill_one() -> bool:
         with (
@@ -39,15 +39,15 @@ def kill_backend(environment: SoakEnvironment, rng: random.Random) -> Injected:
             witness.cursor() as cursor,
         ):
             cursor.execute("select pid from pg_stat_activity where usename = 'orders_app'")
-            return _one_is_killed([pid for (pid,) in cursor.fetchall()], rng) and _is_ended(cursor)
+            return _kill_one([pid for (pid,) in cursor.fetchall()], rng) and _is_ended(cursor)
         return False
 
     hits = _until(kill_one)
     return Injected(wait_for_database(environment), hits)
 
 
-def _one_is_killed(pids: Sequence[int], rng: random.Random) -> bool:
-    """Whether one of them was killed: they may have ended by themselves."""
+def _kill_one(pids: Sequence[int], rng: random.Random) -> bool:
+    """Returns False when the chosen process has already ended."""
     with suppress(psutil.NoSuchProcess, IndexError):
         process = psutil.Process(rng.choice(pids))
         if process.status() != psutil.STATUS_ZOMBIE:
@@ -57,7 +57,7 @@ def _one_is_killed(pids: Sequence[int], rng: random.Random) -> bool:
 
 
 def _is_ended(cursor: Any) -> bool:
-    """Whether PostgreSQL ends this session too, as it does when one was killed."""
+    """Whether PostgreSQL ends this session too, as it does after a backend was killed."""
     deadline = time.monotonic() + HIT_TIMEOUT / 2
     with suppress(psycopg2.Error):
         while time.monotonic() < deadline:
@@ -77,17 +77,16 @@ def kill_server(environment: SoakEnvironment, rng: random.Random) -> Injected:
 
 def kill_worker(environment: SoakEnvironment, rng: random.Random) -> Injected:
     """SIGKILL to a process of the API in the middle of its requests; gunicorn starts another."""
-    environment.proxy.delay = (
-        0.4  # half of it on the way back, so that there are some that the database has answered already
-    )
+    # Half of the delay is on the way back: some requests are then committed, but not answered.
+    environment.proxy.delay = 0.4
     time.sleep(0.3)
-    hits = _until(lambda: _one_is_killed([worker.pid for worker in environment.product.workers()], rng))
+    hits = _until(lambda: _kill_one([worker.pid for worker in environment.product.workers()], rng))
     environment.proxy.delay = 0
     return Injected(time.monotonic(), hits)
 
 
 def delay(environment: SoakEnvironment, rng: random.Random) -> Injected:
-    """Every answer of the database comes late."""
+    """Every answer of the database is delayed."""
     environment.proxy.delay = rng.uniform(0.05, 0.3)
     time.sleep(rng.uniform(0.5, 1.5))
     environment.proxy.delay = 0
@@ -95,7 +94,7 @@ def delay(environment: SoakEnvironment, rng: random.Random) -> Injected:
 
 
 def stall(environment: SoakEnvironment, rng: random.Random) -> Injected:
-    """Nothing passes between API and database for a while; connections stay open."""
+    """No data passes between API and database for a while; connections stay open."""
     with environment.proxy.stalled():
         time.sleep(rng.uniform(0.3, 2))
     return Injected(time.monotonic())
@@ -108,12 +107,12 @@ def reset_all(environment: SoakEnvironment, _: random.Random) -> Injected:
 
 
 def truncate(environment: SoakEnvironment, rng: random.Random) -> Injected:
-    """Answers end in their middle."""
+    """Answers are cut off in the middle."""
     return _inject(environment, AnswerFault.TRUNCATE, rng.randint(1, 8))
 
 
 def reset(environment: SoakEnvironment, rng: random.Random) -> Injected:
-    """Connections are reset in the place of answers."""
+    """Connections are reset instead of answers."""
     return _inject(environment, AnswerFault.RESET, rng.randint(1, 8))
 
 
@@ -141,7 +140,7 @@ def fault_name(fault: Fault) -> str:
 
 
 def wait_for_database(environment: SoakEnvironment) -> float:
-    """When, by time.monotonic(). Raises AssertionError when it does not come back."""
+    """The time.monotonic() at which it accepts connections. Raises AssertionError after START_TIMEOUT."""
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline:
         with suppress(psycopg2.Error), connected(environment.server.url("postgres")):

@@ -17,7 +17,7 @@ STORED_ORDERS = """
                   from order_items i where (i.tenant_id, i.order_id) = (o.tenant_id, o.order_id)), '[]'))
       from orders o
 """
-"""Every order, as the superuser sees it: what row-level security hides is there too."""
+"""Every order, read as the superuser, without row-level security."""
 Order = dict[str, Any]
 StoredOrders = Iterable[tuple[Order]]
 SEED: Order = json.loads(SEED_BYTES)
@@ -26,7 +26,7 @@ TIMED_OUT, NO_ANSWER = "timed out", "no answer"
 
 
 class Flaw(Enum):
-    """What is wrong with an order that is shown."""
+    """The fault of an order in an answer or a row."""
 
     NOT_WHOLE = "items are missing"
     FOREIGN = "something in it is not of this order"
@@ -34,22 +34,22 @@ class Flaw(Enum):
 
 @dataclass(eq=False)
 class RequestedOrder:
-    """One order that a customer wants once, however often it has to be asked for."""
+    """One order that a customer wants once, however often the request is repeated."""
 
     tenant: str
     user: str
     name: str
-    """Its customer_name, which no other order has: `<tenant>/<number>`. Every value but the quantities
-    comes from it, so that each of them tells whose it is."""
+    """Its unique customer_name, `<tenant>/<number>`. All values except the quantities are derived from it, so
+    that a foreign value is recognised."""
     key: str | None
     quantities: list[int]
-    """Of its items, in their order."""
+    """Of the items, in their order."""
     acknowledged: set[str] = field(default_factory=set)
-    """The ids in the 201s: one, if all is well."""
+    """The ids in the 201 answers; more than one if the order was doubled."""
 
     @property
     def order(self) -> Order:
-        """What is sent. E-mail, phone and addresses have the seed's in them: no log may hold any of those
+        """The request's body. E-mail, phone and addresses contain the seed's values, which no log may contain
         (tests/support/log_leak_plugin.py)."""
         skus = [f"{self.name}/{n}" for n in range(len(self.quantities))]
         return {
@@ -76,14 +76,14 @@ class RequestedOrder:
         return json.dumps(self.order).encode()
 
     def flaw(self, shown: Order) -> Flaw | None:
-        """What is wrong with an order that is shown as this one; None where every field is what was sent."""
+        """Compares an order in an answer or a row with this one; None when all fields are equal."""
         sent = {**self.order, "tenant_id": self.tenant, "created_by": self.user}
-        items = [{"line_no": line_no, **each} for line_no, each in enumerate(sent.pop("items"), start=1)]
+        items = [{"line_no": line_no, **item} for line_no, item in enumerate(sent.pop("items"), start=1)]
         if any(shown[name] != value for name, value in sent.items()):
             return Flaw.FOREIGN
         if shown["items"] == items:
             return None
-        is_part = len(shown["items"]) < len(items) and all(each in items for each in shown["items"])
+        is_part = len(shown["items"]) < len(items) and all(item in items for item in shown["items"])
         return Flaw.NOT_WHOLE if is_part else Flaw.FOREIGN
 
 
@@ -94,14 +94,14 @@ def amount(of: str) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All zero, or a promise was broken."""
+    """The number of broken promises of each kind."""
 
     lost: int = 0
-    """Orders with a 201 that are not there, not to be read, or without all their items; and torn ones."""
+    """Acknowledged orders that are missing, not readable or incomplete; and other incomplete orders."""
     doubled: int = 0
-    """Orders more than were requested."""
+    """Orders in excess of those requested."""
     crossed: int = 0
-    """Answers and rows in which anything is not what this customer's tenant sent."""
+    """Answers and rows with a value that this customer's tenant did not send."""
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,14 @@ class Unanswered:
 
 
 class Ledger:
-    """Written by many threads."""
+    """Thread-safe."""
 
     def __init__(self) -> None:
         self.requests = 0
         self.answers: Counter[int | str] = Counter()
-        """By status; what came instead of an answer by its kind."""
+        """By status, or by the outcome without an answer."""
         self.unanswered: list[Unanswered] = []
-        """Those whose connection was closed."""
+        """Requests whose connection was closed."""
         self.unexpected: list[str] = []
         """Answers that no client should get, such as a 500."""
         self.slowest = 0.0
@@ -130,14 +130,14 @@ class Ledger:
         self._lock = threading.Lock()
         self._crossed = 0
         self._unread: set[str] = set()
-        """Acknowledged orders that were not found, or not whole, when they were asked for."""
+        """Acknowledged orders that a later read did not return, or returned incomplete."""
 
     def add(self, requested: RequestedOrder) -> None:
         with self._lock:
             self.requested[requested.name] = requested
 
     def sent(self, outcome: int | str, started: float, ended: float) -> None:
-        """A request, and its status or what came instead."""
+        """A request, and its status or outcome without an answer."""
         with self._lock:
             self.requests += 1
             self.answers[outcome] += 1
@@ -150,22 +150,22 @@ class Ledger:
             self.unexpected.append(f"{answer.status} {answer.body[:300]!r}")
 
     def acknowledge(self, requested: RequestedOrder, order: Order) -> None:
-        """A 201, and the order in it."""
+        """A 201 answer, and its order."""
         with self._lock:
             requested.acknowledged.add(order["order_id"])
             if requested.flaw(order):
                 self._unread.add(order["order_id"])
 
     def read(self, requested: RequestedOrder, order_id: str, answer: Answer) -> None:
-        """The answer to a customer who asks for an order that was acknowledged to them."""
-        found = answer.json["order"] if answer.status == 200 else None
-        is_other = found is not None and (found["order_id"] != order_id or requested.flaw(found) is not None)
+        """The answer to a customer who reads an order that was acknowledged before."""
+        order = answer.json["order"] if answer.status == 200 else None
+        is_other = order is not None and (order["order_id"] != order_id or requested.flaw(order) is not None)
         if answer.status == 404 or is_other:
             with self._lock:
                 self._unread.add(order_id)
 
     def seen(self, tenant: str, orders: Iterable[Order], user: str | None = None) -> None:
-        """Orders in an answer to that tenant: its own, and those that were sent; of that user, if named."""
+        """Checks the orders in an answer to this tenant; if `user` is given, all must be that user's."""
         orders = list(orders)
         flaws = [self._flaw(order, tenant, user) for order in orders]
         with self._lock:
@@ -185,26 +185,26 @@ class Ledger:
             return sum(len(requested.acknowledged) for requested in self.requested.values())
 
     def unfinished(self) -> int:
-        """Orders with a key that were never acknowledged: their customers would still be asking."""
+        """Orders with a key that were never acknowledged, although their customers retried."""
         with self._lock:
-            return sum(1 for each in self.requested.values() if each.key and not each.acknowledged)
+            return sum(1 for order in self.requested.values() if order.key and not order.acknowledged)
 
     def verdict(self, stored: StoredOrders) -> Verdict:
-        """What was promised, held against what rests in the database."""
-        there = set()
+        """Compares acknowledged orders with those stored in the database."""
+        stored_ids = set()
         orders: Counter[str] = Counter()
         misplaced = 0
-        torn = set()
+        incomplete = set()
         for (order,) in stored:
-            there.add(order["order_id"])
+            stored_ids.add(order["order_id"])
             orders[order["customer_name"]] += 1
             flaw = self._flaw(order, order["tenant_id"])
             misplaced += flaw is Flaw.FOREIGN
             if flaw is Flaw.NOT_WHOLE:
-                torn.add(order["order_id"])
-        lost = torn | self._unread
+                incomplete.add(order["order_id"])
+        lost = incomplete | self._unread
         for requested in self.requested.values():
-            lost |= requested.acknowledged - there
+            lost |= requested.acknowledged - stored_ids
         return Verdict(
             lost=len(lost),
             doubled=sum(times - 1 for times in orders.values()),

@@ -24,12 +24,12 @@ PAUSE = 0.02
 
 
 class Customer:
-    """One user of one tenant, who sends one request after the other."""
+    """One user of one tenant, who sends one request after another."""
 
     def __init__(
         self, tenant: str, user: str, doors: Sequence[Client], ledger: Ledger, rng: random.Random
     ) -> None:
-        """`doors`: the product and, for reads, others that should hold as well."""
+        """`doors`: clients of the product and, for reads, of other builds with the same promises."""
         self.tenant, self.user = tenant, user
         self._doors, self._ledger, self._rng = doors, ledger, rng
         self._placed: list[RequestedOrder] = []
@@ -39,7 +39,7 @@ class Customer:
         self.stop_timeout: float = ACKNOWLEDGE_TIMEOUT
 
     def set_others(self, others: Sequence["Customer"]) -> None:
-        """Orders of these are requested too, and must not be found."""
+        """Requests also read orders of these customers, which must get 404."""
         foreign = [other for other in others if other.tenant != self.tenant]
 
         def choose() -> RequestedOrder | None:
@@ -75,7 +75,7 @@ class Customer:
             time.sleep(0.05)
 
     def place_without_key(self) -> None:
-        """Retried only after a refusal that says that nothing was placed."""
+        """Retried only after an answer which means that nothing was placed."""
         requested = self._new_order(None)
         for _ in range(40):
             if self._place(requested) is not False or self.stopped.is_set():
@@ -103,8 +103,8 @@ class Customer:
             self._get(f"/orders/{next(iter(requested.acknowledged))}")
 
     def browse(self) -> None:
-        mine = self._rng.choice(["", "&my_orders=true"])
-        self._get(f"/orders?limit={self._rng.randint(1, 20)}{mine}", self.user if mine else None)
+        my_orders = self._rng.choice(["", "&my_orders=true"])
+        self._get(f"/orders?limit={self._rng.randint(1, 20)}{my_orders}", self.user if my_orders else None)
 
     def read_pages(self) -> None:
         """Up to three pages, by cursor."""
@@ -125,7 +125,7 @@ class Customer:
 
     def is_served(self) -> bool:
         """Whether the service is ready and places an order; a failed one is retried by the next call."""
-        ready = self._ask(lambda: self._doors[0].get("/health/ready"))
+        ready = self._send(lambda: self._doors[0].get("/health/ready"))
         if ready is None or ready.status != 200:
             return False
         self._probe = self._probe or self._new_order(uuid4().hex)
@@ -135,8 +135,8 @@ class Customer:
         return True
 
     def _place(self, requested: RequestedOrder) -> bool | None:
-        """Whether it was acknowledged; None where that is not known."""
-        answer = self._ask(lambda: self._doors[0].place(raw=requested.body, key=requested.key))
+        """Whether it was acknowledged; None if the outcome is unknown."""
+        answer = self._send(lambda: self._doors[0].place(raw=requested.body, key=requested.key))
         if answer is None:
             return None if requested.key is None else False
         if answer.status != 201:
@@ -147,36 +147,38 @@ class Customer:
         return True
 
     def _get(self, target: str, user: str | None = None) -> Answer | None:
-        """`user`: whose orders alone may be in the answer."""
-        answer = self._ask(lambda: self._rng.choice(self._doors).get(target))
+        """`user`: only this user's orders may be in the answer."""
+        answer = self._send(lambda: self._rng.choice(self._doors).get(target))
         if answer and answer.status == 200:
-            found = answer.json
-            self._ledger.seen(self.tenant, found["orders"] if "orders" in found else [found["order"]], user)
+            body = answer.json
+            self._ledger.seen(self.tenant, body["orders"] if "orders" in body else [body["order"]], user)
         return answer
 
-    def _ask(self, request: Callable[[], Answer]) -> Answer | None:
+    def _send(self, request: Callable[[], Answer]) -> Answer | None:
         """The answer; None on a timeout or a closed connection."""
         started = time.monotonic()
-        answer, instead = None, NO_ANSWER
+        answer, outcome = None, NO_ANSWER
         try:
             answer = request()
         except TimeoutError:
-            instead = TIMED_OUT
+            outcome = TIMED_OUT
         except (OSError, http.client.HTTPException):
             pass
-        self._ledger.sent(answer.status if answer else instead, started, time.monotonic())
+        self._ledger.sent(answer.status if answer else outcome, started, time.monotonic())
         if answer and answer.status not in EXPECTED:
             self._ledger.add_unexpected(answer)
         return answer
 
 
 class Load:
-    """All customers, each on a thread of its own, from `with` to its end."""
+    """All customers, each in its own thread, for the duration of the `with` block."""
 
     def __init__(self, customers: Sequence[Customer]) -> None:
         self._customers = customers
         self._errors: list[BaseException] = []
-        self._threads = [threading.Thread(target=self._keep, args=(each,), daemon=True) for each in customers]
+        self._threads = [
+            threading.Thread(target=self._run, args=(customer,), daemon=True) for customer in customers
+        ]
 
     def __enter__(self) -> "Load":
         for thread in self._threads:
@@ -203,7 +205,7 @@ class Load:
         for thread in self._threads:
             thread.join(max(0, deadline - time.monotonic()))
 
-    def _keep(self, customer: Customer) -> None:
+    def _run(self, customer: Customer) -> None:
         try:
             customer.run()
         except BaseException as error:
@@ -213,10 +215,10 @@ class Load:
 
 @dataclass(frozen=True)
 class CustomerFactory:
-    """Makes customers with one ledger and one seed."""
+    """Creates customers with one ledger and one seed."""
 
     doors: Sequence[int]
-    """Ports of loopback, the first of them the product's."""
+    """Loopback ports; the first is the product's."""
     token: Callable[[str, str], str]
     ledger: Ledger
     seed: int
@@ -227,7 +229,7 @@ class CustomerFactory:
 
     def customers(self) -> list[Customer]:
         """Two of each tenant."""
-        everybody = [self.customer(tenant, user) for tenant in TENANTS for user in USERS]
-        for customer in everybody:
-            customer.set_others(everybody)
-        return everybody
+        customers = [self.customer(tenant, user) for tenant in TENANTS for user in USERS]
+        for customer in customers:
+            customer.set_others(customers)
+        return customers

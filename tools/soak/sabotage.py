@@ -1,4 +1,4 @@
-"""Takes one guard away, so that a soak run can be seen to fail."""
+"""Removes one guard, to show that a soak run then fails."""
 
 import py_compile
 import re
@@ -22,20 +22,20 @@ _TENANT_FILTER = re.compile(r"\b(?:\w+\.)?tenant_id = %\(tenant_id\)s")
 
 
 def without_tenant_filter(build: Path) -> None:
-    """Removes the tenant from every read of this build: row-level security alone separates tenants.
+    """Removes the tenant filter from every read of this build: only row-level security separates tenants.
 
-    Its inserts keep it: without it they would write another tenant's row, or none.
+    Inserts keep the tenant: it is a column's value there.
     """
     module = build / "chalicelib" / "orders" / "statements.py"
-    forgetful, forgotten = _TENANT_FILTER.subn("true", module.read_text())
-    if not forgotten or "tenant_id = " in forgetful:
-        raise ValueError(f"{module} does not name the tenant as this function expects")
-    module.write_text(forgetful)
+    text, removed = _TENANT_FILTER.subn("true", module.read_text())
+    if not removed or "tenant_id = " in text:
+        raise ValueError(f"{module} does not filter by tenant as this function expects")
+    module.write_text(text)
     _compile(module)
 
 
 def _compile(module: Path) -> None:
-    """Bytecode of a build is used without a look at its source."""
+    """Python uses a build's bytecode without checking its source."""
     py_compile.compile(
         str(module),
         cfile=cache_from_source(str(module)),

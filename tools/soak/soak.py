@@ -11,7 +11,7 @@ from tools.soak.report import Plan, Report
 from tools.soak.soak_environment import SoakEnvironment, soak_environment
 
 PROBES_IN_A_ROW = 4
-"""Probes that must succeed in a row, so that each of several workers has answered."""
+"""Consecutive probes that must succeed, so that each of several workers has probably answered."""
 RECOVERY_TIMEOUT = 30.0
 Show = Callable[[Report, str], None]
 
@@ -23,9 +23,9 @@ def soak(plan: Plan) -> Report:
 
 
 def run(report: Report, show: Show = lambda *_: None) -> None:
-    """Run the plan; `show` is called for each step. Interrupted under load, it checks what happened so far.
+    """Run the plan; `show` is called for each step. Interrupted under load, it checks the results so far.
 
-    Raises when a request hangs, a customer cannot go on or PostgreSQL does not come back.
+    Raises when a request hangs, a customer fails or PostgreSQL does not recover.
     """
     plan = report.plan
     rng = random.Random(plan.seed)
@@ -45,7 +45,7 @@ def run(report: Report, show: Show = lambda *_: None) -> None:
             restart_database(environment)
         report.connections = environment.connections()
         report.log = "".join(
-            each.log.read_text(errors="replace") for each in (environment.product, environment.unfiltered)
+            door.log.read_text(errors="replace") for door in (environment.product, environment.unfiltered)
         )
         report.verdict = report.ledger.verdict(environment.rows(STORED_ORDERS))
 
@@ -53,38 +53,38 @@ def run(report: Report, show: Show = lambda *_: None) -> None:
 def _inject_faults(
     environment: SoakEnvironment, rng: random.Random, probe: Customer, report: Report, show: Show
 ) -> None:
-    for fault in _in_turn(rng):
+    for fault in _sequence(rng):
         if report.is_done:
             return
         show(report, "load")
         time.sleep(rng.uniform(0.1, 1.5))
         show(report, fault_name(fault))
-        began = time.monotonic()
+        started = time.monotonic()
         injected = fault(environment, rng)
-        report.add(fault_name(fault), began, injected)
+        report.add(fault_name(fault), started, injected)
         if injected.hits:
             report.recoveries.setdefault(fault_name(fault), []).append(recovery(probe, injected.repaired_at))
 
 
-def recovery(probe: Customer, back: float) -> float:
-    """Seconds from `back` to the first of the probes that succeed from then on."""
-    good, first = 0, back
+def recovery(probe: Customer, repaired_at: float) -> float:
+    """Seconds from the repair to the first of PROBES_IN_A_ROW successful probes."""
+    good, first = 0, repaired_at
     while good < PROBES_IN_A_ROW:
         if probe.is_served():
             first = first if good else time.monotonic()
             good += 1
             continue
         good = 0
-        if time.monotonic() - back > RECOVERY_TIMEOUT:
+        if time.monotonic() - repaired_at > RECOVERY_TIMEOUT:
             return RECOVERY_TIMEOUT
         time.sleep(0.05)
-    return first - back
+    return first - repaired_at
 
 
-def _in_turn(rng: random.Random) -> Iterator[Fault]:
-    """Kills and network faults alternate, each kind as often as the others, in random order.
+def _sequence(rng: random.Random) -> Iterator[Fault]:
+    """Kills and network faults alternate, each kind equally often, in random order.
 
-    First the one that finds most, for runs that see few.
+    The first is the one that finds most bugs, for short runs.
     """
     yield cut_after_commit
     kills, network = _shuffled(KILLS, rng), _shuffled(NETWORK, rng)

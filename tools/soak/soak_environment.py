@@ -1,4 +1,4 @@
-"""What a soak runs against: a PostgreSQL server, a proxy that injects faults, and the API under gunicorn."""
+"""The environment of a soak: a PostgreSQL server, a proxy that injects faults, and the API under gunicorn."""
 
 import io
 import os
@@ -29,7 +29,7 @@ IDLE = 5
 MAX_IDLE_CONNECTIONS = (WORKERS + 1) * IDLE
 READ_TIMEOUT, POOL_TIMEOUT, CONNECT_TIMEOUT, SLACK = 8, 3, 3, 6
 MAX_REQUEST_SECONDS = READ_TIMEOUT + POOL_TIMEOUT + CONNECT_TIMEOUT + SLACK
-"""Seconds. The last is a busy machine's, and covers the wait for a thread behind another's request."""
+"""SLACK is for a busy machine, and for the wait until a thread is free."""
 START_TIMEOUT = 60
 """Seconds in which gunicorn must have its workers."""
 
@@ -62,10 +62,10 @@ class Door:
     port: int
     process: hosts.Process
     log: Path
-    """What it said."""
+    """Its output."""
 
     def workers(self) -> list[psutil.Process]:
-        """The processes that answer; the one above them only watches."""
+        """The processes that serve requests; their parent only supervises."""
         return list(psutil.Process(self.process.pid).children())
 
 
@@ -75,7 +75,7 @@ class SoakEnvironment:
     proxy: Proxy
     product: Door
     unfiltered: Door
-    """The same build without its tenant filter: row-level security is all that it has."""
+    """The same build without its tenant filter: only row-level security separates tenants."""
     tokens: TokenIssuer
 
     @property
@@ -83,7 +83,7 @@ class SoakEnvironment:
         return [self.product.port, self.unfiltered.port]
 
     def connections(self) -> int:
-        """Of the API to the database."""
+        """The number of the API's connections to the database."""
         ((connections,),) = self.rows("select count(*) from pg_stat_activity where usename = 'orders_app'")
         return int(connections)
 
@@ -92,16 +92,16 @@ class SoakEnvironment:
 
 
 def rows(server: Server, query: str, *values: Any) -> list[tuple[Any, ...]]:
-    """Asked as the superuser, past every proxy and behind row-level security."""
+    """Runs a query as the superuser, without the proxy and without row-level security."""
     with connected(server.url("postgres")) as connection, connection.cursor() as cursor:
         cursor.execute(query, values)
-        found: list[tuple[Any, ...]] = cursor.fetchall() if cursor.description else []
-        return found
+        result: list[tuple[Any, ...]] = cursor.fetchall() if cursor.description else []
+        return result
 
 
 @contextmanager
 def soak_environment(rng: random.Random, sabotage: str | None = None) -> Iterator[SoakEnvironment]:
-    """All of it running, without the guard that `sabotage` names; stopped afterwards."""
+    """Starts everything, without the guard that `sabotage` names, and stops it afterwards."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="order-api-faults-")))
         server = stack.enter_context(private_server())
@@ -130,7 +130,7 @@ def soak_environment(rng: random.Random, sabotage: str | None = None) -> Iterato
 
 
 def url(*ports: int, more: str = "") -> str:
-    """The database as the API sees it, at these ports of loopback."""
+    """The API's database URL, with these loopback ports."""
     return f"postgresql://orders_app@{','.join(f'127.0.0.1:{port}' for port in ports)}/orders{more}"
 
 
@@ -143,9 +143,9 @@ def door(
     workers: int = 1,
     threads: int = THREADS,
 ) -> Iterator[Door]:
-    """A build made in `folder`, serving on a free port; its output goes into a file beside it.
+    """Builds into `folder` and serves on a free port; the output goes into a file beside the folder.
 
-    Raises AssertionError at its end when that holds what no log may hold.
+    Raises AssertionError at the end when the output contains personal data or tokens.
     """
     with redirect_stdout(io.StringIO()):
         builds.build("gcp", folder)
@@ -154,11 +154,11 @@ def door(
     port, log = free_port(), folder.with_suffix(".log")
     environment = {**variables, "WORKERS": str(workers), "THREADS": str(threads), "NO_PROXY": "127.0.0.1"}
     with ExitStack() as stack:
-        with log.open("wb") as said, _output_into(said.fileno()):
+        with log.open("wb") as output, _output_into(output.fileno()):
             process = stack.enter_context(hosts.serving("gcp", folder, environment, "127.0.0.1", port))
         opened = Door(port, process, log)
         deadline = time.monotonic() + START_TIMEOUT
-        while len(opened.workers()) < workers:  # it listens before it has them
+        while len(opened.workers()) < workers:  # it listens before its workers have started
             assert time.monotonic() < deadline, f"{workers} workers were to start: {log.read_text()[-2000:]}"
             time.sleep(0.02)
         yield opened
@@ -166,14 +166,14 @@ def door(
 
 
 def refuse_leaks(log: Path) -> None:
-    """Raises AssertionError when a log holds what none may hold."""
-    found = find_leaks(log.name, log.read_text(errors="replace"))
-    assert not found, "\n".join(found[:20])
+    """Raises AssertionError when a log contains personal data or tokens."""
+    leaks = find_leaks(log.name, log.read_text(errors="replace"))
+    assert not leaks, "\n".join(leaks[:20])
 
 
 @contextmanager
 def _output_into(file: int) -> Iterator[None]:
-    """What processes that are started meanwhile say, for as long as they live."""
+    """Redirects the output of processes that are started inside the block, for their lifetime."""
     saved = [os.dup(number) for number in (1, 2)]
     for number in (1, 2):
         os.dup2(file, number)
