@@ -1,4 +1,4 @@
-"""`make bench`: measure this project beside its peers, and write down what was found."""
+"""`make bench`: measure this project and its peers, and write the results."""
 
 import argparse
 import json
@@ -54,21 +54,21 @@ def _measured(chosen: argparse.Namespace) -> tuple[Json, list[report.Table]]:
             header |= {
                 "PostgreSQL": f"{loaded.version}, with {' and '.join(database.SETTINGS)} off",
                 "data": database.described(),
-                "pinned": _pinned_said(core),
-                **{each.name: machine.versions(each) for each in chosen.contenders},
+                "pinned": _pinning(core),
+                **{contender.name: machine.versions(contender) for contender in chosen.contenders},
             }
             run = Run(SIZES[chosen.size], chosen.contenders, loaded, core, progress)
             if core is None:
                 run.warn(header["pinned"])
             for name in chosen.sections:
-                run.found[name] = SECTIONS[name].measure(run)
-    found = run.found
-    tables = [table for name in chosen.sections for table in SECTIONS[name].tables(found[name])]
-    tables.append(targets.table(found))
+                run.results[name] = SECTIONS[name].measure(run)
+    results = run.results
+    tables = [table for name in chosen.sections for table in SECTIONS[name].tables(results[name])]
+    tables.append(targets.table(results))
     for table in tables:
         table.show(console)
-    packages = {each.key: contenders.packages(each) for each in chosen.contenders}
-    return {"header": header, "packages": packages, "sections": found}, tables
+    packages = {contender.key: contenders.packages(contender) for contender in chosen.contenders}
+    return {"header": header, "packages": packages, "sections": results}, tables
 
 
 def _install(chosen: list[Contender], progress: Progress) -> None:
@@ -81,7 +81,7 @@ def _install(chosen: list[Contender], progress: Progress) -> None:
     progress.update(task, description="Installed")
 
 
-def _pinned_said(core: int | None) -> str:
+def _pinning(core: int | None) -> str:
     if core is None:
         return "NOTHING: this system cannot pin processes to a core, so that ratios depend on its scheduler"
     return f"contenders and their database connections together on core {core}; http on all cores"
@@ -95,33 +95,33 @@ def _chosen() -> argparse.Namespace:
     parser.add_argument(
         "--contenders",
         default=os.environ.get("CONTENDERS", ""),
-        help=f"of {','.join(each.key for each in CONTENDERS)}; ours and floor are always there",
+        help=f"of {','.join(contender.key for contender in CONTENDERS)}; ours and floor are always there",
     )
     parser.add_argument("--results", type=Path, help="where to write; default bench/results")
     chosen = parser.parse_args()
     chosen.sections = _listed("ONLY", chosen.only, list(SECTIONS))
     if "cost" in chosen.sections and (
-        lacking := [name for name in cost.NEEDS if name not in chosen.sections]
+        missing := [name for name in cost.NEEDS if name not in chosen.sections]
     ):
-        raise SystemExit(f"cost follows from {', '.join(cost.NEEDS)}: name {', '.join(lacking)} too")
+        raise SystemExit(f"cost follows from {', '.join(cost.NEEDS)}: name {', '.join(missing)} too")
     always = {OURS.key, FLOOR.key}
-    keys = {*_listed("CONTENDERS", chosen.contenders, [each.key for each in CONTENDERS]), *always}
-    chosen.contenders = [each for each in CONTENDERS if each.key in keys]
+    keys = {*_listed("CONTENDERS", chosen.contenders, [contender.key for contender in CONTENDERS]), *always}
+    chosen.contenders = [contender for contender in CONTENDERS if contender.key in keys]
     is_whole = len(chosen.sections) == len(SECTIONS) and len(chosen.contenders) == len(CONTENDERS)
     is_whole = is_whole and shutil.which("wrk") is not None  # the section would be skipped
-    # What is published is of one whole run: nothing else takes its place.
+    # Published results come from one complete run: a partial run must not overwrite them.
     folder = RESULTS / ("partial" if not is_whole else "quick" if chosen.size != "full" else "")
     chosen.results = chosen.results or folder
     chosen.command = _command(chosen)
     return chosen
 
 
-def _listed(name: str, text: str, known: list[str]) -> list[str]:
-    """Those that are named, in their own order; all when none is."""
-    named = [part.strip() for part in text.split(",") if part.strip()] or known
-    if unknown := [part for part in named if part not in known]:
-        raise SystemExit(f"{name} is {text!r}, and {unknown[0]!r} is not one of {', '.join(known)}")
-    return [part for part in known if part in named]
+def _listed(name: str, text: str, allowed: list[str]) -> list[str]:
+    """The members of a comma-separated list, in the order of `allowed`; all if the list is empty."""
+    named = [part.strip() for part in text.split(",") if part.strip()] or allowed
+    if unknown := [part for part in named if part not in allowed]:
+        raise SystemExit(f"{name} is {text!r}, and {unknown[0]!r} is not one of {', '.join(allowed)}")
+    return [part for part in allowed if part in named]
 
 
 def _command(chosen: argparse.Namespace) -> str:
@@ -131,7 +131,7 @@ def _command(chosen: argparse.Namespace) -> str:
     if len(chosen.sections) < len(SECTIONS):
         words.append(f"ONLY={','.join(chosen.sections)}")
     if len(chosen.contenders) < len(CONTENDERS):
-        words.append(f"CONTENDERS={','.join(each.key for each in chosen.contenders)}")
+        words.append(f"CONTENDERS={','.join(contender.key for contender in chosen.contenders)}")
     return " ".join(words)
 
 

@@ -1,7 +1,7 @@
-"""Cold: from the start of a fresh process to its first placed order, as Lambda starts one.
+"""Cold: from the start of a new process, as Lambda starts one, to its first placed order.
 
-A bare interpreter, read-only files, a fresh connection; with bytecode beside every module and without any,
-as a zip made by `pip install --target` has none. The files are in the page cache.
+A bare interpreter, read-only files, a new connection; with bytecode for every module, and without any, as in
+a zip made by `pip install --target`. The files are in the page cache.
 """
 
 import time
@@ -22,12 +22,16 @@ WITH, WITHOUT = "with bytecode", "without"
 
 
 def measure(run: Run) -> Json:
-    """Time to the first 201, of which of import; peak memory at that moment; and our ratio to each."""
-    # The first create of a process prepares nothing that it could use again: one of ours is enough.
-    contenders = [each for each in run.contenders if each is not UNPREPARED]
-    starts = [(each, bytecode) for each in contenders for bytecode in (WITH, WITHOUT)] + [(IMPORTS, WITH)]
+    """Time to the first 201, the import's part of it, peak memory then, and this project's ratios."""
+    # A process's first create cannot reuse a prepared statement: UNPREPARED would give the same figures.
+    contenders = [contender for contender in run.contenders if contender is not UNPREPARED]
+    starts = [(contender, bytecode) for contender in contenders for bytecode in (WITH, WITHOUT)] + [
+        (IMPORTS, WITH)
+    ]
     advance = run.steps(TITLE, (run.size.cold_rounds + 1) * len(starts))
-    times: dict[tuple[str, str], list[Json]] = {(each.key, bytecode): [] for each, bytecode in starts}
+    times: dict[tuple[str, str], list[Json]] = {
+        (contender.key, bytecode): [] for contender, bytecode in starts
+    }
     with pinned(run.database, run.core):
         for number in range(run.size.cold_rounds + 1):
             for contender, bytecode in rotated(starts, number):
@@ -35,18 +39,18 @@ def measure(run: Run) -> Json:
                 if number:  # before the first round, the files may not have been in the page cache
                     times[contender.key, bytecode].append(took)
                 advance()
-    found = {
+    results = {
         f"{contender.key} {bytecode}": {
             "contender": contender.key,
             "name": contender.name,
             "bytecode": bytecode,
-            **summary([each["wall_ns"] for each in times[contender.key, bytecode]]),
-            "import_ms": median([each["import_ns"] for each in times[contender.key, bytecode]]) / 1e6,
-            "peak_bytes": median([each["peak"] for each in times[contender.key, bytecode]]),
+            **summary([start["wall_ns"] for start in times[contender.key, bytecode]]),
+            "import_ms": median([start["import_ns"] for start in times[contender.key, bytecode]]) / 1e6,
+            "peak_bytes": median([start["peak"] for start in times[contender.key, bytecode]]),
         }
         for contender, bytecode in starts
     }
-    return {"starts": found, "ratios": _ratios(found)}
+    return {"starts": results, "ratios": _ratios(results)}
 
 
 def _start(run: Run, contender: Contender, bytecode: str) -> Json:
@@ -66,25 +70,25 @@ def _start(run: Run, contender: Contender, bytecode: str) -> Json:
         return {"wall_ns": wall_ns, "import_ns": import_ns, "peak": instance.ask("memory")["peak"]}
 
 
-def _ratios(found: Json) -> Json:
-    """This project with its bytecode, as it ships, against each other one as it may be shipped."""
-    ours = found[f"{OURS.key} {WITH}"]["median_ms"]
-    return {name: ours / each["median_ms"] for name, each in found.items()}
+def _ratios(results: Json) -> Json:
+    """This project with bytecode, as it is built, compared with all others."""
+    ours = results[f"{OURS.key} {WITH}"]["median_ms"]
+    return {name: ours / start["median_ms"] for name, start in results.items()}
 
 
-def tables(found: Json) -> list[Table]:
+def tables(results: Json) -> list[Table]:
     rows = [
         [
-            each["name"],
-            each["bytecode"],
-            milliseconds(each, 0),
-            f"{each['import_ms']:.0f}",
-            f"{each['peak_bytes'] / 1e6:.0f} MB",
-            ratio(found["ratios"][name]),
+            start["name"],
+            start["bytecode"],
+            milliseconds(start, 0),
+            f"{start['import_ms']:.0f}",
+            f"{start['peak_bytes'] / 1e6:.0f} MB",
+            ratio(results["ratios"][name]),
         ]
-        for name, each in found["starts"].items()
+        for name, start in results["starts"].items()
     ]
-    calls = next(iter(found["starts"].values()))["calls"]
+    calls = next(iter(results["starts"].values()))["calls"]
     return [
         Table(
             "Cold: a fresh process to its first 201",
@@ -103,9 +107,9 @@ def tables(found: Json) -> list[Table]:
     ]
 
 
-def plot(found: Json, folder: Path) -> None:
-    names = list(dict.fromkeys(each["name"] for each in found["starts"].values()))
-    values = {(each["name"], each["bytecode"]): each["median_ms"] for each in found["starts"].values()}
+def plot(results: Json, folder: Path) -> None:
+    names = list(dict.fromkeys(start["name"] for start in results["starts"].values()))
+    values = {(start["name"], start["bytecode"]): start["median_ms"] for start in results["starts"].values()}
     plots.grouped_bars(
         folder / "cold.png",
         "Cold start: a fresh process to its first 201",
@@ -117,12 +121,12 @@ def plot(found: Json, folder: Path) -> None:
     )
 
 
-def against_fastapi(found: Json) -> float | None:
-    """As each is shipped: ours with bytecode, a plain zip without."""
-    against: float | None = found["ratios"].get(f"{FASTAPI.key} {WITHOUT}")
+def against_fastapi(results: Json) -> float | None:
+    """As each is deployed: this project with bytecode, a plain zip without."""
+    against: float | None = results["ratios"].get(f"{FASTAPI.key} {WITHOUT}")
     return against
 
 
-def against_imports(found: Json) -> float | None:
-    against: float | None = found["ratios"].get(f"{IMPORTS.key} {WITH}")
+def against_imports(results: Json) -> float | None:
+    against: float | None = results["ratios"].get(f"{IMPORTS.key} {WITH}")
     return against

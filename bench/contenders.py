@@ -1,4 +1,4 @@
-"""Who is measured: this project and its peers, each installed alone, as a plain zip ships it to Lambda."""
+"""The contenders: this project and its peers, each installed separately, as in a plain zip for Lambda."""
 
 import compileall
 import fcntl
@@ -26,25 +26,25 @@ PROJECT = Path(__file__).parent.parent
 PEERS = PROJECT / "bench" / "peers"
 INSTALLED = PROJECT / "build" / "bench"
 ARCHITECTURE = {"aarch64": "arm64"}.get(platform.machine(), platform.machine())
-"""Lambda's name of this machine's."""
+"""Lambda's name of this machine's architecture."""
 CHALICE = Path(chalice.app.__file__).parent
-SHIPPED_OF_CHALICE = ("__init__.py", "app.py")
-"""What Chalice's own packager puts into a zip."""
+CHALICE_RUNTIME = ("__init__.py", "app.py")
+"""The files that Chalice's packager adds to a zip."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Something that answers the contract, and the process that it is measured in."""
+    """An implementation of the contract, and how its process is started."""
 
     key: str
     name: str
     module: str = "main"
     attribute: str = "handler"
     role: str = "bench_peer"
-    """Who it logs in as: peers bypass row-level security and filter by themselves."""
+    """The database role: peers bypass row-level security and filter by tenant themselves."""
     variables: Mapping[str, str] = field(default_factory=dict)
     folder: str = ""
-    """Of its trees, where two contenders share them."""
+    """The folder of its trees, where two contenders share them; empty: `key`."""
 
     @property
     def trees(self) -> "Trees":
@@ -53,7 +53,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Trees:
-    """The installed files of a contender. While it runs nothing is written there: Lambda's are read-only."""
+    """The installed files of a contender. Read-only while it runs, as on Lambda."""
 
     folder: Path
 
@@ -83,13 +83,13 @@ POWERTOOLS = Contender("powertools", "Powertools + psycopg2")
 CHALICE_ORM = Contender("chalice_orm", "Chalice + SQLModel ORM")
 CONTENDERS = (OURS, UNPREPARED, FLOOR, POWERTOOLS, CHALICE_ORM, FASTAPI)
 IMPORTS = Contender("imports", "bare imports and a connect")
-"""No service: the time that the fixed stack takes before anybody's code runs. For the cold section alone."""
+"""No service: measures only the import of the stack and a connect, in the cold section."""
 
 
 def install(contenders: Sequence[Contender], advance: Callable[[str], None]) -> None:
-    """Bring every contender's two trees up to date, once for this Python, these pins and these sources.
+    """Install every contender's two trees, unless they are up to date for this Python, the pins and sources.
 
-    Raises SystemExit with the installer's words when that fails.
+    Raises SystemExit with the installer's output when it fails.
     """
     INSTALLED.mkdir(parents=True, exist_ok=True)
     for contender in contenders:
@@ -107,12 +107,12 @@ def install(contenders: Sequence[Contender], advance: Callable[[str], None]) -> 
 
 def packages(contender: Contender) -> dict[str, str]:
     """Name and version of each package in its tree."""
-    found = distributions(path=[str(contender.trees.without_bytecode)])
-    return dict(sorted((each.metadata["Name"], each.version) for each in found))
+    installed = distributions(path=[str(contender.trees.without_bytecode)])
+    return dict(sorted((package.metadata["Name"], package.version) for package in installed))
 
 
 def _recipe(contender: Contender) -> tuple[str, Callable[[Trees], None]]:
-    """What its trees are made from, as a fingerprint, and how they are made."""
+    """The fingerprint of its sources, and a function that makes its trees."""
     if contender.trees == OURS.trees:
         sources = [
             PROJECT / name for name in ("app.py", "chalicelib", "deploy", ".chalice", "requirements.txt")
@@ -123,7 +123,7 @@ def _recipe(contender: Contender) -> tuple[str, Callable[[Trees], None]]:
 
 
 def _source_of(contender: Contender) -> tuple[Path, str]:
-    """Its main.py or the folder of it, and its requirements."""
+    """Its main.py or folder, and its requirements."""
     stack = (PEERS / CHALICE_ORM.key / "requirements.txt").read_text()
     if contender is IMPORTS:
         return Path(__file__).with_name("imports.py"), stack
@@ -137,9 +137,9 @@ def _source_of(contender: Contender) -> tuple[Path, str]:
 
 
 def _build_ours(trees: Trees) -> None:
-    """The zip that goes to AWS, unpacked. It ships bytecode: the tree without has lost it."""
+    """The unpacked zip for AWS, which has bytecode; a copy without it is the other tree."""
     built = trees.folder / "build"
-    # The bench builds with no setting of this shell.
+    # Settings of this shell must not change the build.
     deploys = ("AWS_", "SECURITY_", "SUBNET_")
     environment = {
         name: value
@@ -154,7 +154,7 @@ def _build_ours(trees: Trees) -> None:
 
 
 def _install_peer(trees: Trees, source: Path, pins: str) -> None:
-    """What `pip install --target` and a copy of the sources give; and the same with bytecode."""
+    """`pip install --target` and a copy of the sources; and the same with bytecode."""
     plain = trees.without_bytecode
     requirements = trees.folder / "requirements.txt"
     requirements.write_text(pins)
@@ -169,24 +169,24 @@ def _install_peer(trees: Trees, source: Path, pins: str) -> None:
         shutil.copy(source, plain / "main.py")
     if (plain / "sqlmodel").is_dir() and not (plain / "fastapi").is_dir():
         (plain / "chalice").mkdir()
-        for name in SHIPPED_OF_CHALICE:
+        for name in CHALICE_RUNTIME:
             shutil.copy(CHALICE / name, plain / "chalice")
     shutil.copytree(plain, trees.with_bytecode)
     unchecked = PycInvalidationMode.UNCHECKED_HASH
-    # Not every package's every file compiles, such as templates: an import would say so.
+    # Errors are ignored: some packages contain files that do not compile, such as templates.
     compileall.compile_dir(trees.with_bytecode, quiet=2, invalidation_mode=unchecked)
 
 
 def _fingerprint(sources: Sequence[Path], *texts: str) -> str:
-    found = hashlib.sha256(f"{sys.version}\0{platform.machine()}".encode())
+    digest = hashlib.sha256(f"{sys.version}\0{platform.machine()}".encode())
     for text in texts:
-        found.update(text.encode())
+        digest.update(text.encode())
     for source in sources:
         for path in sorted([source, *source.rglob("*")] if source.is_dir() else [source]):
             if path.is_file() and "__pycache__" not in path.parts and "deployed" not in path.parts:
-                found.update(str(path.relative_to(PROJECT)).encode())
-                found.update(path.read_bytes())
-    return found.hexdigest()
+                digest.update(str(path.relative_to(PROJECT)).encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _run(arguments: list[str], folder: Path, environment: Mapping[str, str]) -> None:
@@ -205,7 +205,7 @@ def _run(arguments: list[str], folder: Path, environment: Mapping[str, str]) -> 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One installation at a time; freed by the system even when we are killed."""
+    """One installation at a time. The system releases the lock when this process ends, even by SIGKILL."""
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

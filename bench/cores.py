@@ -1,4 +1,4 @@
-"""Which cores do what: the contenders and their database's backends share one, the bench keeps off it."""
+"""Assigns cores: contenders and their database backends share one core, the bench uses the others."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Cost: what a million orders cost on AWS Lambda, from the durations that were measured here."""
+"""Cost: the price of a million orders on AWS Lambda, computed from the measured durations."""
 
 import math
 from dataclasses import dataclass
@@ -31,16 +31,16 @@ class Durations:
 
     cpu: float
     wait: float
-    """For the database, network included: no share of a CPU makes it longer."""
+    """Waiting for the database, network included: independent of the CPU share."""
     cold_import: float
     cold_call: float
-    """From the end of the import to the first 201, with the interpreter's own start."""
+    """From the end of the import to the first 201, plus the interpreter's start."""
 
     def warm_billed(self, memory: int) -> int:
         return math.ceil(self.cpu * cpu_stretch(memory) + self.wait)
 
     def cold_billed(self, memory: int) -> int:
-        """The import runs with a whole CPU whatever the memory is, and is billed; the call has its share."""
+        """The import runs with a whole CPU for every memory size, and is billed; the call has its share."""
         return math.ceil(self.cold_import + self.cold_call * cpu_stretch(memory))
 
 
@@ -62,10 +62,10 @@ def dollars(durations: Durations, memory: int, architecture: str) -> float:
 
 
 def measure(run: Run) -> Json:
-    """From the other sections' figures: each contender's durations, and what follows from them."""
+    """Each contender's durations and costs, from the results of the other sections."""
     costs = {}
-    for key, warm in run.found["warm"]["contenders"].items():
-        durations = _durations(key, run.found)
+    for key, warm in run.results["warm"]["contenders"].items():
+        durations = _durations(key, run.results)
         if durations is not None:
             costs[key] = {
                 "name": warm["name"],
@@ -73,7 +73,7 @@ def measure(run: Run) -> Json:
                 "memory": {
                     str(memory): {
                         "gb_seconds": gb_seconds(durations, memory),
-                        "dollars": {each: dollars(durations, memory, each) for each in PER_GB_SECOND},
+                        "dollars": {name: dollars(durations, memory, name) for name in PER_GB_SECOND},
                     }
                     for memory in MEMORY
                 },
@@ -81,13 +81,13 @@ def measure(run: Run) -> Json:
     return {"contenders": costs}
 
 
-def _durations(key: str, found: Json) -> Durations | None:
-    """Ours with its bytecode, the others as a plain zip ships them; None for what was not started cold."""
-    cold = found["cold"]["starts"].get(f"{key} {WITH if key == OURS.key else WITHOUT}")
+def _durations(key: str, results: Json) -> Durations | None:
+    """This project with bytecode, the others without; None for a contender without a cold start."""
+    cold = results["cold"]["starts"].get(f"{key} {WITH if key == OURS.key else WITHOUT}")
     if cold is None:
         return None
-    create = found["warm"]["contenders"][key]["operations"]["create"]
-    trips = found["trips"]["contenders"][key]["operations"]["create"]["trips"]
+    create = results["warm"]["contenders"][key]["operations"]["create"]
+    trips = results["trips"]["contenders"][key]["operations"]["create"]["trips"]
     return Durations(
         cpu=create["cpu_ms"],
         wait=create["median_ms"] - create["cpu_ms"] + trips * NETWORK_MS,
@@ -96,19 +96,19 @@ def _durations(key: str, found: Json) -> Durations | None:
     )
 
 
-def tables(found: Json) -> list[Table]:
-    contenders = found["contenders"].values()
+def tables(results: Json) -> list[Table]:
+    contenders = results["contenders"].values()
     return [
         Table(
             "Cost: dollars for a million orders on Lambda, arm64 / x86_64 (GB-seconds)",
             ["contender", "create: CPU + wait, ms", *[f"{memory} MB" for memory in MEMORY]],
             [
                 [
-                    each["name"],
-                    f"{each['durations_ms']['cpu']:.2f} + {each['durations_ms']['wait']:.2f}",
-                    *[_cost(each["memory"][str(memory)]) for memory in MEMORY],
+                    contender["name"],
+                    f"{contender['durations_ms']['cpu']:.2f} + {contender['durations_ms']['wait']:.2f}",
+                    *[_cost(contender["memory"][str(memory)]) for memory in MEMORY],
                 ]
-                for each in contenders
+                for contender in contenders
             ],
             _assumptions(),
         )
@@ -129,6 +129,6 @@ def _assumptions() -> list[str]:
     ]
 
 
-def _cost(found: Json) -> str:
-    price = " / ".join(f"${each:.2f}" for each in found["dollars"].values())
-    return f"{price} ({found['gb_seconds']:,.0f})"
+def _cost(cost: Json) -> str:
+    prices = " / ".join(f"${price:.2f}" for price in cost["dollars"].values())
+    return f"{prices} ({cost['gb_seconds']:,.0f})"

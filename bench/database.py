@@ -1,4 +1,4 @@
-"""The database that all are measured on: an embedded PostgreSQL with the same orders for everyone."""
+"""The database for all measurements: an embedded PostgreSQL with the same orders for every contender."""
 
 import io
 import json
@@ -21,9 +21,9 @@ from bench.operations import BODY, READER, USER
 from local.database import Urls, embedded
 
 ORDERS, TENANTS, READ = 20_000, 20, 1_000
-"""Orders of the tenants that are there, and of the one that is read."""
+"""Orders of all other tenants, their number, and the orders of the tenant that is read."""
 SETTINGS = ("autovacuum", "synchronous_commit")
-"""Off. Whom autovacuum would slow down is chance; the wait for the disk at a commit is the same for everyone
+"""Off. Autovacuum would slow down contenders at random; the wait for the disk at a commit is the same for all
 and would make the ratios depend on the disk."""
 FIRST_ORDER = datetime(2026, 1, 1, tzinfo=UTC)
 ONE_ORDER_EVERY = 1_000
@@ -45,10 +45,10 @@ class Database:
     folder: Path
     version: str
     sampled: list[str]
-    """Ids of the reader's orders, spread over all of them."""
+    """Ids of READER's orders, evenly spread."""
 
     def url(self, role: str, sockets: Path | None = None) -> str:
-        """For libpq, as that role; through the sockets of a proxy, if one is named."""
+        """A connection URL for this role; through a proxy whose socket is in `sockets`, if given."""
         url = self.urls.app.replace("orders_app@", f"{role}@")
         if sockets is None:
             return url
@@ -71,13 +71,13 @@ class Database:
     def _scalar(self, query: str) -> Any:
         with _connected(self.url("postgres")) as cursor:
             cursor.execute(query)
-            (found,) = cursor.fetchone()
-            return found
+            (value,) = cursor.fetchone()
+            return value
 
 
 @contextmanager
 def loaded() -> Iterator[Database]:
-    """A running server with the orders in it; gone afterwards."""
+    """A running server with the orders; removed afterwards."""
     # Not in the project: as root, the server's own user must be able to enter every folder above its data.
     folder = Path(tempfile.mkdtemp(prefix="order-api-bench-"))
     try:
@@ -103,14 +103,14 @@ def described() -> str:
 
 
 def _make_peer(cursor: Any) -> None:
-    """Peers filter by tenant themselves: row-level security neither binds them nor costs them anything."""
+    """The peers' role. They filter by tenant themselves: row-level security must not slow them down."""
     cursor.execute("create role bench_peer login bypassrls")
     cursor.execute("grant usage on schema public to bench_peer")
     cursor.execute("grant select, insert on orders, order_items, idempotency_keys to bench_peer")
 
 
 def _load(cursor: Any) -> list[str]:
-    """READER's orders among everybody else's, as time would have brought them. Returns a sample of ids."""
+    """Load READER's orders, interleaved in time with those of other tenants. Returns a sample of ids."""
     order = json.loads(BODY)
     (item,) = order["items"]
     tenants = [f"tenant-{number}" for number in range(1, TENANTS + 1)]
@@ -156,7 +156,7 @@ def _connected(url: str) -> Iterator[Any]:
 
 @contextmanager
 def pinned(database: Database, core: int | None) -> Iterator[bool]:
-    """Whatever connects inside is served on that core; the server's own processes stay where they are.
+    """Backends of connections that are opened inside run on that core; other processes do not move.
 
     Yields False where this system cannot pin processes.
     """

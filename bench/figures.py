@@ -1,4 +1,4 @@
-"""What is made of measured times."""
+"""Statistics of measured times."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def summary(nanoseconds: Sequence[float]) -> Json:
-    """Median and 99th percentile in milliseconds, and how many there were."""
+    """Median and 99th percentile in milliseconds, and the number of values."""
     return {
         "median_ms": median(nanoseconds) / 1e6,
         "p99_ms": percentile(nanoseconds, 99) / 1e6,

@@ -1,9 +1,8 @@
-"""The floor: what a raw psycopg2 needs on this schema to answer the same bytes.
+"""The floor: raw psycopg2 on this schema, answering the same bytes.
 
-One autocommit connection, one minimal statement string per operation, nothing validated, no row-level
-security (it logs in as bench_peer). Neither prepared statements nor pipelining: it is the plain driver.
-Of the two ways to the JSON each operation takes the one that was quicker: for one order plain rows, which
-Python makes into text; for a page PostgreSQL's own JSON.
+One autocommit connection, one minimal statement string per operation, no validation, no row-level security
+(it logs in as bench_peer), neither prepared statements nor pipelining. Each operation builds the JSON in the
+faster way: for one order in Python from rows, for a page in PostgreSQL.
 """
 
 import json
@@ -56,7 +55,7 @@ PAGE_AFTER = f"""select order_id, row_to_json(answered)::text from (select {_ANS
     order by o.order_id desc limit %(limit)s) answered"""
 
 NUMBERS_AND_TIMES = (23, 1700, 1184)
-"""Their type ids: they leave as the text that they come as."""
+"""Their type ids: their values stay text."""
 
 _connection: Any = None
 
@@ -68,8 +67,8 @@ def handler(event: Json, _context: Any) -> Json:
         return _create(tenant_id, user, json.loads(event["body"]), event["headers"].get("Idempotency-Key"))
     if event["pathParameters"]:
         order_id = event["pathParameters"]["order_id"]
-        found = _order(_rows(GET, {"tenant_id": tenant_id, "order_id": order_id}))
-        return _answered(200, f'{{"order":{found}}}')
+        order = _order(_rows(GET, {"tenant_id": tenant_id, "order_id": order_id}))
+        return _answered(200, f'{{"order":{order}}}')
     return _page(tenant_id, event["queryStringParameters"])
 
 
@@ -155,8 +154,8 @@ def _optional(text: str | None) -> str:
 def _rows(statement: str, values: Json) -> list[tuple[Any, ...]]:
     with _connected().cursor() as cursor:
         cursor.execute(statement, values)
-        found: list[tuple[Any, ...]] = cursor.fetchall()
-        return found
+        rows: list[tuple[Any, ...]] = cursor.fetchall()
+        return rows
 
 
 def _connected() -> Any:

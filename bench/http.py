@@ -1,7 +1,7 @@
 """HTTP: requests per second of one worker, at the production server of Google's functions and at uvicorn.
 
-wrk asks both, one after the other in each round, with a real RS256 token. FastAPI verifies it on each
-request, as PyJWT's documentation has it; our door recognises one that comes again. Nothing is pinned.
+wrk sends requests to both, one after the other in each round, with a real RS256 token. FastAPI verifies it
+on each request, as in PyJWT's documentation; this project caches verified tokens. Nothing is pinned.
 """
 
 import io
@@ -37,13 +37,13 @@ TITLE = "HTTP"
 MEASURED = ("create", "get", "list")
 CONNECTIONS = 8
 THREADS = "4"
-"""Of gunicorn, as `make deploy-run` sets it; FastAPI's own pool has 40."""
-LONGEST = "30s"
+"""gunicorn's, as `make deploy-run` sets it; FastAPI's own pool has 40."""
+TIMEOUT = "30s"
 """A request that takes longer counts as broken; wrk's own 2 seconds would hide the slow ones."""
 SCRIPT = Path(__file__).with_name("wrk.lua")
 UVICORN = "import sys; sys.path.insert(0, sys.argv.pop(1)); from uvicorn.main import main; main()"
 HOST = Contender("host", "functions-framework alone")
-"""Our door's server with a function that does nothing; through Flask's routing, which ours goes around."""
+"""This project's server with an empty function, through Flask's routing, which this project bypasses."""
 NOTHING = """
 import functions_framework
 
@@ -67,7 +67,7 @@ class Request:
 
 def measure(run: Run) -> Json:
     """Requests per second, p50 and p99 of create, get and list, and their ratios; or why there are none."""
-    servers = [*(each for each in run.contenders if each.key in NAMES), HOST]
+    servers = [*(contender for contender in run.contenders if contender.key in NAMES), HOST]
     wrk = shutil.which("wrk")
     if wrk is None:
         missing = "wrk is missing, the HTTP section was SKIPPED. To get it on Debian: apt-get install wrk"
@@ -79,7 +79,7 @@ def measure(run: Run) -> Json:
         issuer = Issuer(Path(folder))
         requests = _requests(run, issuer)
         jwks_url = stack.enter_context(_keys(issuer))
-        urls = {each.key: stack.enter_context(_serving(each, run, jwks_url)) for each in servers}
+        urls = {server.key: stack.enter_context(_serving(server, run, jwks_url)) for server in servers}
         _same_answers({key: url for key, url in urls.items() if key != HOST.key}, requests)
         for url in urls.values():
             for request in requests.values():
@@ -90,14 +90,14 @@ def measure(run: Run) -> Json:
                     done = _wrk(wrk, urls[server.key], requests[operation], run.size.http_seconds)
                     took[server.key, operation].append(done)
                     advance()
-    found = {
+    results = {
         server.key: {
             "name": NAMES[server.key],
             "operations": {operation: _summary(took[server.key, operation]) for operation in MEASURED},
         }
         for server in servers
     }
-    return {"servers": found, "ratios": _ratios(found), "connections": CONNECTIONS}
+    return {"servers": results, "ratios": _ratios(results), "connections": CONNECTIONS}
 
 
 def _requests(run: Run, issuer: Issuer) -> dict[str, Request]:
@@ -111,7 +111,7 @@ def _requests(run: Run, issuer: Issuer) -> dict[str, Request]:
 
 @contextmanager
 def _keys(issuer: Issuer) -> Iterator[str]:
-    """Where the servers find the public key."""
+    """Serves the public key; yields its URL."""
 
     class Keys(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -121,7 +121,7 @@ def _keys(issuer: Issuer) -> Iterator[str]:
             self.wfile.write(json.dumps(issuer.jwks()).encode())
 
         def log_message(self, *_: object) -> None:
-            """Nothing: the progress is on the terminal."""
+            """Does nothing: the terminal shows the progress."""
 
     keys = ThreadingHTTPServer(("127.0.0.1", 0), Keys)
     threading.Thread(target=keys.serve_forever, daemon=True).start()
@@ -163,7 +163,7 @@ def _serving(contender: Contender, run: Run, jwks_url: str) -> Iterator[str]:
 
 @contextmanager
 def _uvicorn(contender: Contender, variables: Mapping[str, str], port: int) -> Iterator[None]:
-    """As in production, and without a line in a log for each request: our door writes none either."""
+    """As in production, without an access log: this project's server writes none either."""
     tree = contender.trees.with_bytecode
     own = ["main:app", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command = [sys.executable, "-I", "-S", "-B", "-c", UVICORN, str(tree), *own]
@@ -206,9 +206,9 @@ def _same_answers(urls: Mapping[str, str], requests: Mapping[str, Request]) -> N
 def _sent(url: str, request: Request) -> str:
     body = operations.BODY.encode() if request.method == "POST" else None
     headers = {"Authorization": f"Bearer {request.token}", "Content-Type": "application/json"}
-    asked = urllib.request.Request(url + request.paths[0], body, headers, method=request.method)  # noqa: S310
+    http_request = urllib.request.Request(url + request.paths[0], body, headers, method=request.method)  # noqa: S310
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(asked, timeout=30) as answer:
+    with opener.open(http_request, timeout=30) as answer:
         text: str = answer.read().decode()
         return text
 
@@ -220,80 +220,84 @@ def _wrk(wrk: str, url: str, request: Request, seconds: int) -> Json:
         "BENCH_TOKEN": request.token,
         "BENCH_BODY": operations.BODY,
     }
-    command = [wrk, "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", LONGEST, "-s", str(SCRIPT), url]
+    command = [wrk, "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", TIMEOUT, "-s", str(SCRIPT), url]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)  # noqa: S603
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
         raise SystemExit(f"wrk failed: {done.stdout[-500:]}{done.stderr[-500:]}")
-    found: Json = json.loads(lines[-1])
-    if found["refused"]:
-        raise SystemExit(f"{url}{request.paths[0]} refused {found['refused']} of wrk's requests: {found}")
-    return found
+    results: Json = json.loads(lines[-1])
+    if results["refused"]:
+        raise SystemExit(f"{url}{request.paths[0]} refused {results['refused']} of wrk's requests: {results}")
+    return results
 
 
 def _summary(rounds: list[Json]) -> Json:
     return {
-        "per_second": median(each["requests"] / each["microseconds"] * 1e6 for each in rounds),
-        "p50_ms": median(each["p50_us"] for each in rounds) / 1e3,
-        "p99_ms": median(each["p99_us"] for each in rounds) / 1e3,
-        "requests": sum(each["requests"] for each in rounds),
-        "broken": sum(each["broken"] for each in rounds),
+        "per_second": median(figures["requests"] / figures["microseconds"] * 1e6 for figures in rounds),
+        "p50_ms": median(figures["p50_us"] for figures in rounds) / 1e3,
+        "p99_ms": median(figures["p99_us"] for figures in rounds) / 1e3,
+        "requests": sum(figures["requests"] for figures in rounds),
+        "broken": sum(figures["broken"] for figures in rounds),
     }
 
 
-def _ratios(found: Json) -> Json:
+def _ratios(results: Json) -> Json:
     """Requests per second of this project, as a multiple of FastAPI's."""
-    if FASTAPI.key not in found:
+    if FASTAPI.key not in results:
         return {}
-    ours, theirs = (found[each.key]["operations"] for each in (OURS, FASTAPI))
-    return {each: ours[each]["per_second"] / theirs[each]["per_second"] for each in MEASURED}
+    ours, fastapi = (results[contender.key]["operations"] for contender in (OURS, FASTAPI))
+    return {
+        operation: ours[operation]["per_second"] / fastapi[operation]["per_second"] for operation in MEASURED
+    }
 
 
-def tables(found: Json) -> list[Table]:
+def tables(results: Json) -> list[Table]:
     title = "HTTP: requests per second of one worker"
-    if "skipped" in found:
-        return [Table(title, ["server"], [], [found["skipped"]])]
-    columns = ["server", *[f"{TITLES[each]}: requests/s (p50 / p99 ms)" for each in MEASURED]]
+    if "skipped" in results:
+        return [Table(title, ["server"], [], [results["skipped"]])]
+    columns = ["server", *[f"{TITLES[operation]}: requests/s (p50 / p99 ms)" for operation in MEASURED]]
     rows = [
         [
             server["name"],
             *[
-                f"{each['per_second']:,.0f} ({each['p50_ms']:.1f} / {each['p99_ms']:.1f})"
-                for each in server["operations"].values()
+                f"{figures['per_second']:,.0f} ({figures['p50_ms']:.1f} / {figures['p99_ms']:.1f})"
+                for figures in server["operations"].values()
             ],
         ]
-        for server in found["servers"].values()
+        for server in results["servers"].values()
     ]
-    if found["ratios"]:
-        rows.append(["this project against FastAPI", *[ratio(found["ratios"][each]) for each in MEASURED]])
+    if results["ratios"]:
+        rows.append(
+            ["this project against FastAPI", *[ratio(results["ratios"][operation]) for operation in MEASURED]]
+        )
     notes = [
-        f"wrk with {found['connections']} connections, medians of the rounds; its p99 also counts what would "
-        "have been sent during a stall. One token throughout: FastAPI verifies it each time, our door "
-        "recognises it."
+        f"wrk with {results['connections']} connections, medians of the rounds; its p99 also counts requests "
+        "that would have been sent during a stall. One token throughout: FastAPI verifies it each time, this "
+        "project caches it."
     ]
-    for server in found["servers"].values():
-        if broken := sum(each["broken"] for each in server["operations"].values()):
+    for server in results["servers"].values():
+        if broken := sum(figures["broken"] for figures in server["operations"].values()):
             notes.append(f"{server['name']}: {broken} REQUESTS GOT NO ANSWER.")
     return [Table(title, columns, rows, notes)]
 
 
-def plot(found: Json, folder: Path) -> None:
-    if "skipped" in found:
+def plot(results: Json, folder: Path) -> None:
+    if "skipped" in results:
         return
     plots.grouped_bars(
         folder / "http.png",
         "Requests per second of one worker",
         "requests/s",
-        [TITLES[each] for each in MEASURED],
+        [TITLES[operation] for operation in MEASURED],
         {
-            server["name"]: [server["operations"][each]["per_second"] for each in MEASURED]
-            for server in found["servers"].values()
+            server["name"]: [server["operations"][operation]["per_second"] for operation in MEASURED]
+            for server in results["servers"].values()
         },
         label="{:,.0f}",
         log=False,
     )
 
 
-def against_fastapi(operation: str, found: Json) -> float | None:
-    ratios: dict[str, float] = found.get("ratios", {})
+def against_fastapi(operation: str, results: Json) -> float | None:
+    ratios: dict[str, float] = results.get("ratios", {})
     return ratios.get(operation)

@@ -1,4 +1,4 @@
-"""The fixed stack, imported, and one connect: what every cold start of it pays at least."""
+"""Imports the stack and connects once: the minimum of every cold start with it."""
 
 import os
 from typing import Any

@@ -13,7 +13,7 @@ from bench.contenders import Contender
 
 Json = dict[str, Any]
 WORKER = Path(__file__).with_name("worker.py")
-LAMBDAS_OWN = {
+LAMBDA_VARIABLES = {
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EXECUTION_ENV": f"AWS_Lambda_python{sys.version_info.major}.{sys.version_info.minor}",
     "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512",
@@ -27,23 +27,23 @@ LAMBDAS_OWN = {
 
 
 class Instance:
-    """One process of a contender. It begins to import at once; `imported` waits for that."""
+    """One process of a contender. It starts importing at once; `imported` waits for the end."""
 
     def __init__(
         self, contender: Contender, tree: Path, variables: Mapping[str, str], core: int | None
     ) -> None:
         self._name = contender.name
-        self._said = TemporaryFile("w+")  # noqa: SIM115 (close() closes it)
+        self._output = TemporaryFile("w+")  # noqa: SIM115 (close() closes it)
         answers, answering = os.pipe()
         core_or_none = "-" if core is None else str(core)
-        what = [str(tree), contender.module, contender.attribute, core_or_none, str(answering)]
+        arguments = [str(tree), contender.module, contender.attribute, core_or_none, str(answering)]
         self._process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-I", "-S", "-B", str(WORKER), *what],
+            [sys.executable, "-I", "-S", "-B", str(WORKER), *arguments],
             cwd=tree,
-            env={**LAMBDAS_OWN, "LAMBDA_TASK_ROOT": str(tree), **contender.variables, **variables},
+            env={**LAMBDA_VARIABLES, "LAMBDA_TASK_ROOT": str(tree), **contender.variables, **variables},
             stdin=subprocess.PIPE,
-            stdout=self._said,
-            stderr=self._said,
+            stdout=self._output,
+            stderr=self._output,
             pass_fds=[answering],
             text=True,
         )
@@ -59,14 +59,14 @@ class Instance:
         if self._process.stdin:
             self._process.stdin.close()
         self._answers.close()
-        self._said.close()
+        self._output.close()
 
     def imported(self) -> int:
         """Nanoseconds that the import of the handler's module took."""
         return int(self.answer()["import_ns"])
 
     def ask(self, do: str, **arguments: Any) -> Json:
-        """The worker's answer. Raises SystemExit with the contender's own words when it failed."""
+        """Send a command, wait for its result. Raises SystemExit with the contender's output on failure."""
         self.tell(do, **arguments)
         return self.answer()
 
@@ -88,6 +88,6 @@ class Instance:
 
     def _failed(self) -> SystemExit:
         self._process.wait()
-        self._said.seek(0)
-        last = self._said.read()[-2000:].strip()
-        return SystemExit(f"{self._name} failed. Its own words:\n{last}")
+        self._output.seek(0)
+        last = self._output.read()[-2000:].strip()
+        return SystemExit(f"{self._name} failed. Its output:\n{last}")

@@ -1,11 +1,11 @@
-"""Orders of many shops, such as years of business leave behind, loaded with COPY.
+"""Generates orders of many shops, as after years of business, and loads them with COPY.
 
-The order of a number is always the same one, so that any of them can be named without asking the database,
-and nothing has to be read (and so be in its cache) before it is measured.
+The order of a number is deterministic: its id is known without a query, so that nothing is read into the
+database's cache before it is measured.
 
-Time goes forward, and new shops open all the time: one for every ORDERS_A_TENANT orders, until there are
-MOST_TENANTS. One shop is huge. Of the others a few are large, and most are small: how likely an order is a
-shop's falls with the shop's rank (Zipf's law).
+Order times increase, and new shops open regularly: one for every ORDERS_A_TENANT orders, up to MAX_TENANTS.
+One shop is huge. Of the others a few are large, and most are small: a shop's share of the orders decreases
+with its rank (Zipf's law).
 """
 
 import io
@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-ORDERS_A_TENANT, MOST_TENANTS = 100, 100_000
+ORDERS_A_TENANT, MAX_TENANTS = 100, 100_000
 HUGE = 0
 """The huge shop's rank."""
 YOUNG = 1_000_000
@@ -28,8 +28,8 @@ ORDERS_A_USER = 10
 FIRST_ORDER = datetime(2024, 1, 1, tzinfo=UTC)
 MILLISECONDS_APART = 5_000
 """Of two orders: ten million of them take a year and a half."""
-MOST_ORDERS = 10_000_000
-MOST_ITEMS = 3
+MAX_ORDERS = 10_000_000
+MAX_ITEMS = 3
 BLOCK = 1_000
 """Orders that are made from one seed."""
 CHUNK = 20 * BLOCK
@@ -47,7 +47,7 @@ ITEM_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """An order that the load holds."""
+    """One generated order."""
 
     number: int
     rank: int
@@ -55,7 +55,7 @@ class Placed:
     user_number: int
     order_id: str
     seed: int
-    """For what it says: its items and their prices."""
+    """Determines its items and their prices."""
 
     @property
     def tenant(self) -> str:
@@ -72,11 +72,11 @@ def shop(rank: int) -> str:
 
 def tenants_at(number: int) -> int:
     """How many shops there are before this order is placed."""
-    return min(MOST_TENANTS, number // ORDERS_A_TENANT + 1)
+    return min(MAX_TENANTS, number // ORDERS_A_TENANT + 1)
 
 
 def huge_at(number: int) -> int:
-    """About how many orders the huge shop has by then."""
+    """The approximate number of the huge shop's orders before this order."""
     return int(min(number, YOUNG) * SHARE_WHILE_YOUNG + max(0, number - YOUNG) * SHARE_LATER)
 
 
@@ -88,7 +88,7 @@ def block(first: int) -> list[Placed]:
 
 def _placed(number: int, chance: random.Random) -> Placed:
     shops = tenants_at(number)
-    if number % ORDERS_A_TENANT == ORDERS_A_TENANT - 1 and shops < MOST_TENANTS:
+    if number % ORDERS_A_TENANT == ORDERS_A_TENANT - 1 and shops < MAX_TENANTS:
         rank = shops  # a shop's first order
     elif shops == 1 or chance.random() < (SHARE_WHILE_YOUNG if number < YOUNG else SHARE_LATER):
         rank = HUGE
@@ -101,22 +101,22 @@ def _placed(number: int, chance: random.Random) -> Placed:
     return Placed(number, rank, int(chance.random() * users), _uuid7(milliseconds, bits), bits & 0xFFFFFFFF)
 
 
-def behind_all() -> str:
-    """An id behind those of all orders that can be loaded, and before those of all that are placed today."""
-    return _uuid7(int(FIRST_ORDER.timestamp() * 1000) + MOST_ORDERS * MILLISECONDS_APART, 0)
+def id_after_all() -> str:
+    """An id greater than those of all orders that can be loaded, and less than those of new orders."""
+    return _uuid7(int(FIRST_ORDER.timestamp() * 1000) + MAX_ORDERS * MILLISECONDS_APART, 0)
 
 
 def _uuid7(milliseconds: int, bits: int) -> str:
-    """RFC 9562, section 5.7, with 74 bits of chance."""
+    """RFC 9562, section 5.7, with 74 random bits."""
     low = bits & (1 << 62) - 1
     return str(UUID(int=milliseconds << 80 | 7 << 76 | bits >> 62 << 64 | 2 << 62 | low))
 
 
 def rows(placed: Placed) -> tuple[str, str]:
-    """As lines of COPY's text format: the order's row, and those of its one to MOST_ITEMS items."""
+    """As lines of COPY's text format: the order's row, and those of its one to MAX_ITEMS items."""
     key, seed = f"{placed.tenant}\t{placed.order_id}", placed.seed
     items, cents = "", 0
-    for line_no in range(1, 2 + seed % MOST_ITEMS):
+    for line_no in range(1, 2 + seed % MAX_ITEMS):
         sku, quantity = (seed >> line_no) % 1000, 1 + (seed >> line_no) % 4
         price = 199 + (seed >> line_no) % 20_000
         cents += quantity * price
@@ -134,8 +134,8 @@ def rows(placed: Placed) -> tuple[str, str]:
     return order, items
 
 
-def already(cursor: Any) -> int:
-    """How many orders this database was loaded with so far; a load that was interrupted goes on there."""
+def loaded_orders(cursor: Any) -> int:
+    """The number of orders in this database; an interrupted load continues there."""
     cursor.execute("create table if not exists bench_load (orders bigint not null)")
     cursor.execute("insert into bench_load select 0 where not exists (select from bench_load)")
     cursor.execute("select orders from bench_load")
@@ -144,7 +144,7 @@ def already(cursor: Any) -> int:
 
 
 def load(cursor: Any, first: int, end: int, advance: Callable[[float], None]) -> None:
-    """Copy the orders of these numbers, both multiples of BLOCK; `advance` is told how many went in."""
+    """Copy the orders from `first` to `end`, both multiples of BLOCK; `advance` gets each chunk's size."""
     for start in range(first, end, CHUNK):
         stop = min(end, start + CHUNK)
         cursor.execute("begin")
@@ -156,10 +156,10 @@ def load(cursor: Any, first: int, end: int, advance: Callable[[float], None]) ->
 
 def copy(cursor: Any, placed: Iterable[Placed]) -> None:
     orders, items = io.StringIO(), io.StringIO()
-    for each in placed:
-        order, its_items = rows(each)
-        orders.write(order)
-        items.write(its_items)
+    for order in placed:
+        order_row, item_rows = rows(order)
+        orders.write(order_row)
+        items.write(item_rows)
     for table, columns, text in (("orders", ORDER_COLUMNS, orders), ("order_items", ITEM_COLUMNS, items)):
         text.seek(0)
         cursor.copy_expert(f"copy {table} ({', '.join(columns)}) from stdin", text)

@@ -1,4 +1,4 @@
-"""On what, when and from which state of the code a run was made."""
+"""The machine, time and commit of a run."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from pathlib import Path
 from bench import contenders
 from bench.contenders import PROJECT, Contender
 
-WORTH_NAMING = {
+REPORTED_PACKAGES = {
     *("psycopg2-binary", "sqlmodel", "sqlalchemy", "pydantic", "uuid-utils"),
     *("fastapi", "starlette", "mangum", "uvicorn", "uvloop", "pyjwt", "aws-lambda-powertools"),
 }
@@ -30,8 +30,10 @@ def described(command: str) -> dict[str, str]:
 
 
 def versions(contender: Contender) -> str:
-    found = contenders.packages(contender)
-    return ", ".join(f"{name} {version}" for name, version in found.items() if name.lower() in WORTH_NAMING)
+    packages = contenders.packages(contender)
+    return ", ".join(
+        f"{name} {version}" for name, version in packages.items() if name.lower() in REPORTED_PACKAGES
+    )
 
 
 def _commit() -> str:
@@ -48,7 +50,7 @@ def _git(*arguments: str) -> str:
 
 
 def _processor() -> str:
-    """The model's name, as Linux knows it."""
+    """The model's name from /proc/cpuinfo."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What is asked of every contender, as API Gateway hands it to a Lambda function, and what must come back."""
+"""The requests to every contender, as API Gateway's events for a function, and the expected statuses."""
 
 import json
 import time
@@ -47,7 +47,7 @@ def page_after(cursor: str) -> Json:
 
 
 def masked(operation: str, body: str) -> Json:
-    """The answer without what every contender makes up by itself: cursors, and a new order's id and times."""
+    """The answer without values that every contender generates: cursors, and a new order's id and times."""
     answer: Json = json.loads(body)
     if "next_cursor" in answer:
         answer["next_cursor"] = answer["next_cursor"] is not None
@@ -78,15 +78,15 @@ def _event(
         **(headers or {}),
     }
     target = resource.format(**path) if path else resource
-    asked = dict(parse_qsl(query))
+    parameters = dict(parse_qsl(query))
     return {
         "resource": resource,
         "path": target,
         "httpMethod": method,
         "headers": sent,
         "multiValueHeaders": {name: [value] for name, value in sent.items()},
-        "queryStringParameters": asked or None,
-        "multiValueQueryStringParameters": {name: [value] for name, value in asked.items()} or None,
+        "queryStringParameters": parameters or None,
+        "multiValueQueryStringParameters": {name: [value] for name, value in parameters.items()} or None,
         "pathParameters": path,
         "stageVariables": None,
         "requestContext": {

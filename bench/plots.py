@@ -1,4 +1,4 @@
-"""Measured figures as pictures."""
+"""Plots of the results."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ def grouped_bars(
 def lines(
     path: Path, title: str, across: str, axis: str, panels: Mapping[str, Series], at: Sequence[float]
 ) -> None:
-    """A panel beside the other for each operation, a line for each contender."""
+    """A panel for each operation, side by side, with a line for each contender."""
     figure, all_axes = _figure(title, wide=4.2 * len(panels) + 2, panels=len(panels))
     for axes, (name, series) in zip(all_axes, panels.items(), strict=True):
         for number, (contender, values) in enumerate(series.items()):
@@ -47,7 +47,7 @@ def lines(
 
 
 def _figure(title: str, wide: float, panels: int = 1) -> tuple[Any, Any]:
-    # Not at the top: it takes half a second, and a run of some sections draws nothing.
+    # Imported here: it takes half a second, and some sections have no plot.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""`make bench-profile`: where the time of this project goes, warm by cProfile and cold by -X importtime."""
+"""`make bench-profile`: profiles this project, warm with cProfile and cold with -X importtime."""
 
 import json
 import os
@@ -14,13 +14,13 @@ from bench import machine, operations
 from bench.contenders import OURS, PROJECT, install
 from bench.database import Database, loaded
 from bench.figures import Json
-from bench.instances import LAMBDAS_OWN, WORKER
+from bench.instances import LAMBDA_VARIABLES, WORKER
 from bench.report import Table, markdown
 
 CALLS = 2_000
 STARTS = 5
 LISTED = 14
-"""Packages whose imports are listed by themselves."""
+"""The number of packages that are listed separately."""
 RESULTS = PROJECT / "bench" / "results"
 
 
@@ -52,15 +52,15 @@ def _calls(database: Database) -> Json:
         "list": operations.first_page(),
     }
     done = _run(database, [str(script), str(OURS.trees.with_bytecode), str(CALLS)], json.dumps(events))
-    found: Json = json.loads(done.stdout.splitlines()[-1])  # behind the log
-    return found
+    calls: Json = json.loads(done.stdout.splitlines()[-1])  # after the log lines
+    return calls
 
 
 def _imports(database: Database) -> dict[str, float]:
     """Milliseconds that each top-level package's own modules took to import until the first 201."""
-    what = [str(OURS.trees.with_bytecode), OURS.module, OURS.attribute, "-", "1"]
+    arguments = [str(OURS.trees.with_bytecode), OURS.module, OURS.attribute, "-", "1"]
     command = json.dumps({"do": "call", "event": operations.create()}) + "\n"
-    done = _run(database, ["-X", "importtime", str(WORKER), *what], command)
+    done = _run(database, ["-X", "importtime", str(WORKER), *arguments], command)
     took: dict[str, float] = {}
     for own, name in re.findall(r"^import time:\s*(\d+) \|\s*\d+ \|\s*(\S+)$", done.stderr, re.MULTILINE):
         top = name.partition(".")[0]
@@ -68,11 +68,11 @@ def _imports(database: Database) -> dict[str, float]:
     return took
 
 
-def _run(database: Database, arguments: list[str], said: str) -> subprocess.CompletedProcess[str]:
-    environment = {**LAMBDAS_OWN, **OURS.variables, "DATABASE_URL": database.url(OURS.role)}
+def _run(database: Database, arguments: list[str], stdin: str) -> subprocess.CompletedProcess[str]:
+    environment = {**LAMBDA_VARIABLES, **OURS.variables, "DATABASE_URL": database.url(OURS.role)}
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-I", "-S", "-B", *arguments],
-        input=said,
+        input=stdin,
         env={"PATH": os.environ.get("PATH", ""), **environment},
         capture_output=True,
         text=True,
@@ -85,15 +85,16 @@ def _run(database: Database, arguments: list[str], said: str) -> subprocess.Comp
 
 def _warm(calls: Json) -> Table:
     parts = sorted(
-        {part for found in calls.values() for part in found}, key=lambda part: -calls["create"].get(part, 0)
+        {part for profile in calls.values() for part in profile},
+        key=lambda part: -calls["create"].get(part, 0),
     )
-    total = {operation: sum(found.values()) for operation, found in calls.items()}
+    total = {operation: sum(profile.values()) for operation, profile in calls.items()}
     rows = [
         [
             part,
             *(
-                f"{found.get(part, 0):.0f} ({found.get(part, 0) / total[operation]:.0%})"
-                for operation, found in calls.items()
+                f"{profile.get(part, 0):.0f} ({profile.get(part, 0) / total[operation]:.0%})"
+                for operation, profile in calls.items()
             ),
         ]
         for part in parts
@@ -103,14 +104,14 @@ def _warm(calls: Json) -> Table:
 
 
 def _cold(starts: list[dict[str, float]]) -> Table:
-    """The fastest of the starts: what else ran on the machine only adds to one."""
+    """The fastest of the starts, because other load on the machine only adds time."""
     fastest = min(starts, key=lambda took: sum(took.values()))
     total = sum(fastest.values())
-    most = sorted(fastest.items(), key=lambda each: -each[1])
-    rows = [[name, f"{took:.1f}", f"{took / total:.0%}"] for name, took in most[:LISTED]]
-    rest = sum(took for _, took in most[LISTED:])
+    slowest_first = sorted(fastest.items(), key=lambda package: -package[1])
+    rows = [[name, f"{took:.1f}", f"{took / total:.0%}"] for name, took in slowest_first[:LISTED]]
+    rest = sum(took for _, took in slowest_first[LISTED:])
     rows += [
-        [f"{len(most) - LISTED} others", f"{rest:.1f}", f"{rest / total:.0%}"],
+        [f"{len(slowest_first) - LISTED} others", f"{rest:.1f}", f"{rest / total:.0%}"],
         ["together", f"{total:.1f}", ""],
     ]
     notes = [f"-X importtime, which adds to each module; the fastest of {STARTS} starts, with bytecode."]

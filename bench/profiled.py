@@ -1,4 +1,4 @@
-"""Runs in a bare interpreter, as worker.py does: what each operation of the built zip spends its time on.
+"""Profiles each operation of the built zip, in a bare interpreter as worker.py.
 
 `python -I -S -B profiled.py <folder> <calls>`, with the events as JSON on standard input.
 """
@@ -16,7 +16,7 @@ Json = dict[str, Any]
 def main(folder: str, calls: int) -> None:
     sys.path.insert(0, folder)
     handler = importlib.import_module("app").app
-    found = {}
+    profiles = {}
     for operation, event in json.load(sys.stdin).items():
         text = json.dumps(event)
         for _ in range(20):
@@ -27,12 +27,12 @@ def main(folder: str, calls: int) -> None:
             profile.enable()
             handler(parsed, None)
             profile.disable()
-        found[operation] = _by_part(profile, folder, calls)
-    print(json.dumps(found))
+        profiles[operation] = _by_part(profile, folder, calls)
+    print(json.dumps(profiles))
 
 
 def _by_part(profile: cProfile.Profile, folder: str, calls: int) -> dict[str, float]:
-    """Microseconds of a call, by the part whose own code ran."""
+    """Microseconds of a call by part of the program."""
     parts: dict[str, float] = {}
     for (file, _, function), (_, _, own, *_) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
         part = _part(file, function, folder)

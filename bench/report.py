@@ -1,4 +1,4 @@
-"""Measured figures as tables: on the terminal, and in Markdown that the documentation takes over as it is."""
+"""Results as tables: on the terminal, and in Markdown that the documentation copies unchanged."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ class Table:
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
     texts: int = 1
-    """How many columns, from the left, are text; the others are figures."""
+    """The number of text columns, from the left; the others are figures."""
 
     def markdown(self) -> str:
         lines = [
@@ -47,9 +47,9 @@ def ratio(value: float) -> str:
     return f"{value:.2f}x" if value < 9.95 else f"{value:.1f}x"
 
 
-def milliseconds(found: Json, digits: int = 2) -> str:
+def milliseconds(results: Json, digits: int = 2) -> str:
     """Median and p99."""
-    return f"{found['median_ms']:,.{digits}f} / {found['p99_ms']:,.{digits}f}"
+    return f"{results['median_ms']:,.{digits}f} / {results['p99_ms']:,.{digits}f}"
 
 
 def markdown(header: Json, tables: Iterable[Table]) -> str:

@@ -1,4 +1,4 @@
-"""One run of the bench: how much of everything, on what, by whom."""
+"""One run of the bench: its size, contenders and database."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,10 +14,10 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Size:
-    """How often everything is measured."""
+    """The number of rounds and calls."""
 
     warm_up: int
-    """Calls of each operation that every instance makes before the first that counts."""
+    """Calls of each operation by every instance before measuring."""
     warm_rounds: int
     warm_calls: int
     """Of each operation, by each contender, in each round."""
@@ -76,8 +76,8 @@ class Run:
     core: int | None
     """Where contenders and their backends run together; None where processes cannot be pinned."""
     progress: Progress
-    found: dict[str, Json] = field(default_factory=dict)
-    """What the sections before this one have measured."""
+    results: dict[str, Json] = field(default_factory=dict)
+    """The results of the earlier sections."""
 
     def steps(self, title: str, total: int) -> Callable[[], None]:
         """A line of the progress display. Call the result after each of the steps."""

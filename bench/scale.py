@@ -1,7 +1,7 @@
-"""`make bench-scale`: what a request costs among a thousand orders, and among ten million.
+"""`make bench-scale`: the time of a request with a thousand to ten million orders in the database.
 
-The same requests go in turn to two databases of one server, one that grows and one that is empty: a ratio
-of the two compares the same minute on the same machine.
+The same requests go in turn to two databases of one server, one that grows and one that stays empty, so that
+their ratio compares times of the same minute on the same machine.
 """
 
 import argparse
@@ -32,20 +32,20 @@ from bench.figures import summary
 from bench.instances import Instance
 from bench.load import HUGE
 from bench.scale_report import Step
-from bench.scale_requests import CALLS, EMPTY, FEW, LIMIT, MINE, OPERATIONS, Asked, Operation
+from bench.scale_requests import CALLS, EMPTY, FEW, LIMIT, MINE, OPERATIONS, Operation, Requests
 from local import postgres
 from local.database import apply_schema, embedded
 
 Json = dict[str, Any]
 Advance = Callable[[float], None]
 Turn = tuple[str, Operation, Instance]
-"""Whose it is, and what is asked of whom."""
+"""The database (`many` or `few`), the operation, and the instance that runs it."""
 
 RESULTS = PROJECT / "bench" / "results"
 ROUNDS, WARM_UP = 100, 20
 BYTES_AN_ORDER, BYTES_BESIDE = 900, 6e9
 """On disk, with its items and indexes; and of the server, its write-ahead log included."""
-LEAST_BUFFERS = 1e9
+MIN_BUFFERS = 1e9
 _WITHOUT_HUGE_PAGES = (
     "PostgreSQL has no huge pages here: each connection pays for its first touch of each page, and the "
     "ratios are higher than on a managed server. As root: sysctl -w vm.nr_hugepages=N, where N times 2 MB is "
@@ -85,8 +85,8 @@ def main() -> None:
     for table in tables:
         table.show(console)
     chosen.results.mkdir(parents=True, exist_ok=True)
-    found = {"header": header, "steps": [vars(step) for step in steps]}
-    (chosen.results / "scale.json").write_text(json.dumps(found, indent=1) + "\n")
+    results = {"header": header, "steps": [vars(step) for step in steps]}
+    (chosen.results / "scale.json").write_text(json.dumps(results, indent=1) + "\n")
     (chosen.results / "scale.md").write_text(report.markdown(header, tables))
     scale_report.plot(steps, chosen.results / "scale.png")
     print(f"Written: {chosen.results}/scale.md, scale.json and scale.png")
@@ -111,22 +111,22 @@ def _chosen() -> argparse.Namespace:
     chosen = parser.parse_args()
     text = chosen.orders
     chosen.orders = int(text) if text.isascii() and text.isdigit() else 0
-    if chosen.orders % load.BLOCK or not 0 < chosen.orders <= load.MOST_ORDERS:
+    if chosen.orders % load.BLOCK or not 0 < chosen.orders <= load.MAX_ORDERS:
         raise SystemExit(
-            f"ORDERS is {text!r}: use a multiple of {load.BLOCK} up to {load.MOST_ORDERS}, "
+            f"ORDERS is {text!r}: use a multiple of {load.BLOCK} up to {load.MAX_ORDERS}, "
             "as in make bench-scale ORDERS=10000000"
         )
-    chosen.shared_buffers = chosen.shared_buffers or _room_for(chosen.orders)
-    # What is published is of a whole run: nothing else takes its place.
-    is_whole = chosen.orders == load.MOST_ORDERS and chosen.rounds >= ROUNDS
+    chosen.shared_buffers = chosen.shared_buffers or _shared_buffers(chosen.orders)
+    # Published results come from a complete run: a partial run must not overwrite them.
+    is_whole = chosen.orders == load.MAX_ORDERS and chosen.rounds >= ROUNDS
     chosen.results = chosen.results or (RESULTS if is_whole else RESULTS / "partial")
     return chosen
 
 
-def _room_for(orders: int) -> str:
-    """shared_buffers that hold the database, because not every machine keeps files in its own cache."""
+def _shared_buffers(orders: int) -> str:
+    """Enough for the whole database, because not every machine's page cache keeps its files."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return f"{min(max(orders * BYTES_AN_ORDER, LEAST_BUFFERS), memory / 2) / 1e6:.0f}MB"
+    return f"{min(max(orders * BYTES_AN_ORDER, MIN_BUFFERS), memory / 2) / 1e6:.0f}MB"
 
 
 def _measured(chosen: argparse.Namespace, console: Console) -> tuple[Json, list[Step]]:
@@ -141,7 +141,7 @@ def _measured(chosen: argparse.Namespace, console: Console) -> tuple[Json, list[
             header |= _conditions(databases, chosen.shared_buffers, core)
             if "huge pages on" not in header["PostgreSQL"]:
                 console.print(_WITHOUT_HUGE_PAGES, style="bold red")
-            before = load.already(databases.many)
+            before = load.loaded_orders(databases.many)
             if before > chosen.orders:
                 raise SystemExit(f"{folder} holds {before} orders: use ORDERS={before} or more")
             bar = progress.add_task("Orders loaded", total=chosen.orders, completed=before)
@@ -156,9 +156,10 @@ def _measured(chosen: argparse.Namespace, console: Console) -> tuple[Json, list[
 
 
 def _numbers(before: int, orders: int) -> list[int]:
-    """At how many orders it is measured: powers of ten, and at the end."""
+    """The numbers of orders at which it is measured: powers of ten, and the last."""
     powers = [10**exponent for exponent in range(3, 8)]
-    return [each for each in sorted({*powers, before, orders}) if max(before, load.BLOCK) <= each <= orders]
+    smallest = max(before, load.BLOCK)
+    return [number for number in sorted({*powers, before, orders}) if smallest <= number <= orders]
 
 
 def _conditions(databases: Databases, shared_buffers: str, core: int | None) -> Json:
@@ -181,7 +182,7 @@ def _conditions(databases: Databases, shared_buffers: str, core: int | None) -> 
 
 @contextmanager
 def _folder(chosen: argparse.Namespace) -> Iterator[Path]:
-    """Where the server's data is: SCALE_DATA, or a folder that is gone afterwards. Its disk has room."""
+    """The server's data folder: SCALE_DATA, or a temporary one. Raises SystemExit if the disk is too full."""
     if chosen.data is None:
         # Not in the project: as root, the server's own user must be able to enter every folder above it.
         folder = Path(tempfile.mkdtemp(prefix="order-api-scale-"))
@@ -213,7 +214,7 @@ def _folder(chosen: argparse.Namespace) -> Iterator[Path]:
 def _databases(folder: Path, shared_buffers: str) -> Iterator[Databases]:
     with embedded(folder) as urls, _superuser(urls.app) as cursor:
         _set(cursor, {"shared_buffers": shared_buffers, "autovacuum": "off"})
-    # It has restarted in between.
+    # The server restarts between the two blocks.
     with embedded(folder) as urls, _superuser(urls.app) as many:
         many.execute("select from pg_database where datname = 'orders_empty'")
         if not many.rowcount:
@@ -223,7 +224,7 @@ def _databases(folder: Path, shared_buffers: str) -> Iterator[Databases]:
         databases = Databases(Database(urls, folder, version, []), many, None)
         apply_schema(databases.url("orders_owner", "few"))
         with _superuser(databases.url("postgres", "few")) as few:
-            # Among few orders PostgreSQL would read them all, and keep that plan while they become more.
+            # With few orders PostgreSQL would choose a sequential scan, and keep that plan for many.
             few.execute("alter role orders_app in database orders_empty set enable_seqscan = off")
             yield Databases(databases.server, many, few)
 
@@ -237,7 +238,7 @@ def _superuser(url: str) -> Iterator[Any]:
 
 
 def _grow(cursor: Any, before: int, orders: int, advance: Advance) -> Step:
-    """Load up to that many orders, and leave the server as it is when it serves."""
+    """Load up to that many orders, and restore the server's settings for measuring."""
     _set(cursor, WHILE_LOADING)
     started = time.monotonic()
     load.load(cursor, before, orders, advance)
@@ -263,49 +264,49 @@ def _grow(cursor: Any, before: int, orders: int, advance: Advance) -> Step:
 
 
 def _set(cursor: Any, settings: Mapping[str, str | None]) -> None:
-    """For the whole server; None is PostgreSQL's own value."""
+    """Set for the whole server; None resets to PostgreSQL's default."""
     for name, value in settings.items():
         cursor.execute(f"alter system {f'set {name} = {value!r}' if value else f'reset {name}'}")
     cursor.execute("select pg_reload_conf()")
-    time.sleep(0.5)  # its processes take it up when they next look
+    time.sleep(0.5)  # the server's processes reload asynchronously
 
 
 def _measure(step: Step, databases: Databases, core: int | None, rounds: int, advance: Advance) -> None:
-    """Fill in the step's times."""
+    """Measure, and store the times in the step."""
     samples, few = scale_requests.samples(step.orders), scale_requests.few_orders()
     databases.few.execute("truncate orders, order_items, idempotency_keys")
     load.copy(databases.few, few)
     databases.few.execute("analyze")
-    asked = {
+    requests = {
         "many": scale_requests.among_many(samples, databases.many, step.of_the_huge),
         "few": scale_requests.among_few(samples, few),
     }
     with pinned(databases.server, core), ExitStack() as stack:
-        turns = [turn for side in asked for turn in _turns(databases, side, asked[side], core, stack)]
-        # Reads first: what is placed would be on page 1, and it is of another size than what was loaded.
+        turns = [turn for side in requests for turn in _turns(databases, side, requests[side], core, stack)]
+        # Reads first: placed orders would be on page 1, and their size differs from the loaded orders'.
         for writes in (False, True):
             times = _times([turn for turn in turns if turn[1].writes is writes], rounds, advance)
             for (side, key), nanoseconds in times.items():
                 getattr(step, side)[key] = summary(nanoseconds)
-    _forget_placed(databases.many, scale_requests.shops_of(samples))
+    _delete_placed(databases.many, scale_requests.shops_of(samples))
 
 
 def _turns(
-    databases: Databases, side: str, asked: Asked, core: int | None, stack: ExitStack
+    databases: Databases, side: str, requests: Requests, core: int | None, stack: ExitStack
 ) -> Iterator[Turn]:
-    """Each operation that there is for that database, and a function that has learnt it."""
+    """Each operation for this database, and an instance that has its events."""
     for waits, parameters in ((True, {}), (False, {"options": "-c synchronous_commit=off"})):
         variables = {"DATABASE_URL": databases.url(OURS.role, side, **parameters)}
         instance = stack.enter_context(Instance(OURS, OURS.trees.with_bytecode, variables, core))
         instance.imported()
         for operation in OPERATIONS:
-            if operation.waits is waits and asked.get(operation.key):
-                _teach(instance, operation, asked[operation.key])
+            if operation.waits is waits and requests.get(operation.key):
+                _set_up(instance, operation, requests[operation.key])
                 yield side, operation, instance
 
 
-def _teach(instance: Instance, operation: Operation, events: Sequence[Json]) -> None:
-    """Raises SystemExit unless the first of the events is answered as it should be."""
+def _set_up(instance: Instance, operation: Operation, events: Sequence[Json]) -> None:
+    """Send the operation's events to the instance. Raises SystemExit if the first gets a wrong answer."""
     instance.ask("learn", operation=operation.key, events=events, status=operation.status)
     answer = instance.ask("call", event=events[0])
     page = json.loads(answer["body"]).get("orders")
@@ -315,7 +316,7 @@ def _teach(instance: Instance, operation: Operation, events: Sequence[Json]) -> 
 
 
 def _times(turns: list[Turn], rounds: int, advance: Advance) -> dict[tuple[str, str], list[int]]:
-    """Nanoseconds of each call, by database and operation. In each round all take turns, in any order."""
+    """Nanoseconds of each call by database and operation. Each round runs all of them in random order."""
     times: dict[tuple[str, str], list[int]] = {(side, operation.key): [] for side, operation, _ in turns}
     for _, operation, instance in turns:
         calls = WARM_UP if operation.calls == CALLS else operation.calls
@@ -329,12 +330,12 @@ def _times(turns: list[Turn], rounds: int, advance: Advance) -> dict[tuple[str, 
     return times
 
 
-def _forget_placed(cursor: Any, shops: Sequence[str]) -> None:
-    """Delete what the measuring placed: the next step measures what was loaded, and vacuums first."""
+def _delete_placed(cursor: Any, shops: Sequence[str]) -> None:
+    """Delete the orders that were placed while measuring; the next step vacuums before it measures."""
     for table in ("order_items", "orders"):
         cursor.execute(
             f"delete from {table} where tenant_id = any(%s) and order_id > %s",  # noqa: S608
-            [list(shops), load.behind_all()],
+            [list(shops), load.id_after_all()],
         )
 
 

@@ -1,4 +1,4 @@
-"""The figures of `make bench-scale` as tables, and as a picture."""
+"""The results of `make bench-scale` as tables and as a plot."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,22 +28,22 @@ TARGET = 1.2
 
 @dataclass
 class Step:
-    """Everything that was found at one number of orders."""
+    """The results at one number of orders."""
 
     orders: int
     shops: int
     of_the_huge: int
     """Orders of the huge shop."""
     deep_page: int
-    """Its page that is compared with the first."""
+    """The huge shop's page that is compared with its first."""
     database_bytes: int
     loaded: int
-    """Since the step before, in load_seconds."""
+    """Orders added since the previous step, in load_seconds."""
     load_seconds: float
     many: dict[str, Json] = field(default_factory=dict)
-    """Each operation's times among so many orders."""
+    """Each operation's times in the growing database."""
     few: dict[str, Json] = field(default_factory=dict)
-    """And in the empty database, measured in turn with them."""
+    """Each operation's times in the empty database, measured in turn with them."""
 
     def against_empty(self, operation: Operation) -> float | None:
         return _ratio(self.many.get(operation.key), self.few.get(operation.key))
@@ -76,18 +76,18 @@ def tables(steps: Sequence[Step]) -> list[Table]:
             "Scale: as a multiple of the same in an empty database, by number of orders",
             ["operation", *columns],
             [
-                [each.title, *[_said(step.against_empty(each)) for step in steps]]
-                for each in OPERATIONS
-                if last.against_empty(each)
+                [operation.title, *[_ratio_text(step.against_empty(operation)) for step in steps]]
+                for operation in OPERATIONS
+                if last.against_empty(operation)
             ],
         ),
         Table(
             "Scale: milliseconds, median and p99, by number of orders",
             ["operation", *columns],
             [
-                [last.title(each), *[_times(step.many.get(each.key)) for step in steps]]
-                for each in OPERATIONS
-                if each.key in last.many
+                [last.title(operation), *[_times(step.many.get(operation.key)) for step in steps]]
+                for operation in OPERATIONS
+                if operation.key in last.many
             ],
             _smaller_pages(steps),
         ),
@@ -107,21 +107,21 @@ def tables(steps: Sequence[Step]) -> list[Table]:
 
 
 def _targets(last: Step) -> Iterator[list[str]]:
-    for each in (*GETS, *CREATES, *UNSYNCED):
-        yield _target(f"{each.title}, against an empty table", last.against_empty(each))
+    for operation in (*GETS, *CREATES, *UNSYNCED):
+        yield _target(f"{operation.title}, against an empty table", last.against_empty(operation))
     yield _target(f"{last.title(DEEP_BY_CURSOR)}, against page 1", last.against_page_1(DEEP_BY_CURSOR))
-    for each in (ANY_PAGE, DEEP_BY_OFFSET, AT_OFFSET):
-        if found := last.against_page_1(each):
-            yield [f"{last.title(each)}, against page 1", "", report.ratio(found), ""]
+    for operation in (ANY_PAGE, DEEP_BY_OFFSET, AT_OFFSET):
+        if ratio := last.against_page_1(operation):
+            yield [f"{last.title(operation)}, against page 1", "", report.ratio(ratio), ""]
 
 
-def _target(what: str, found: float | None) -> list[str]:
-    met = "" if found is None else "met" if found <= TARGET else "NOT MET"
-    return [what, f"at most {TARGET}x", _said(found), met]
+def _target(what: str, ratio: float | None) -> list[str]:
+    met = "" if ratio is None else "met" if ratio <= TARGET else "NOT MET"
+    return [what, f"at most {TARGET}x", _ratio_text(ratio), met]
 
 
 def _smaller_pages(steps: Sequence[Step]) -> list[str]:
-    smaller = [f"page {each.deep_page:,} at {each.orders:,}" for each in steps if each.deep_page < DEEP_PAGE]
+    smaller = [f"page {step.deep_page:,} at {step.orders:,}" for step in steps if step.deep_page < DEEP_PAGE]
     return (
         [f"The deepest whole page where there is no page {DEEP_PAGE:,}: {', '.join(smaller)}."]
         if smaller
@@ -129,16 +129,16 @@ def _smaller_pages(steps: Sequence[Step]) -> list[str]:
     )
 
 
-def _said(found: float | None) -> str:
-    return "" if found is None else report.ratio(found)
+def _ratio_text(ratio: float | None) -> str:
+    return "" if ratio is None else report.ratio(ratio)
 
 
-def _times(found: Json | None) -> str:
-    return report.milliseconds(found) if found else ""
+def _times(times: Json | None) -> str:
+    return report.milliseconds(times) if times else ""
 
 
 def plot(steps: Sequence[Step], path: Path) -> None:
-    """A line for each operation, from the empty database on."""
+    """A line for each operation; its first point is the empty database."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -146,11 +146,11 @@ def plot(steps: Sequence[Step], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     at = [EMPTY, *[step.orders for step in steps]]
-    for each in OPERATIONS:
-        times = [steps[-1].few.get(each.key), *[step.many.get(each.key) for step in steps]]
+    for operation in OPERATIONS:
+        times = [steps[-1].few.get(operation.key), *[step.many.get(operation.key) for step in steps]]
         points = [(orders, took["median_ms"]) for orders, took in zip(at, times, strict=True) if took]
-        if each.is_drawn and points:
-            axes.plot(*zip(*points, strict=True), marker="o", label=steps[-1].title(each))
+        if operation.is_drawn and points:
+            axes.plot(*zip(*points, strict=True), marker="o", label=steps[-1].title(operation))
     axes.set(xscale="log", yscale="log", xlabel="orders in the database", ylabel="milliseconds, median")
     axes.set_xticks(at, ["empty", *[f"{orders:,}" for orders in at[1:]]])
     axes.set_xticks([], minor=True)

@@ -1,4 +1,4 @@
-"""What is asked of a growing database and of an empty one: by whom, for which orders."""
+"""The requests to the growing database and to the empty one: their callers and orders."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from chalicelib.caller import Caller
 from chalicelib.orders.pages import cursor_after
 
 Json = dict[str, Any]
-Asked = Mapping[str, Sequence[Json]]
+Requests = Mapping[str, Sequence[Json]]
 """Events by the operation's key."""
 Samples = Mapping[str, Sequence[Placed]]
 """Orders by the size of their shop."""
@@ -21,28 +21,28 @@ LIMIT = operations.LIMIT
 DEEP_PAGE, FAR = 10_000, 100_000
 """The page that is compared with the first, and an OFFSET."""
 EMPTY = 60
-"""Orders in the database that stays empty: a page there is a whole one, with a next page behind it."""
+"""Orders in the empty database: enough for a full page and a next page."""
 FEW = range(load.ORDERS_A_USER - 2, load.ORDERS_A_USER + 3)
-"""Orders of a user who has few."""
+"""Number of orders of a user with few."""
 CALLS, SLOW_CALLS = 10, 1
-"""In each round; and of requests that skip rows one by one."""
+"""Calls in each round; SLOW_CALLS of requests that skip many rows."""
 BLOCKS = 60
-"""Of orders all over the table, from which those that are asked for are drawn."""
-MOST_SAMPLES = 1_200
-"""Of each size of shop."""
+"""Blocks of orders, spread over the table, from which the requested orders are drawn."""
+MAX_SAMPLES = 1_200
+"""Orders for each size of shop."""
 SIZES = {"small": "small shops", "middle": "middle shops", "huge": "the huge shop"}
 
 
 @dataclass(frozen=True)
 class Operation:
-    """A kind of request, of which many are sent."""
+    """A kind of request."""
 
     key: str
     title: str
     calls: int = CALLS
     status: int = 200
     waits: bool = True
-    """For the disk at a commit."""
+    """Whether its commit waits for the disk."""
     is_drawn: bool = True
 
     @property
@@ -73,43 +73,45 @@ OPERATIONS = (*GETS, MINE, PAGE_1, ANY_PAGE, DEEP_BY_CURSOR, DEEP_BY_OFFSET, AT_
 
 
 def samples(orders: int) -> Samples:
-    """Orders from all over the first so many, without asking the database: nothing gets into its cache."""
+    """Orders spread over the first `orders`, without a query, which would fill the database's cache."""
     chance = random.Random(orders)  # noqa: S311 (the same in every run)
     blocks = range(0, orders, load.BLOCK)
-    found = [each for first in chance.sample(blocks, min(BLOCKS, len(blocks))) for each in load.block(first)]
-    chance.shuffle(found)
+    drawn = [
+        order for first in chance.sample(blocks, min(BLOCKS, len(blocks))) for order in load.block(first)
+    ]
+    chance.shuffle(drawn)
     shops = load.tenants_at(orders)
     of_size = {
-        "small": [each for each in found if each.rank >= shops * 0.6],
+        "small": [order for order in drawn if order.rank >= shops * 0.6],
         # About the middle rank on a logarithmic scale.
-        "middle": [each for each in found if shops**0.4 <= each.rank <= shops**0.6],
-        "huge": [each for each in found if each.rank == HUGE],
+        "middle": [order for order in drawn if shops**0.4 <= order.rank <= shops**0.6],
+        "huge": [order for order in drawn if order.rank == HUGE],
     }
-    return {size: placed[:MOST_SAMPLES] for size, placed in of_size.items()}
+    return {size: placed[:MAX_SAMPLES] for size, placed in of_size.items()}
 
 
 def few_orders() -> list[Placed]:
-    """EMPTY orders of the huge shop, of which the first ten are one user's."""
-    huge = [each for each in load.block(0) if each.rank == HUGE]
-    theirs = [each for each in huge if each.user_number == 1][: load.ORDERS_A_USER]
-    return [*theirs, *[each for each in huge if each.user_number != 1][: EMPTY - len(theirs)]]
+    """EMPTY orders of the huge shop; the first ten belong to one user."""
+    huge = [order for order in load.block(0) if order.rank == HUGE]
+    one_user = [order for order in huge if order.user_number == 1][: load.ORDERS_A_USER]
+    return [*one_user, *[order for order in huge if order.user_number != 1][: EMPTY - len(one_user)]]
 
 
-def among_many(sampled: Samples, cursor: Any, of_the_huge: int) -> Asked:
-    """What is asked among many orders; `cursor` is the database's, the huge shop has so many orders there."""
+def among_many(sampled: Samples, cursor: Any, of_the_huge: int) -> Requests:
+    """Requests to the growing database. `cursor` is the database's; `of_the_huge`: the huge shop's orders."""
     huge = sampled["huge"]
-    oldest = sorted(each.number for each in huge)[len(huge) // 5]
-    asked: dict[str, Sequence[Json]] = {
+    oldest = sorted(order.number for order in huge)[len(huge) // 5]
+    requests: dict[str, Sequence[Json]] = {
         **_creates(sampled),
         **{
-            operation.key: [_as(each, operations.get(each.order_id)) for each in placed]
+            operation.key: [_as(order, operations.get(order.order_id)) for order in placed]
             for operation, placed in zip(GETS, sampled.values(), strict=True)
         },
-        MINE.key: [_list(each, my_orders="true") for each in _users_with_few(cursor, huge)],
+        MINE.key: [_list(order, my_orders="true") for order in _users_with_few(cursor, huge)],
         PAGE_1.key: [_list(huge[0])],
-        # Not of the oldest ones: there is no whole page behind them.
+        # Without the oldest orders: no full page follows them.
         ANY_PAGE.key: [
-            _list(each, cursor=_cursor(each, each.order_id)) for each in huge if each.number > oldest
+            _list(order, cursor=_cursor(order, order.order_id)) for order in huge if order.number > oldest
         ],
     }
     skipped = (deep_page(of_the_huge) - 1) * LIMIT
@@ -119,16 +121,16 @@ def among_many(sampled: Samples, cursor: Any, of_the_huge: int) -> Asked:
             [huge[0].tenant, skipped - 1],
         )
         ((last_of_the_page_before,),) = cursor.fetchall()
-        asked[DEEP_BY_CURSOR.key] = [_list(huge[0], cursor=_cursor(huge[0], last_of_the_page_before))]
-        asked[DEEP_BY_OFFSET.key] = [_list(huge[0], offset=str(skipped))]
+        requests[DEEP_BY_CURSOR.key] = [_list(huge[0], cursor=_cursor(huge[0], last_of_the_page_before))]
+        requests[DEEP_BY_OFFSET.key] = [_list(huge[0], offset=str(skipped))]
     if of_the_huge >= FAR + LIMIT:
-        asked[AT_OFFSET.key] = [_list(huge[0], offset=str(FAR))]
-    return asked
+        requests[AT_OFFSET.key] = [_list(huge[0], offset=str(FAR))]
+    return requests
 
 
-def among_few(sampled: Samples, few: Sequence[Placed]) -> Asked:
-    """What is asked in the empty database; the creates are the same ones."""
-    gets = [_as(each, operations.get(each.order_id)) for each in few]
+def among_few(sampled: Samples, few: Sequence[Placed]) -> Requests:
+    """Requests to the empty database; its creates are the same."""
+    gets = [_as(order, operations.get(order.order_id)) for order in few]
     return {
         **_creates(sampled),
         **{operation.key: gets for operation in GETS},
@@ -143,20 +145,20 @@ def deep_page(of_the_huge: int) -> int:
 
 
 def shops_of(sampled: Samples) -> list[str]:
-    return sorted({each.tenant for placed in sampled.values() for each in placed})
+    return sorted({order.tenant for placed in sampled.values() for order in placed})
 
 
 def _creates(sampled: Samples) -> dict[str, Sequence[Json]]:
     return {
-        operation.key: [_as(each, operations.create()) for each in placed]
+        operation.key: [_as(order, operations.create()) for order in placed]
         for kind in (CREATES, UNSYNCED)
         for operation, placed in zip(kind, sampled.values(), strict=True)
     }
 
 
 def _users_with_few(cursor: Any, placed: Sequence[Placed]) -> list[Placed]:
-    """One order each of those users of the shop that have about ten."""
-    by_user = {each.user: each for each in placed}
+    """One order of each user of the shop who has about ten."""
+    by_user = {order.user: order for order in placed}
     cursor.execute(
         "select created_by, count(*) from orders where tenant_id = %s and created_by = any(%s) group by 1",
         [placed[0].tenant, list(by_user)],
@@ -165,16 +167,16 @@ def _users_with_few(cursor: Any, placed: Sequence[Placed]) -> list[Placed]:
 
 
 def _as(placed: Placed, event: Json) -> Json:
-    """The event, sent by the shop and the user of that order."""
+    """The event with the tenant and user of that order."""
     event["requestContext"]["authorizer"]["claims"] |= {"custom:tenant_id": placed.tenant, "sub": placed.user}
     return event
 
 
 def _list(placed: Placed, **query: str) -> Json:
     event = operations.first_page()
-    asked = {"limit": str(LIMIT), **query}
-    event["queryStringParameters"] = asked
-    event["multiValueQueryStringParameters"] = {name: [value] for name, value in asked.items()}
+    parameters = {"limit": str(LIMIT), **query}
+    event["queryStringParameters"] = parameters
+    event["multiValueQueryStringParameters"] = {name: [value] for name, value in parameters.items()}
     return _as(placed, event)
 
 

@@ -1,4 +1,4 @@
-"""What is aimed at, beside what was measured."""
+"""The targets, and whether the results meet them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ class Target:
     what: str
     section: str
     measured: Callable[[Json], float | None]
-    """Of the section's figures; None when this run did not measure it."""
+    """From the section's results; None when this run did not measure it."""
     limit: float
     unit: str = "x"
     at_least: bool = False
 
-    def row(self, found: Sections) -> list[str] | None:
-        section = found.get(self.section)
+    def row(self, results: Sections) -> list[str] | None:
+        section = results.get(self.section)
         value = self.measured(section) if section else None
         if value is None:
             return None
@@ -39,31 +39,31 @@ class Target:
 
 
 def _warm(contender: str, operation: str) -> Callable[[Json], float | None]:
-    def ratio(found: Json) -> float | None:
-        measured: Json | None = found["contenders"].get(contender)
+    def ratio(results: Json) -> float | None:
+        measured: Json | None = results["contenders"].get(contender)
         return measured["operations"][operation]["ratio"] if measured else None
 
     return ratio
 
 
 def _trips(operation: str) -> Callable[[Json], float]:
-    return lambda found: float(found["contenders"][OURS.key]["operations"][operation]["trips"])
+    return lambda results: float(results["contenders"][OURS.key]["operations"][operation]["trips"])
 
 
-def _first_trips(found: Json) -> float:
-    return float(found["contenders"][OURS.key]["first_create"]["trips"])
+def _first_trips(results: Json) -> float:
+    return float(results["contenders"][OURS.key]["first_create"]["trips"])
 
 
-def _warm_peak(found: Json) -> float:
-    return float(found["contenders"][OURS.key]["peak_bytes"]) / 1e6
+def _warm_peak(results: Json) -> float:
+    return float(results["contenders"][OURS.key]["peak_bytes"]) / 1e6
 
 
-def _first_peak(found: Json) -> float:
-    return float(found["starts"][f"{OURS.key} {cold.WITH}"]["peak_bytes"]) / 1e6
+def _first_peak(results: Json) -> float:
+    return float(results["starts"][f"{OURS.key} {cold.WITH}"]["peak_bytes"]) / 1e6
 
 
-def _growth(found: Json) -> float | None:
-    grown: int | None = found["growth"]["grown_bytes"]
+def _growth(results: Json) -> float | None:
+    grown: int | None = results["growth"]["grown_bytes"]
     return None if grown is None else grown / 1e6
 
 
@@ -105,6 +105,6 @@ TARGETS = (
 )
 
 
-def table(found: Sections) -> Table:
-    rows = [row for target in TARGETS if (row := target.row(found))]
+def table(results: Sections) -> Table:
+    rows = [row for target in TARGETS if (row := target.row(results))]
     return Table("Targets", ["what", "target", "measured", "met"], rows, texts=2)

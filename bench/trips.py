@@ -1,4 +1,4 @@
-"""Trips: what goes over the wire to the database, and what a longer wire costs."""
+"""Trips: the traffic with the database, and the effect of network latency."""
 
 import tempfile
 from pathlib import Path
@@ -21,7 +21,7 @@ DELAYS = (0.0, 0.0005, 0.001, 0.002)
 """Seconds added to each round trip."""
 MEASURED = ("create", "get", "list")
 BEFORE_COUNTING = 5
-"""Calls of each operation, so that whatever is kept on a connection is there."""
+"""Calls of each operation, so that its statements are prepared on the connection."""
 
 
 def measure(run: Run) -> Json:
@@ -75,7 +75,7 @@ def measure(run: Run) -> Json:
 
 
 def _first_create(contender: Contender, proxy: Proxy, run: Run, sockets: Path) -> Json:
-    """A fresh process's, with its connect. (Over TCP with TLS, both handshakes come on top for everyone.)"""
+    """Traffic of a new process's first create, with its connect (over TCP with TLS, plus two handshakes)."""
     variables = {"DATABASE_URL": run.database.url(contender.role, sockets)}
     with (
         proxy.watched() as traffic,
@@ -91,73 +91,75 @@ def _first_create(contender: Contender, proxy: Proxy, run: Run, sockets: Path) -
 
 
 def _counted(instance: Instance, proxy: Proxy) -> Json:
-    found = {}
+    results = {}
     for operation in OPERATIONS:
         instance.ask("batch", operation=operation, calls=BEFORE_COUNTING)
         with proxy.watched() as traffic:
             instance.ask("batch", operation=operation, calls=1)
-        found[operation] = _figures(traffic)
-    return found
+        results[operation] = _figures(traffic)
+    return results
 
 
 def _figures(traffic: Traffic) -> Json:
     return {"trips": traffic.trips, "sent": traffic.sent, "received": traffic.received}
 
 
-def tables(found: Json) -> list[Table]:
-    contenders = found["contenders"].values()
+def tables(results: Json) -> list[Table]:
+    contenders = results["contenders"].values()
     trips = Table(
         "Trips: round trips to the database (bytes sent / received)",
         ["contender", *TITLES.values(), "first create of a process"],
         [
             [
-                each["name"],
-                *[_traffic(each["operations"][operation]) for operation in OPERATIONS],
-                _traffic(each["first_create"]),
+                contender["name"],
+                *[_traffic(contender["operations"][operation]) for operation in OPERATIONS],
+                _traffic(contender["first_create"]),
             ]
-            for each in contenders
+            for contender in contenders
         ],
         ["The first create connects, over a unix socket: TCP and TLS add their own handshakes for everyone."],
     )
-    delays = found["delays_ms"]
+    delays = results["delays_ms"]
     latencies = [
         Table(
             f"Trips: {TITLES[operation]}, median milliseconds with a longer way to the database",
             ["contender", *[f"+{delay:g} ms a round trip" for delay in delays]],
             [
-                [each["name"], *[f"{took:.2f}" for took in each["median_ms"][operation]]]
-                for each in contenders
+                [contender["name"], *[f"{took:.2f}" for took in contender["median_ms"][operation]]]
+                for contender in contenders
             ],
         )
         for operation in MEASURED
     ]
     latencies[-1].notes.append(
         "All through the same proxy, whose own time is in each of them, also in the first. The one trip of "
-        f"the floor's get really took {_really_added(found)} ms longer: who waits falls asleep, and takes a "
-        "moment to wake up."
+        f"the floor's get took {_really_added(results)} ms longer: a waiting process sleeps, and takes some "
+        "time to wake up."
     )
     return [trips, *latencies]
 
 
-def _really_added(found: Json) -> str:
-    without, *longer = found["contenders"][FLOOR.key]["median_ms"]["get"]
+def _really_added(results: Json) -> str:
+    without, *longer = results["contenders"][FLOOR.key]["median_ms"]["get"]
     return ", ".join(f"{took - without:.2f}" for took in longer)
 
 
-def _traffic(found: Json) -> str:
-    return f"{found['trips']} ({found['sent']:,} / {found['received']:,})"
+def _traffic(results: Json) -> str:
+    return f"{results['trips']} ({results['sent']:,} / {results['received']:,})"
 
 
-def plot(found: Json, folder: Path) -> None:
-    contenders = found["contenders"].values()
+def plot(results: Json, folder: Path) -> None:
+    contenders = results["contenders"].values()
     plots.lines(
         folder / "trips.png",
         "A longer way to the database",
         "milliseconds added to a round trip",
         "milliseconds a request, median",
         {
-            TITLES[operation]: {each["name"]: each["median_ms"][operation] for each in contenders}
+            TITLES[operation]: {
+                contender["name"]: contender["median_ms"][operation] for contender in contenders
+            }
             for operation in MEASURED
         },
-        found["delays_ms"],
+        results["delays_ms"],
     )

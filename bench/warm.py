@@ -1,4 +1,4 @@
-"""Warm: one long-lived process per contender, called again and again as Lambda calls one that is up."""
+"""Warm: one long-lived process per contender, called repeatedly, as Lambda calls a warm instance."""
 
 import json
 import os
@@ -23,7 +23,7 @@ GROWTH_FROM = 2_000
 
 
 def measure(run: Run) -> Json:
-    """Medians and p99 of each operation, every contender's and its ratio to the floor's; memory."""
+    """Median, p99 and ratio to the floor of each contender's operations; and memory."""
     advance = run.steps(TITLE, run.size.warm_rounds)
     with pinned(run.database, run.core), instances(run.contenders, run.database, run.core) as started:
         same_answers(started, run.database)
@@ -39,7 +39,7 @@ def measure(run: Run) -> Json:
                     times[contender.key][operation].add(took)
             advance()
         memory = {contender.key: instance.ask("memory") for contender, instance in started}
-    found = {
+    results = {
         contender.key: {
             "name": contender.name,
             "peak_bytes": memory[contender.key]["peak"],
@@ -50,7 +50,7 @@ def measure(run: Run) -> Json:
         }
         for contender in run.contenders
     }
-    return {"on_one_core": on_one_core, "contenders": found, "growth": _growth(run)}
+    return {"on_one_core": on_one_core, "contenders": results, "growth": _growth(run)}
 
 
 class Times:
@@ -72,8 +72,8 @@ class Times:
         return {
             **took,
             "cpu_ms": median(self.cpu) / 1e6,
-            # Of what was measured in the same second: the machine's speed changes over a run.
-            "ratio": median(ours / theirs for ours, theirs in zip(self.rounds, floor.rounds, strict=True)),
+            # By round, because the machine's speed changes during a run.
+            "ratio": median(own / base for own, base in zip(self.rounds, floor.rounds, strict=True)),
         }
 
 
@@ -81,7 +81,7 @@ class Times:
 def instances(
     contenders: Sequence[Contender], database: Database, core: int | None, sockets: Path | None = None
 ) -> Iterator[list[tuple[Contender, Instance]]]:
-    """A process of each, imported and connected to the database, or to a proxy in `sockets`."""
+    """A process of each contender, imported, for the database or a proxy whose socket is in `sockets`."""
     with ExitStack() as stack:
         started = []
         for contender in contenders:
@@ -94,7 +94,7 @@ def instances(
 
 
 def same_answers(started: Sequence[tuple[Contender, Instance]], database: Database) -> None:
-    """Teach each instance its operations. Raises SystemExit unless all answer each of them alike."""
+    """Send each instance its operations. Raises SystemExit unless all give the same answers."""
     answers: dict[str, Json] = {}
     for contender, instance in started:
         for operation, events in _events(contender, instance, database).items():
@@ -112,7 +112,7 @@ def same_answers(started: Sequence[tuple[Contender, Instance]], database: Databa
 
 
 def _events(contender: Contender, instance: Instance, database: Database) -> dict[str, list[Json]]:
-    """What this contender is asked; cursors and idempotency keys are its own."""
+    """The events for this contender, with its own cursors and idempotency keys."""
     page = instance.ask("call", event=operations.first_page())
     following = json.loads(page["body"])["next_cursor"]
     replayed = operations.create(key=f"bench-{contender.key}-{os.urandom(8).hex()}")
@@ -127,13 +127,13 @@ def _events(contender: Contender, instance: Instance, database: Database) -> dic
 
 
 def rotated(started: Sequence[Any], number: int) -> Sequence[Any]:
-    """Another one is first in each round, so that none always follows the same one."""
+    """Rotated by the round's number, so that no contender always follows the same one."""
     first = number % len(started)
     return [*started[first:], *started[:first]]
 
 
 def all_on(core: int | None, database: Database) -> bool:
-    """Whether every contender's backend really is on that core; else the ratios mean less, and it is said."""
+    """Whether every contender's backend runs on that core; else the report has a warning about the ratios."""
     backends = database.backends()
     return (
         core is not None and bool(backends) and all(os.sched_getaffinity(pid) == {core} for pid in backends)
@@ -141,7 +141,7 @@ def all_on(core: int | None, database: Database) -> bool:
 
 
 def _growth(run: Run) -> Json:
-    """Bytes of ours after GROWTH_FROM requests, and after many more."""
+    """The growth of this project's memory after GROWTH_FROM requests, in bytes."""
     parts = 50
     advance = run.steps(f"{TITLE}: memory over {run.size.growth_calls:,} requests", parts)
     with pinned(run.database, run.core), instances([OURS], run.database, run.core) as started:
@@ -157,22 +157,22 @@ def _growth(run: Run) -> Json:
     return {"after": GROWTH_FROM, "calls": run.size.growth_calls // parts * parts, "grown_bytes": grown}
 
 
-def tables(found: Json) -> list[Table]:
-    contenders = found["contenders"].values()
+def tables(results: Json) -> list[Table]:
+    contenders = results["contenders"].values()
     ratios = Table(
         "Warm: median, as a multiple of the floor's",
         ["contender", *TITLES.values(), "peak memory"],
         [
             [
-                each["name"],
-                *[ratio(each["operations"][operation]["ratio"]) for operation in OPERATIONS],
-                f"{each['peak_bytes'] / 1e6:.0f} MB",
+                contender["name"],
+                *[ratio(contender["operations"][operation]["ratio"]) for operation in OPERATIONS],
+                f"{contender['peak_bytes'] / 1e6:.0f} MB",
             ]
-            for each in contenders
+            for contender in contenders
         ],
-        [_growth_said(found["growth"])],
+        [_growth_note(results["growth"])],
     )
-    if not found["on_one_core"]:
+    if not results["on_one_core"]:
         ratios.notes.append(
             "CLIENT AND SERVER WERE NOT PINNED TO ONE CORE here: these ratios are not comparable."
         )
@@ -180,15 +180,18 @@ def tables(found: Json) -> list[Table]:
         "Warm: milliseconds, median and p99",
         ["contender", *TITLES.values()],
         [
-            [each["name"], *[milliseconds(each["operations"][operation]) for operation in OPERATIONS]]
-            for each in contenders
+            [
+                contender["name"],
+                *[milliseconds(contender["operations"][operation]) for operation in OPERATIONS],
+            ]
+            for contender in contenders
         ],
         [f"{next(iter(contenders))['operations']['create']['calls']} calls of each."],
     )
     return [ratios, times]
 
 
-def _growth_said(growth: Json) -> str:
+def _growth_note(growth: Json) -> str:
     if growth["grown_bytes"] is None:
         return "Growth of memory was not measured: this system does not tell a process its resident memory."
     return (
@@ -197,15 +200,15 @@ def _growth_said(growth: Json) -> str:
     )
 
 
-def plot(found: Json, folder: Path) -> None:
+def plot(results: Json, folder: Path) -> None:
     plots.grouped_bars(
         folder / "warm.png",
         "Warm requests: median time as a multiple of raw psycopg2's",
         "multiple of the floor (log scale)",
         list(TITLES.values()),
         {
-            each["name"]: [each["operations"][operation]["ratio"] for operation in OPERATIONS]
-            for each in found["contenders"].values()
+            contender["name"]: [contender["operations"][operation]["ratio"] for operation in OPERATIONS]
+            for contender in results["contenders"].values()
         },
         label="{:.1f}x",
     )

@@ -1,8 +1,8 @@
-"""Runs in a contender's bare interpreter and does as Lambda's runtime does: import, then call after call.
+"""Runs in a contender's bare interpreter, like Lambda's runtime: imports the handler, then calls it.
 
 `python -I -S -B worker.py <folder> <module> <attribute> <core or -> <descriptor>`: nothing but the standard
-library and the contender's own folder can be imported. Commands come as lines of JSON on standard input,
-answers leave as lines of JSON on the descriptor. What the contender prints is its own affair.
+library and the contender's own folder can be imported. Commands are lines of JSON on standard input,
+results are lines of JSON on the descriptor. The contender's own output does not mix with them.
 """
 
 import importlib
@@ -19,7 +19,7 @@ Handler = Callable[[Json, Any], Json]
 
 
 class Context:
-    """What Lambda hands over beside the event."""
+    """Lambda's context object."""
 
     aws_request_id = "00000000-0000-4000-8000-000000000000"
     function_name = "order-api"
@@ -44,21 +44,21 @@ class Worker:
         self._calls: dict[str, int] = {}
 
     def call(self, event: Json) -> Json:
-        """One call, with the whole answer."""
+        """One call; returns the complete answer."""
         answer = self._handler(event, self._context)
         return {"status": answer["statusCode"], "body": answer["body"]}
 
     def learn(self, operation: str, events: list[Json], status: int) -> Json:
-        """What `batch` shall send, in turn, and what must come back."""
+        """Set the events that `batch` sends in turn, and the expected status."""
         self._events[operation] = [json.dumps(event) for event in events]
         self._statuses[operation] = status
         self._calls[operation] = 0
         return {}
 
     def batch(self, operation: str, calls: int) -> Json:
-        """Nanoseconds of each call, `wall` on the clock and `cpu` in this process; every status is checked.
+        """Nanoseconds of each call, as wall time and as this process's CPU time; every status is checked.
 
-        The clock runs around the handler alone: the event is parsed before, as Lambda's runtime does.
+        Only the handler is timed: the event is parsed before, as by Lambda's runtime.
         """
         events, status = self._events[operation], self._statuses[operation]
         wall, cpu = [], []
@@ -87,7 +87,7 @@ class Worker:
 
 
 def _from_status(name: str) -> int | None:
-    """Linux's own account of this process. Its ru_maxrss would begin with what the parent had before exec."""
+    """From /proc, because Linux's ru_maxrss includes the parent's memory before exec."""
     try:
         with open("/proc/self/status") as status:
             return next(int(line.split()[1]) * 1024 for line in status if line.startswith(name))
@@ -96,8 +96,8 @@ def _from_status(name: str) -> int | None:
 
 
 def _peak() -> int:
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    max_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return max_rss if sys.platform == "darwin" else max_rss * 1024
 
 
 def main(folder: str, module: str, attribute: str, core: str, descriptor: str) -> None:
