@@ -138,13 +138,14 @@ def _oracle(folder: Path, variables: dict[str, str]) -> None:
     app = _variable("OCI_APP", "the application of Oracle Functions, which must exist")
     if headers := [name for name in variables if name.startswith("OTEL_") and name.endswith("_HEADERS")]:
         raise SystemExit(
-            f"{' and '.join(headers)} would stand on fn's command line, for every user of this machine to "
+            f"{' and '.join(headers)} would appear on fn's command line, for every user of this machine to "
             "read. Send the metrics to a collector in the network, which adds the headers"
         )
     if database_settings().secret is None and (shown := variables.keys() & {"DATABASE_URL", "DB_PASSWORD"}):
         raise SystemExit(
-            f"{' and '.join(sorted(shown))} would stand on fn's command line, for every user of this machine "
-            "to read. Put the password into OCI Vault, and its OCID into DB_PASSWORD (docs/secrets.md)"
+            f"{' and '.join(sorted(shown))} would appear on fn's command line, for every user of this "
+            "machine to read. Put the password into OCI Vault, and its OCID into DB_PASSWORD "
+            "(docs/secrets.md)"
         )
     # Oracle Functions caches the image of a tag: each deployment needs a new tag.
     description = folder / "func.yaml"

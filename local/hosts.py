@@ -76,7 +76,7 @@ def _oci(python: Path, built: Path, variables: Variables, host: str, port: int) 
         listener = Path(folder) / "fn.sock"
         # PYTHONPATH as the fn CLI's Dockerfile for Python sets it.
         fn = {"FN_FORMAT": "http-stream", "FN_LISTENER": f"unix:{listener}", "PYTHONPATH": str(built)}
-        command = [python.parent / "fdk", "func.py", "orders_api"]
+        command: Command = [python.parent / "fdk", "func.py", "orders_api"]
         with _process(command, built, {**variables, **fn}) as process:
             _wait(process, lambda: oci_front.connect(listener).close())
             with _in_a_thread(oci_front.serve(listener, host, port)):

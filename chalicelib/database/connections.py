@@ -39,9 +39,7 @@ class Connections:
 
     def __init__(self, database: DatabaseSettings) -> None:
         if database.unsafe_role:
-            _log.warning(
-                "DB_ALLOW_UNSAFE_ROLE=1: nobody checks that row-level security binds the database's role"
-            )
+            _log.warning("DB_ALLOW_UNSAFE_ROLE=1: no check that row-level security binds the database's role")
         self.pool = Pool(
             _connector(database),
             max_idle=database.pool_idle,

@@ -190,7 +190,9 @@ def test_valid_zip_has_no_faults(members: Members, tmp_path: Path) -> None:
 
 def test_zip_over_lambdas_size_limit_is_reported(members: Members, tmp_path: Path) -> None:
     (fault,) = archive.faults(
-        written(tmp_path, {**members, "chalicelib/large": bytes(archive.MAX_ZIP_BYTES)}), REQUIREMENTS, ARCHITECTURE
+        written(tmp_path, {**members, "chalicelib/large": bytes(archive.MAX_ZIP_BYTES)}),
+        REQUIREMENTS,
+        ARCHITECTURE,
     )
 
     assert "more than Lambda's 52,428,800" in fault

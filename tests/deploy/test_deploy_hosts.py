@@ -270,7 +270,7 @@ def test_no_password_is_on_command_lines_or_printed(deploy: Deploy, target: str,
 def test_otlp_headers_are_refused_for_oracle_before_deploying(deploy: Deploy, name: str) -> None:
     done = deploy("oci", **{name: "authorization=secret"})
 
-    assert f"{name} would stand on fn's command line" in done.process.stderr
+    assert f"{name} would appear on fn's command line" in done.process.stderr
     assert done.calls == []
 
 
@@ -278,8 +278,8 @@ def test_plain_password_is_refused_for_oracle_before_deploying(deploy: Deploy) -
     plain = deploy("oci", DB_PASSWORD=PASSWORD)
     url = deploy("oci", DB_PASSWORD="", DATABASE_URL=f"postgresql://a:{PASSWORD}@db.example/orders")
 
-    assert plain.process.stderr.startswith("DB_PASSWORD would stand on fn's command line")
-    assert url.process.stderr.startswith("DATABASE_URL would stand on fn's command line")
+    assert plain.process.stderr.startswith("DB_PASSWORD would appear on fn's command line")
+    assert url.process.stderr.startswith("DATABASE_URL would appear on fn's command line")
     assert "OCI Vault" in plain.process.stderr
     assert (plain.calls, url.calls) == ([], [])
 

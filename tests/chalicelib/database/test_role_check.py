@@ -344,7 +344,7 @@ def test_db_allow_unsafe_role_serves_and_logs_a_warning(
 
     assert "do $$" not in "".join(traffic.statements)
     assert caplog.messages == [
-        "DB_ALLOW_UNSAFE_ROLE=1: nobody checks that row-level security binds the database's role"
+        "DB_ALLOW_UNSAFE_ROLE=1: no check that row-level security binds the database's role"
     ]
 
 
