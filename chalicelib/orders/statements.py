@@ -73,7 +73,7 @@ def _prepared_page(start: str) -> Select[Any]:
     conditions = [_OWN_ORDERS]
     if start == "cursor":
         conditions.append(_ORDERS.c.order_id < bindparam("after"))
-    few_rows = literal_column(str(MAX_ROWS))
+    few_rows: ColumnElement[int] = literal_column(str(MAX_ROWS))
     page = select(_ORDERS).where(*conditions).order_by(_NEWEST_FIRST).limit(few_rows).subquery()
     return _as_text(_members(page).order_by(page.c.order_id.desc()).limit(bindparam("limit")))
 
