@@ -1,4 +1,4 @@
-"""`make audit`: the real pip-audit, against an advisory service of the test's own."""
+"""`make audit`: the real pip-audit, against a local advisory service."""
 
 import json
 import shutil
@@ -25,28 +25,35 @@ MINERVA = {"ecdsa": [{"id": "GHSA-wj6h-64fc-37mp", "aliases": ["CVE-2024-23342"]
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> list[str]:
-    """A file of ours, cut down to ecdsa and the two versions of psycopg2-binary."""
-    chosen = [
+def small_requirements(tmp_path: Path) -> list[str]:
+    """Path of a requirements file with only ecdsa and the two versions of psycopg2-binary."""
+    lines = [
         pin.line
         for pin in pins.read(PROJECT / "shims/azure/requirements.txt")
         if pin.name in ("ecdsa", "psycopg2-binary")
     ]
-    (tmp_path / "requirements.txt").write_text("\n".join(chosen))
+    (tmp_path / "requirements.txt").write_text("\n".join(lines))
     return [str(tmp_path / "requirements.txt")]
 
 
 @contextmanager
-def serving(known: Json) -> Iterator[list[str]]:
-    """pip-audit's options for a service that speaks OSV's protocol and knows this about packages, by name."""
+def serving(advisories_by_package: Json) -> Iterator[list[str]]:
+    """Yields pip-audit's options for a local service with OSV's protocol.
+
+    Keys are `name` or `name==version`, values are lists of advisories.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            package, version = asked["package"]["name"], asked["version"]
-            found = known.get(f"{package}=={version}") or known.get(package) or []
+            query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            package, version = query["package"]["name"], query["version"]
+            advisories_of_package = (
+                advisories_by_package.get(f"{package}=={version}") or advisories_by_package.get(package) or []
+            )
             affected = [{"package": {"name": package, "ecosystem": "PyPI"}, "versions": [version]}]
-            vulns = [{"details": "weak", "affected": affected, **each} for each in found]
+            vulns = [
+                {"details": "weak", "affected": affected, **advisory} for advisory in advisories_of_package
+            ]
             body = json.dumps({"vulns": vulns} if vulns else {}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
@@ -67,10 +74,10 @@ def serving(known: Json) -> Iterator[list[str]]:
         server.shutdown()
 
 
-@pytest.mark.parametrize("place", ["", "audit/", "chalicelib/orders/", "deploy/", "local/", "shims/oci/"])
-def test_lint_refuses_a_weakness_in_the_code(place: str) -> None:
-    """ruff's rules `S` are bandit's."""
-    done = subprocess.run(
+@pytest.mark.parametrize("folder", ["", "audit/", "chalicelib/orders/", "deploy/", "local/", "shims/oci/"])
+def test_lint_refuses_a_weakness_in_the_code(folder: str) -> None:
+    """ruff's `S` rules are those of bandit."""
+    result = subprocess.run(
         [
             sys.executable,
             "-m",
@@ -79,7 +86,7 @@ def test_lint_refuses_a_weakness_in_the_code(place: str) -> None:
             "--output-format",
             "concise",
             "--stdin-filename",
-            f"{place}app.py",
+            f"{folder}app.py",
             "-",
         ],
         cwd=PROJECT,
@@ -89,36 +96,36 @@ def test_lint_refuses_a_weakness_in_the_code(place: str) -> None:
         check=False,
     )
 
-    assert "S602 `subprocess` call with `shell=True`" in done.stdout
+    assert "S602 `subprocess` call with `shell=True`" in result.stdout
 
 
-def test_only_accepted_advisories_are_found(small: list[str]) -> None:
+def test_only_accepted_advisories_are_found(small_requirements: list[str]) -> None:
     with serving(DJANGO | MINERVA) as service:
-        assert advisories.findings(service, small) == []
+        assert advisories.findings(service, small_requirements) == []
 
 
-def test_new_advisory_is_reported_for_every_environment_marker(small: list[str]) -> None:
+def test_new_advisory_is_reported_for_every_environment_marker(small_requirements: list[str]) -> None:
     new = {f"psycopg2-binary=={version}": [{"id": f"GHSA-{version}"}] for version in ("2.9.11", "2.9.13")}
 
     with serving(DJANGO | MINERVA | new) as service:
-        found = advisories.findings(service, small)
+        findings = advisories.findings(service, small_requirements)
 
-    assert found == [f"psycopg2-binary {version}: GHSA-{version}" for version in ("2.9.11", "2.9.13")]
+    assert findings == [f"psycopg2-binary {version}: GHSA-{version}" for version in ("2.9.11", "2.9.13")]
 
 
-def test_stale_accepted_advisory_is_reported(small: list[str]) -> None:
+def test_stale_accepted_advisory_is_reported(small_requirements: list[str]) -> None:
     with serving(DJANGO) as service:
-        found = advisories.findings(service, small)
+        findings = advisories.findings(service, small_requirements)
 
-    assert found == ["ecdsa: CVE-2024-23342 is accepted, but no longer found"]
+    assert findings == ["ecdsa: CVE-2024-23342 is accepted, but no longer found"]
 
 
-def test_service_without_known_advisories_fails_the_audit(small: list[str]) -> None:
+def test_service_without_known_advisories_fails_the_audit(small_requirements: list[str]) -> None:
     with (
         serving(MINERVA) as service,
         pytest.raises(advisories.NotAudited, match=r"nothing against django==1\.2\. .* is no dependency"),
     ):
-        advisories.findings(service, small)
+        advisories.findings(service, small_requirements)
 
 
 def audit(service: str) -> subprocess.CompletedProcess[str]:
@@ -134,32 +141,32 @@ def audit(service: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_make_audit_without_a_service_ends_with_2() -> None:
-    done = audit("osv")
+    result = audit("osv")
 
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "pip-audit's last line: " in done.stderr
-    assert "Proxy" in done.stderr.partition("pip-audit's last line: ")[2]
-    assert "NOT AUDITED" in done.stderr
-    assert "HTTPS_PROXY" in done.stderr
-    assert done.stdout == ""
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "pip-audit's last line: " in result.stderr
+    assert "Proxy" in result.stderr.partition("pip-audit's last line: ")[2]
+    assert "NOT AUDITED" in result.stderr
+    assert "HTTPS_PROXY" in result.stderr
+    assert result.stdout == ""
 
 
 @pytest.mark.parametrize("service", ["pipy", "esms"])
 def test_unknown_advisory_service_is_rejected_by_name(service: str) -> None:
-    done = audit(service)
+    result = audit(service)
 
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"SERVICE is {service!r}: use pypi or osv\n"
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == f"SERVICE is {service!r}: use pypi or osv\n"
 
 
 def test_dependencies_have_no_unaccepted_advisories_today() -> None:
-    """Asks the index itself. Where it cannot be asked, nothing is known, and this says so."""
+    """Queries the real package index; skipped with a message when it cannot be reached."""
     try:
-        found = advisories.findings()
+        findings = advisories.findings()
     except advisories.NotAudited as error:
         pytest.skip(f"THE DEPENDENCIES WERE NOT AUDITED. {error}")
 
-    assert found == []
+    assert findings == []
 
 
 def test_every_accepted_finding_has_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,12 +183,14 @@ def test_every_accepted_finding_has_a_reason(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("cloud", ["azure", "gcp", "oci"])
 def test_token_verification_does_not_import_ecdsa(cloud: str) -> None:
-    """The reason for which its weakness is accepted."""
+    """This is why the advisory for ecdsa is accepted."""
     code = (
         "import sys, cognitojwt, jose.jwt, jose.jwk; key = jose.jwk.get_key('RS256');"
         "print(key.__module__, 'ecdsa' in sys.modules)"
     )
 
-    said = subprocess.run([environment(cloud), "-I", "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [environment(cloud), "-I", "-c", code], capture_output=True, text=True, check=True
+    )
 
-    assert said.stdout.split() == ["jose.backends.cryptography_backend", "False"]
+    assert result.stdout.split() == ["jose.backends.cryptography_backend", "False"]

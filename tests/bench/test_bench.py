@@ -1,4 +1,4 @@
-"""The bench: its arithmetic, its proxy, and that it runs from end to end."""
+"""The benchmark: its arithmetic, its proxy, and a run from end to end."""
 
 import json
 import os
@@ -32,12 +32,12 @@ def test_a_summary_is_in_milliseconds() -> None:
 
 
 def test_warm_ratio_compares_the_medians() -> None:
-    floor, ours = Times(), Times()
+    floor, api = Times(), Times()
     floor.add({"wall": [100, 200, 9_000], "cpu": [50, 50, 50]})
-    ours.add({"wall": [300, 300, 1_000], "cpu": [100, 120, 900]})
+    api.add({"wall": [300, 300, 1_000], "cpu": [100, 120, 900]})
 
-    assert ours.summary(floor)["ratio"] == pytest.approx(1.5)
-    assert ours.summary(floor)["cpu_ms"] == pytest.approx(120 / 1e6)
+    assert api.summary(floor)["ratio"] == pytest.approx(1.5)
+    assert api.summary(floor)["cpu_ms"] == pytest.approx(120 / 1e6)
     assert floor.summary(floor)["ratio"] == 1
 
 
@@ -66,16 +66,16 @@ def test_the_cost_of_a_million_orders() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "at_least", "said"),
+    ("value", "at_least", "verdict"),
     [(1.6, False, "met"), (1.61, False, "NOT MET"), (1.6, True, "met"), (1.59, True, "NOT MET")],
 )
-def test_target_is_met_at_exactly_its_limit(value: float, at_least: bool, said: str) -> None:
-    target = Target("warm create", "warm", lambda found: found["ratio"], 1.6, at_least=at_least)
+def test_target_is_met_at_exactly_its_limit(value: float, at_least: bool, verdict: str) -> None:
+    target = Target("warm create", "warm", lambda section: section["ratio"], 1.6, at_least=at_least)
 
     row = target.row({"warm": {"ratio": value}})
 
     assert row is not None
-    assert row[-1] == said
+    assert row[-1] == verdict
 
 
 def test_unmeasured_target_has_no_row() -> None:
@@ -104,19 +104,19 @@ def test_response_comparison_ignores_generated_ids_and_times() -> None:
     order = {"order_id": "1", "created_at": "a", "updated_at": "a", "total_amount": 1}
     other = {"order_id": "2", "created_at": "b", "updated_at": "b", "total_amount": 1}
 
-    same = [operations.masked("create", json.dumps({"order": each})) for each in (order, other)]
-    read = [operations.masked("get", json.dumps({"order": each})) for each in (order, other)]
+    creates = [operations.masked("create", json.dumps({"order": value})) for value in (order, other)]
+    gets = [operations.masked("get", json.dumps({"order": value})) for value in (order, other)]
 
-    assert same[0] == same[1]
-    assert read[0] != read[1]
-    pages = [operations.masked("list", json.dumps({"next_cursor": each})) for each in ("x", "y", None)]
+    assert creates[0] == creates[1]
+    assert gets[0] != gets[1]
+    pages = [operations.masked("list", json.dumps({"next_cursor": cursor})) for cursor in ("x", "y", None)]
     assert pages[0] == pages[1] != pages[2]
 
 
 def test_proxy_counts_traffic_and_adds_latency(tmp_path: Path) -> None:
     upstream, folder = tmp_path / "upstream", tmp_path / "proxy"
-    for each in (upstream, folder):
-        each.mkdir()
+    for path in (upstream, folder):
+        path.mkdir()
     with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
         server.bind(os.fspath(upstream / SOCKET))
         server.listen()
@@ -125,19 +125,19 @@ def test_proxy_counts_traffic_and_adds_latency(tmp_path: Path) -> None:
         client.connect(os.fspath(folder / SOCKET))
 
         with proxy.watched() as traffic:
-            _ask(client, b"12345")
-            _ask(client, b"123")
-        took = {}
+            _round_trip(client, b"12345")
+            _round_trip(client, b"123")
+        seconds = {}
         for delay in (0, 0.002):
             proxy.delay = delay
             before = time.perf_counter()
             for _ in range(20):
-                _ask(client, b"1")
-            took[delay] = (time.perf_counter() - before) / 20
+                _round_trip(client, b"1")
+            seconds[delay] = (time.perf_counter() - before) / 20
         proxy.close()
 
     assert (traffic.trips, traffic.sent, traffic.received) == (2, 8, 8)
-    assert took[0.002] - took[0] > 0.001
+    assert seconds[0.002] - seconds[0] > 0.001
 
 
 @pytest.mark.parametrize("seconds", [0.0002, 0.0005, 0.001])
@@ -154,9 +154,9 @@ def _echo(server: socket.socket) -> None:
         connection.sendall(data)
 
 
-def _ask(client: socket.socket, question: bytes) -> None:
-    client.sendall(question)
-    assert client.recv(100) == question
+def _round_trip(client: socket.socket, data: bytes) -> None:
+    client.sendall(data)
+    assert client.recv(100) == data
 
 
 def test_a_plot_is_written(tmp_path: Path) -> None:
@@ -167,19 +167,19 @@ def test_a_plot_is_written(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_bench_run_reports_every_contender(tmp_path: Path) -> None:
-    done = bench("--size", "smoke", "--only", "warm,cold,trips,cost", "--results", str(tmp_path))
+    result = bench("--size", "smoke", "--only", "warm,cold,trips,cost", "--results", str(tmp_path))
 
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((tmp_path / "results.json").read_text())
+    assert result.returncode == 0, result.stdout + result.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
     keys = {contender.key for contender in CONTENDERS}
-    assert found["sections"]["warm"]["contenders"].keys() == keys
-    assert found["sections"]["trips"]["contenders"].keys() == keys
-    floor = found["sections"]["warm"]["contenders"][FLOOR.key]["operations"]
+    assert results["sections"]["warm"]["contenders"].keys() == keys
+    assert results["sections"]["trips"]["contenders"].keys() == keys
+    floor = results["sections"]["warm"]["contenders"][FLOOR.key]["operations"]
     assert {operation["ratio"] for operation in floor.values()} == {1.0}
     report = (tmp_path / "results.md").read_text()
     for contender in CONTENDERS:
         assert f"\n| {contender.name} |" in report
-        assert contender.name in done.stdout
+        assert contender.name in result.stdout
     for section in ("Warm", "Cold", "Trips", "Cost", "Targets"):
         assert f"### {section}" in report
     for plot in ("warm", "cold", "trips"):
@@ -187,18 +187,18 @@ def test_bench_run_reports_every_contender(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "said"),
+    ("option", "value", "message"),
     [
         ("--only", "tepid", "'tepid' is not one of warm, cold, http, trips, cost"),
         ("--only", "cost,warm", "name cold, trips too"),
         ("--contenders", "django", "'django' is not one of ours"),
     ],
 )
-def test_invalid_bench_option_is_rejected_before_the_run(option: str, value: str, said: str) -> None:
-    done = bench(option, value)
+def test_invalid_bench_option_is_rejected_before_the_run(option: str, value: str, message: str) -> None:
+    result = bench(option, value)
 
-    assert done.returncode == 1
-    assert said in done.stderr
+    assert result.returncode == 1
+    assert message in result.stderr
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -208,7 +208,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def published(name: str) -> list[str]:
-    """The tables of a published report, each with its title and notes, but for the one about the machine."""
+    """The tables of a published report with their titles and notes, without the one about the machine."""
     report = (PROJECT / "bench" / "results" / name).read_text()
     return [f"### {block.strip()}" for block in report.split("### ")[2:]]
 
@@ -222,10 +222,10 @@ def test_performance_page_matches_the_measured_results(name: str) -> None:
 
 
 def test_published_results_come_from_one_complete_run() -> None:
-    found = json.loads((PROJECT / "bench" / "results" / "results.json").read_text())
+    results = json.loads((PROJECT / "bench" / "results" / "results.json").read_text())
 
-    assert found["header"]["command"] == "make bench"
-    assert "with changes" not in found["header"]["commit"]
-    assert "skipped" not in found["sections"]["http"]
-    assert all(found["sections"].values())
-    assert {*found["packages"]} == {each.key for each in CONTENDERS}
+    assert results["header"]["command"] == "make bench"
+    assert "with changes" not in results["header"]["commit"]
+    assert "skipped" not in results["sections"]["http"]
+    assert all(results["sections"].values())
+    assert {*results["packages"]} == {contender.key for contender in CONTENDERS}

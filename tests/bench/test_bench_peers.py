@@ -1,4 +1,4 @@
-"""The services that `make bench` measures us against answer our contract: it compares the same work."""
+"""The services that `make bench` compares us with follow our API contract, so that it compares equal work."""
 
 import base64
 import json
@@ -31,7 +31,7 @@ Json = dict[str, Any]
 pytestmark = pytest.mark.slow
 
 BARE_PYTHON = [sys.executable, "-I", "-S", "-B", "-c"]
-"""Nothing of this environment can be imported."""
+"""Isolated: nothing of this virtual environment can be imported."""
 WORKER = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
@@ -50,7 +50,7 @@ uvicorn.run("main:app", port=int(sys.argv[2]), log_level="warning")
 
 
 class Peer:
-    """A peer's process: events of API Gateway go in as lines of JSON, results come out."""
+    """A peer's process: reads API Gateway events and writes results, one line of JSON each."""
 
     def __init__(self, tree: Path, database_url: str, proxy: Proxy) -> None:
         self.proxy = proxy
@@ -66,14 +66,14 @@ class Peer:
         self._process.communicate(timeout=10)
 
     def client(self, token: str) -> Client:
-        """A caller whose claims a gateway has verified."""
+        """A client whose claims arrive as if API Gateway had verified them."""
         (payload,) = token.split(".")[1:2]
         claims = json.loads(base64.urlsafe_b64decode(payload + "=="))
 
         def send(method: str, target: str, headers: Any, body: bytes) -> Answer:
             result = self._call(event(method, target, dict(headers), body, claims))
-            found = {name.lower(): values[-1] for name, values in all_headers(result).items()}
-            return Answer(result["statusCode"], found, result["body"].encode())
+            response_headers = {name.lower(): values[-1] for name, values in all_headers(result).items()}
+            return Answer(result["statusCode"], response_headers, result["body"].encode())
 
         return Client(send, token)
 
@@ -88,9 +88,9 @@ class Peer:
 
 
 def event(method: str, target: str, headers: dict[str, str], body: bytes, claims: Json) -> Json:
-    """What API Gateway calls a function with; it passes claims as text."""
+    """The event that API Gateway sends to a function; claims are strings."""
     path, _, query = target.partition("?")
-    asked = parse_qs(query)
+    parameters = parse_qs(query)
     order_id = path.removeprefix("/orders").removeprefix("/")
     resource = "/orders/{order_id}" if order_id else "/orders"
     return {
@@ -99,8 +99,8 @@ def event(method: str, target: str, headers: dict[str, str], body: bytes, claims
         "httpMethod": method,
         "headers": headers,
         "multiValueHeaders": {name: [value] for name, value in headers.items()},
-        "queryStringParameters": {name: values[-1] for name, values in asked.items()} or None,
-        "multiValueQueryStringParameters": asked or None,
+        "queryStringParameters": {name: values[-1] for name, values in parameters.items()} or None,
+        "multiValueQueryStringParameters": parameters or None,
         "pathParameters": {"order_id": order_id} if order_id else None,
         "stageVariables": None,
         "requestContext": {
@@ -124,7 +124,7 @@ def all_headers(result: Json) -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def peer_role(admin_url: str) -> Iterator[str]:
-    """Who the peers log in as; row-level security does not bind them."""
+    """The database role of the peers; it bypasses row-level security."""
     with connected(admin_url) as connection, connection.cursor() as cursor:
         cursor.execute("create role bench_peer login bypassrls")
         cursor.execute("grant usage on schema public to bench_peer")
@@ -135,7 +135,7 @@ def peer_role(admin_url: str) -> Iterator[str]:
 
 @contextmanager
 def proxied(database: Urls, role: str) -> Iterator[tuple[Proxy, str]]:
-    """A proxy in front of the database, and the URL that leads through it."""
+    """A proxy in front of the database, and a database URL through it."""
     with (
         tempfile.TemporaryDirectory(prefix="order-api-wire-") as folder,
         closing(Proxy(Path(folder), Path(parse_dsn(database.app)["host"]))) as proxy,
@@ -158,14 +158,14 @@ def tree(contender: Contender) -> Path:
 
 
 @pytest.fixture
-def theirs(peer: Peer, user_pool: UserPool, tenant: str) -> Client:
-    """alice, as the peer knows her."""
+def peer_client(peer: Peer, user_pool: UserPool, tenant: str) -> Client:
+    """alice as a client of the peer."""
     return peer.client(user_pool.token(tenant))
 
 
 @pytest.fixture(scope="module")
 def uvicorn(database: Urls, peer_role: str, user_pool: UserPool) -> Iterator[Transport]:
-    """The FastAPI peer without a gateway: it verifies the tokens itself."""
+    """The FastAPI peer without a gateway: it verifies tokens itself."""
     port = free_port()
     process = subprocess.Popen(
         [*BARE_PYTHON, UVICORN, tree(FASTAPI), str(port)],
@@ -195,21 +195,21 @@ def wait_for(port: int) -> None:
             time.sleep(0.1)
 
 
-def masked(placed: Answer) -> Json:
-    """What is answered to a create, without what every create makes up."""
-    order = placed.json["order"]
-    return {**placed.json, "order": {**order, "order_id": "", "created_at": "", "updated_at": ""}}
+def masked(created: Answer) -> Json:
+    """The response to a create, without generated ids and times."""
+    order = created.json["order"]
+    return {**created.json, "order": {**order, "order_id": "", "created_at": "", "updated_at": ""}}
 
 
 def page(client: Client, query: str = "limit=50") -> Json:
-    """A page, and whether there is a next one: each service has cursors of its own."""
+    """A page, with the cursor replaced by whether there is one: cursor formats differ between services."""
     answer = client.get(f"/orders?{query}")
     assert answer.status == 200, answer.body
     return {**answer.json, "next_cursor": answer.json["next_cursor"] is not None}
 
 
 def all_pages(client: Client, limit: int) -> list[list[Json]]:
-    """Their orders, page by page along the cursors."""
+    """All orders, page by page, following the cursors."""
     pages, query = [], f"limit={limit}"
     while True:
         answer = client.get(f"/orders?{query}").json
@@ -220,11 +220,11 @@ def all_pages(client: Client, limit: int) -> list[list[Json]]:
         query = f"limit={limit}&cursor={answer['next_cursor']}"
 
 
-def test_peer_answers_and_stores_an_order_identically(alice: Client, theirs: Client) -> None:
-    ours, placed = alice.place(), theirs.place()
+def test_peer_answers_and_stores_an_order_identically(alice: Client, peer_client: Client) -> None:
+    expected, placed = alice.place(), peer_client.place()
 
     assert placed.status == 201, placed.body
-    assert masked(placed) == masked(ours)
+    assert masked(placed) == masked(expected)
     order = placed.json["order"]
     assert order["created_at"] == order["updated_at"]
     assert alice.get(f"/orders/{order['order_id']}").json == {"order": order}
@@ -243,55 +243,55 @@ def test_peer_answers_and_stores_an_order_identically(alice: Client, theirs: Cli
         pytest.param(seed(currency="JPY", total_amount=100, items=[item(unit_price=50)]), id="no decimals"),
     ],
 )
-def test_peer_reads_an_order_we_stored_identically(alice: Client, theirs: Client, order: Json) -> None:
+def test_peer_reads_an_order_we_stored_identically(alice: Client, peer_client: Client, order: Json) -> None:
     order_id = alice.place(order).json["order"]["order_id"]
 
-    answer = theirs.get(f"/orders/{order_id}")
+    answer = peer_client.get(f"/orders/{order_id}")
 
     assert (answer.status, answer.json) == (200, alice.get(f"/orders/{order_id}").json)
 
 
-def test_peer_returns_identical_pages(alice: Client, theirs: Client) -> None:
+def test_peer_returns_identical_pages(alice: Client, peer_client: Client) -> None:
     for number in range(52):
         alice.place(seed(items=[item(quantity=number + 1), item(quantity=1)]))
 
-    assert page(theirs) == page(alice)
-    assert [len(orders) for orders in all_pages(theirs, 25)] == [25, 25, 2]
-    assert all_pages(theirs, 25) == all_pages(alice, 25)
-    assert page(theirs, "limit=2&offset=51") == page(alice, "limit=2&offset=51")
-    assert page(theirs, "limit=2&offset=99") == page(alice, "limit=2&offset=99")
+    assert page(peer_client) == page(alice)
+    assert [len(orders) for orders in all_pages(peer_client, 25)] == [25, 25, 2]
+    assert all_pages(peer_client, 25) == all_pages(alice, 25)
+    assert page(peer_client, "limit=2&offset=51") == page(alice, "limit=2&offset=51")
+    assert page(peer_client, "limit=2&offset=99") == page(alice, "limit=2&offset=99")
 
 
 def test_peer_filters_my_orders_by_user(
-    peer: Peer, client: NewClient, theirs: Client, user_pool: UserPool, tenant: str
+    peer: Peer, client: NewClient, peer_client: Client, user_pool: UserPool, tenant: str
 ) -> None:
     mine = client().place().json["order"]
     peer.client(user_pool.token(tenant, "bob")).place()
 
-    assert page(theirs, "my_orders=true")["orders"] == [mine]
-    assert len(page(theirs)["orders"]) == 2
+    assert page(peer_client, "my_orders=true")["orders"] == [mine]
+    assert len(page(peer_client)["orders"]) == 2
 
 
-def test_peer_honours_idempotency_keys(alice: Client, theirs: Client) -> None:
+def test_peer_honours_idempotency_keys(alice: Client, peer_client: Client) -> None:
     key = uuid4().hex
 
-    first, again = theirs.place(key=key), theirs.place(key=key)
-    another = theirs.place(seed(customer_name="Jane Doe"), key=key)
+    first, replayed = peer_client.place(key=key), peer_client.place(key=key)
+    another = peer_client.place(seed(customer_name="Jane Doe"), key=key)
 
-    assert [first.status, again.status, another.status] == [201, 201, 422]
-    assert again.json == first.json
-    assert [answer.headers.get("idempotent-replayed") for answer in (first, again)] == [None, "true"]
+    assert [first.status, replayed.status, another.status] == [201, 201, 422]
+    assert replayed.json == first.json
+    assert [answer.headers.get("idempotent-replayed") for answer in (first, replayed)] == [None, "true"]
     assert page(alice)["orders"] == [first.json["order"]]
 
 
 def test_peer_hides_orders_from_other_tenants(
-    peer: Peer, alice: Client, theirs: Client, user_pool: UserPool, tenant: str
+    peer: Peer, alice: Client, peer_client: Client, user_pool: UserPool, tenant: str
 ) -> None:
     order_id = alice.place().json["order"]["order_id"]
 
     stranger = peer.client(user_pool.token(f"other-{tenant}"))
 
-    assert theirs.get(f"/orders/{order_id}").status == 200
+    assert peer_client.get(f"/orders/{order_id}").status == 200
     assert stranger.get(f"/orders/{order_id}").status == 404
     assert page(stranger)["orders"] == []
     assert peer.client(user_pool.token(None)).get("/orders").status == 403
@@ -318,26 +318,26 @@ def test_peer_hides_orders_from_other_tenants(
     ],
     ids=lambda changes: json.dumps(changes)[:40],
 )
-def test_peer_rejects_the_same_invalid_orders(alice: Client, theirs: Client, changes: Json) -> None:
-    assert [client.place(seed(**changes)).status for client in (alice, theirs)] == [422, 422]
+def test_peer_rejects_the_same_invalid_orders(alice: Client, peer_client: Client, changes: Json) -> None:
+    assert [client.place(seed(**changes)).status for client in (alice, peer_client)] == [422, 422]
     assert page(alice)["orders"] == []
 
 
 def test_round_trips_are_counted(
-    peer: Peer, theirs: Client, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+    peer: Peer, peer_client: Client, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They are theirs to choose: printed, and not judged."""
+    """A peer may make any number of round trips: they are printed, not compared."""
     key = uuid4().hex
-    order_id = theirs.place(key=key).json["order"]["order_id"]
+    order_id = peer_client.place(key=key).json["order"]["order_id"]
     for _ in range(50):
-        theirs.place()
-    cursor = theirs.get("/orders?limit=50").json["next_cursor"]
+        peer_client.place()
+    cursor = peer_client.get("/orders?limit=50").json["next_cursor"]
     operations: dict[str, Callable[[], Answer]] = {
-        "create": theirs.place,
-        "get": lambda: theirs.get(f"/orders/{order_id}"),
-        "list": lambda: theirs.get("/orders?limit=50"),
-        "cursor": lambda: theirs.get(f"/orders?limit=50&cursor={cursor}"),
-        "replay": lambda: theirs.place(key=key),
+        "create": peer_client.place,
+        "get": lambda: peer_client.get(f"/orders/{order_id}"),
+        "list": lambda: peer_client.get("/orders?limit=50"),
+        "cursor": lambda: peer_client.get(f"/orders?limit=50&cursor={cursor}"),
+        "replay": lambda: peer_client.place(key=key),
     }
     trips = {}
 
@@ -355,17 +355,17 @@ def test_round_trips_are_counted(
 def test_uvicorn_serves_requests_with_a_valid_token(
     uvicorn: Transport, alice: Client, user_pool: UserPool, tenant: str
 ) -> None:
-    theirs = Client(uvicorn, user_pool.token(tenant))
+    uvicorn_client = Client(uvicorn, user_pool.token(tenant))
     key = uuid4().hex
 
-    placed, again = theirs.place(key=key), theirs.place(key=key)
+    placed, replayed = uvicorn_client.place(key=key), uvicorn_client.place(key=key)
 
     assert placed.status == 201, placed.body
-    assert again.json == placed.json
-    assert again.headers["idempotent-replayed"] == "true"
+    assert replayed.json == placed.json
+    assert replayed.headers["idempotent-replayed"] == "true"
     order_id = placed.json["order"]["order_id"]
-    assert theirs.get(f"/orders/{order_id}").json == alice.get(f"/orders/{order_id}").json
-    assert page(theirs) == page(alice)
+    assert uvicorn_client.get(f"/orders/{order_id}").json == alice.get(f"/orders/{order_id}").json
+    assert page(uvicorn_client) == page(alice)
 
 
 def test_uvicorn_rejects_missing_and_invalid_tokens(

@@ -25,7 +25,7 @@ from tests.support import secret_servers
 from tests.support.builds import PROJECT, AwsBuild
 from tests.support.cognito import UserPool
 from tests.support.log_lines import of_requests
-from tests.support.secret_servers import Asked, Store
+from tests.support.secret_servers import Store, StoreRequest
 from tools.client import Client, Transport, free_port, over_http
 from tools.postgres_proxy import Proxy
 from tools.postgres_traffic import TERMINATE, Traffic
@@ -171,7 +171,7 @@ def test_secret_is_fetched_again_after_a_restore(folder: Path, database: Urls, t
     for directory in (old, new):
         directory.mkdir()
 
-    def secret(store: Store, _: Asked) -> secret_servers.Answer:
+    def secret(store: Store, _: StoreRequest) -> secret_servers.Answer:
         body = json.dumps({"ARN": SECRET_ARN, "Name": "orders", "SecretString": store.text}).encode()
         return store.secret(lambda: (200, {"Content-Type": "application/x-amz-json-1.1"}, body))
 

@@ -1,4 +1,4 @@
-"""The doors: every host with its own environment and nothing of ours but the built folder."""
+"""The doors: every host in its own virtual environment, with the built folder as its only project code."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,7 +33,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, aws_build: AwsBuild) -> Call
 
 @pytest.fixture(scope="session", params=DOORS)
 def door(request: pytest.FixtureRequest, environment: dict[str, str]) -> Iterator[tuple[str, Transport]]:
-    """A way in: requests over a real connection to a real host."""
+    """A host's name, and a transport that sends requests to it over a real connection."""
     if request.param == "local":
         yield "local", request.getfixturevalue("http")
         return
@@ -47,7 +47,7 @@ def door(request: pytest.FixtureRequest, environment: dict[str, str]) -> Iterato
 def answers(
     door: tuple[str, Transport], user_pool: UserPool, request: pytest.FixtureRequest
 ) -> dict[str, tuple[Case, Answer]]:
-    """What this door answers to the whole list, sent once."""
+    """This door's answers to the whole conformance list, which is sent once."""
     name, send = door
     tenant = f"conformance-{name}"
     callers = {
@@ -55,7 +55,7 @@ def answers(
         "stranger": user_pool.token(f"{tenant}-stranger"),
         "tenantless": user_pool.token(None),
     }
-    found = list(suite.run(send, callers))
+    results = list(suite.run(send, callers))
     if request.config.getoption("--record-conformance") and name == "local":
-        suite.record(found)
-    return {case.name: (case, answer) for case, answer in found}
+        suite.record(results)
+    return {case.name: (case, answer) for case, answer in results}

@@ -1,4 +1,4 @@
-"""A broken database, in the same bytes on every host: 503 without one, 500 without its tables."""
+"""With a broken database every host answers the same bytes: 503 if it is unreachable, 500 without tables."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,10 +32,10 @@ STATUSES = {
 
 
 @contextmanager
-def opened(
+def door_with_database(
     door: str, url: str, environment: dict[str, str], request: pytest.FixtureRequest
 ) -> Iterator[Transport]:
-    """The door, on another database."""
+    """A transport to the door with another DATABASE_URL."""
     if door == "local":
         send: Transport = request.getfixturevalue("http")
         with api_on(url):
@@ -47,9 +47,9 @@ def opened(
         yield over_http("127.0.0.1", port)
 
 
-@pytest.mark.parametrize("trouble", STATUSES)
+@pytest.mark.parametrize("failure", STATUSES)
 def test_hosts_answer_identically_with_a_broken_database(
-    trouble: str,
+    failure: str,
     database: Urls,
     environment: dict[str, str],
     user_pool: UserPool,
@@ -59,17 +59,19 @@ def test_hosts_answer_identically_with_a_broken_database(
     url = {
         "nowhere": f"postgresql://orders_app@/orders?host={tmp_path}",
         "without tables": database.app.replace("/orders?", "/postgres?"),
-    }[trouble]
+    }[failure]
     headers = {"Authorization": user_pool.token("acme"), "Content-Type": "application/json"}
     answers = {}
     for door in DOORS:
-        with opened(door, url, environment, request) as send:
-            found = {name: send(*asked[:2], headers, asked[2]) for name, asked in REQUESTS.items()}
-        answers[door] = {name: suite.masked(answer) for name, answer in found.items()}
-        assert [answer.status for answer in found.values()] == STATUSES[trouble], door
-        assert found["a list"].headers.get("retry-after") == ("1" if trouble == "nowhere" else None)
-        assert found["a list"].headers["access-control-allow-origin"] == "*"
-        assert found["a list"].slug == ("unavailable" if trouble == "nowhere" else "internal")
+        with door_with_database(door, url, environment, request) as send:
+            responses = {
+                name: send(method, target, headers, body) for name, (method, target, body) in REQUESTS.items()
+            }
+        answers[door] = {name: suite.masked(answer) for name, answer in responses.items()}
+        assert [answer.status for answer in responses.values()] == STATUSES[failure], door
+        assert responses["a list"].headers.get("retry-after") == ("1" if failure == "nowhere" else None)
+        assert responses["a list"].headers["access-control-allow-origin"] == "*"
+        assert responses["a list"].slug == ("unavailable" if failure == "nowhere" else "internal")
 
     for door in DOORS:
         assert answers[door] == answers["local"], door

@@ -1,4 +1,4 @@
-"""The plain `chalice local` command: the same list, and no deviation but those of docs/local.md."""
+"""`chalice local` answers the conformance list with no deviations but those in docs/local.md."""
 
 from pathlib import Path
 
@@ -38,12 +38,12 @@ DEVIATIONS = {
     "the preflight of an order": BARE_PREFLIGHT,
     "the preflight of health": BARE_PREFLIGHT,
 }
-"""Each case that is answered otherwise, with the status that comes and why."""
+"""Each case with a different answer: the actual status, and why."""
 
 
 @pytest.fixture(scope="module")
 def deviating(environment: dict[str, str], user_pool: UserPool) -> dict[str, Answer]:
-    """What `chalice local` answers where the list says something else."""
+    """The answers of `chalice local` that differ from the list."""
     callers = {
         "alice": user_pool.token("chalice-door"),
         "stranger": user_pool.token("chalice-door-stranger"),
@@ -67,6 +67,6 @@ def test_chalice_local_deviates_only_as_documented(deviating: dict[str, Answer])
 def test_chalice_local_keeps_cors_in_its_preflight(deviating: dict[str, Answer]) -> None:
     for name, deviation in DEVIATIONS.items():
         if deviation == BARE_PREFLIGHT:
-            wanted, found = suite.expected()[name], suite.masked(deviating[name])
-            cors = {header for header in wanted["headers"] if header.startswith("access-control-")}
-            assert {header: wanted["headers"][header] for header in cors} == found["headers"]
+            expected, actual = suite.expected()[name], suite.masked(deviating[name])
+            cors = {header for header in expected["headers"] if header.startswith("access-control-")}
+            assert {header: expected["headers"][header] for header in cors} == actual["headers"]

@@ -1,4 +1,4 @@
-"""Every door, asked by everybody, naming another tenant in every way: the headers of every cloud too."""
+"""Every door with every requester and every way to name another tenant, also the headers of every cloud."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,9 +28,9 @@ def test_naming_another_tenant_has_no_effect(
     rows: Rows,
     in_process: Transport,
 ) -> None:
-    """No door takes a header of its platform for who is asking, though each platform has such headers."""
+    """No door identifies the caller by a header of its platform, though each platform has such headers."""
     _, send = door
     document = in_process("GET", "/openapi.json", {}, b"").json
-    scene = Scene(app, document, user_pool, rows, plainly=in_process)
+    scene = Scene(app, document, user_pool, rows, baseline=in_process)
 
     assert scene.cross_tenant_requests(way, send, is_protected) == []

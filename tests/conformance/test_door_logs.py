@@ -1,4 +1,4 @@
-"""What each host's own runtime writes: one line a request, raw, where that host collects it."""
+"""The log output of each host's runtime: one raw line per request, on the stream that is collected."""
 
 import time
 from collections.abc import Callable
@@ -11,13 +11,13 @@ import pytest
 
 from local import hosts
 from tests.support.cognito import UserPool
-from tests.support.log_lines import OF_A_REQUEST, TIME, Line, lines, of_requests
+from tests.support.log_lines import REQUEST_MEMBERS, TIME, Line, lines, of_requests
 from tools.client import SEED_BYTES, Answer, Client, free_port, over_http
 
 pytestmark = pytest.mark.slow
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-OF_CLOUDWATCH = {"_aws", "function", "server_errors", "rate_limited", "cold_starts"}
+CLOUDWATCH_MEMBERS = {"_aws", "function", "server_errors", "rate_limited", "cold_starts"}
 EMF: Any = {
     "type": "object",
     "required": ["_aws"],
@@ -67,15 +67,15 @@ EMF: Any = {
         }
     },
 }
-"""CloudWatch's specification of the Embedded Metric Format, narrowed to the units that we use."""
+"""CloudWatch's specification of the Embedded Metric Format, restricted to the units that we use."""
 
 
-Heard = Callable[[list[Answer]], tuple[str, str]]
+WaitForLogs = Callable[[list[Answer]], tuple[str, str]]
 
 
 @pytest.fixture
-def heard(capfd: pytest.CaptureFixture[str]) -> Heard:
-    """What was written to both streams, once there is a line for each of these answers."""
+def wait_for_logs(capfd: pytest.CaptureFixture[str]) -> WaitForLogs:
+    """Waits until each of these answers has a log line, and returns stdout and stderr."""
 
     def wait(answers: list[Answer]) -> tuple[str, str]:
         out, err, deadline = "", "", time.monotonic() + 10
@@ -90,7 +90,7 @@ def heard(capfd: pytest.CaptureFixture[str]) -> Heard:
 
 
 def metrics(line: Line) -> dict[str, Any]:
-    """What CloudWatch makes of a line: each metric's value, for the one set of dimensions."""
+    """The metrics that CloudWatch extracts from a line, for the one set of dimensions."""
     jsonschema_rs.validator_for(EMF).validate(line)
     (directive,) = line["_aws"]["CloudWatchMetrics"]
     assert (directive["Namespace"], directive["Dimensions"]) == ("OrderApi", [["function"]])
@@ -107,7 +107,7 @@ def test_every_request_logs_one_raw_line(
     environment: dict[str, str],
     user_pool: UserPool,
     tenant: str,
-    heard: Heard,
+    wait_for_logs: WaitForLogs,
 ) -> None:
     port = free_port()
     with hosts.serving(cloud, built(cloud), environment, "127.0.0.1", port):
@@ -117,16 +117,16 @@ def test_every_request_logs_one_raw_line(
         replayed = alice.send("POST", "/orders", SEED_BYTES, headers)
         invalid = alice.place({})
         health = alice.get("/health")
-        out, err = heard([placed, replayed, invalid, health])
+        out, err = wait_for_logs([placed, replayed, invalid, health])
 
-    said = out + err
-    found = of_requests(said)
+    output = out + err
+    lines_by_request = of_requests(output)
     first, second, third, fourth = (
-        found[answer.headers["x-request-id"]] for answer in (placed, replayed, invalid, health)
+        lines_by_request[answer.headers["x-request-id"]] for answer in (placed, replayed, invalid, health)
     )
     for line in (first, second, third, fourth):
-        own = {"lambda": OF_CLOUDWATCH, "gcp": {"severity"}}.get(cloud, set())
-        assert line.keys() - {"problem", "trace_id", "span_id"} == OF_A_REQUEST | own
+        extra = {"lambda": CLOUDWATCH_MEMBERS, "gcp": {"severity"}}.get(cloud, set())
+        assert line.keys() - {"problem", "trace_id", "span_id"} == REQUEST_MEMBERS | extra
         assert line["host"] == {"lambda": "aws"}.get(cloud, cloud)
         assert TIME.fullmatch(line["time"])
     assert [line["status"] for line in (first, second, third, fourth)] == [201, 201, 422, 200]
@@ -137,9 +137,11 @@ def test_every_request_logs_one_raw_line(
     assert first["trace_id"] == second["trace_id"] == TRACE
     assert len({PARENT, first["span_id"], second["span_id"]}) == 3
     assert "trace_id" not in third
-    assert len(lines(said)) == said.count('"request_id"') == len(found), "each once, and each raw"
-    # Azure's worker collects what its root logger says, which local/azure_host.py writes to stderr; on this
-    # machine the function of the zip has one stream for both.
+    assert len(lines(output)) == output.count('"request_id"') == len(lines_by_request), (
+        "one raw line per request"
+    )
+    # Azure's worker collects the root logger, which local/azure_host.py writes to stderr; the local Lambda
+    # host has one stream for both.
     assert lines(out if cloud in ("azure", "lambda") else err) == []
     if cloud == "lambda":
         assert metrics(first)["cold_starts"] == 1
@@ -150,21 +152,21 @@ def test_every_request_logs_one_raw_line(
 
 @pytest.mark.parametrize("cloud", ["lambda", "azure", "gcp", "oci"])
 def test_error_is_logged_once_in_the_same_format(
-    cloud: str, built: Callable[[str], Path], environment: dict[str, str], heard: Heard
+    cloud: str, built: Callable[[str], Path], environment: dict[str, str], wait_for_logs: WaitForLogs
 ) -> None:
-    """Hosts give the root logger handlers of their own, which would say it a second time, as free text."""
+    """Hosts add handlers to the root logger, which would log the error a second time, as free text."""
     port = free_port()
-    nowhere = {**environment, "DATABASE_URL": "postgresql://orders_app@127.0.0.1:1/orders"}
-    with hosts.serving(cloud, built(cloud), nowhere, "127.0.0.1", port):
-        failed = Client(over_http("127.0.0.1", port), None).get("/health/ready")
-        said = "".join(heard([failed]))
+    unreachable = {**environment, "DATABASE_URL": "postgresql://orders_app@127.0.0.1:1/orders"}
+    with hosts.serving(cloud, built(cloud), unreachable, "127.0.0.1", port):
+        response = Client(over_http("127.0.0.1", port), None).get("/health/ready")
+        output = "".join(wait_for_logs([response]))
 
-    cause, line = lines(said)
+    cause, line = lines(output)
     assert cause["message"].startswith("database unavailable: ")
     severity = "ERROR" if cloud == "gcp" else None
     assert (cause.get("severity"), line.get("severity")) == (severity, severity), "Cloud Logging's `level`"
-    assert said.count("database unavailable: ") == 1
-    assert cause["request_id"] == line["request_id"] == failed.headers["x-request-id"]
-    assert (failed.status, line["status"]) == (503, 503)
+    assert output.count("database unavailable: ") == 1
+    assert cause["request_id"] == line["request_id"] == response.headers["x-request-id"]
+    assert (response.status, line["status"]) == (503, 503)
     if cloud == "lambda":
         assert metrics(line)["server_errors"] == 1

@@ -1,4 +1,4 @@
-"""Requests that no honest client sends, byte for byte: every door answers them alike and lives on."""
+"""Malformed and malicious requests, sent as raw bytes: every door gives the same answer and keeps serving."""
 
 import gzip
 import socket
@@ -24,10 +24,10 @@ Rows = Callable[..., list[tuple[Any, ...]]]
 
 MIB = 1024 * 1024
 TIMEOUT = 20
-"""Seconds after which a door that says nothing hangs."""
+"""Seconds without data after which a door counts as hung."""
 REFUSALS = {400, 405, 413, 414, 417, 431, 501, 505}
-"""Of what is not HTTP, or too much of it; most of them a host's own server says."""
-OURS = b"urn:order-api:problem:"
+"""Statuses for invalid or oversized HTTP; most come from a host's own web server."""
+PROBLEM_TYPE = b"urn:order-api:problem:"
 AUTH = b"Authorization: Bearer {token}"
 JSON = b"Content-Type: application/json"
 LIST = "/orders?limit=1"
@@ -35,14 +35,14 @@ LIST = "/orders?limit=1"
 
 @dataclass(frozen=True)
 class Hostile:
-    """One request, with `{token}` in the place of a good one."""
+    """One request; `{token}` is replaced by a valid token."""
 
     name: str
     raw: bytes
     status: int
-    """What our code answers when it is reached, as a problem from 400 on."""
+    """The status from our code if the request reaches it; from 400 on with a problem body."""
     may_be_refused: bool = False
-    """HTTP does not allow it, so that it may be refused unread, or the connection closed."""
+    """Invalid HTTP: the server may refuse it or close the connection before our code sees it."""
 
 
 def refusable(name: str, raw: bytes, status: int) -> Hostile:
@@ -52,25 +52,25 @@ def refusable(name: str, raw: bytes, status: int) -> Hostile:
 def request(line: str | bytes, *headers: str | bytes, body: bytes = b"") -> bytes:
     lines = (line, "Host: x", "Connection: close", *headers)
     return (
-        b"\r\n".join(each if isinstance(each, bytes) else each.encode() for each in lines)
+        b"\r\n".join(part if isinstance(part, bytes) else part.encode() for part in lines)
         + b"\r\n\r\n"
         + body
     )
 
 
 def get(target: str | bytes, *headers: str | bytes) -> bytes:
-    """With a good token."""
+    """A GET with a valid token."""
     path = target if isinstance(target, bytes) else target.encode()
     return request(b"GET " + path + b" HTTP/1.1", AUTH, *headers)
 
 
-def post(*headers: str | bytes, body: bytes = SEED_BYTES, own: tuple[bytes, ...] = (AUTH, JSON)) -> bytes:
-    """The seed order, or another body, with its length."""
-    return request("POST /orders HTTP/1.1", *own, *headers, f"Content-Length: {len(body)}", body=body)
+def post(*headers: str | bytes, body: bytes = SEED_BYTES, auth: tuple[bytes, ...] = (AUTH, JSON)) -> bytes:
+    """A POST of the seed order, or of another body, with a correct Content-Length."""
+    return request("POST /orders HTTP/1.1", *auth, *headers, f"Content-Length: {len(body)}", body=body)
 
 
-def framed(*headers: str | bytes, body: bytes) -> bytes:
-    """A body whose length these headers say, or do not."""
+def post_framed(*headers: str | bytes, body: bytes) -> bytes:
+    """A POST whose body framing is up to these headers."""
     return request("POST /orders HTTP/1.1", AUTH, JSON, *headers, body=body)
 
 
@@ -88,7 +88,7 @@ VALUES = {
     "U+0085 in Latin-1": b"a\x85" + INJECTED,
     "a tab": b"a\tb",
 }
-FORBIDDEN = {
+CONTROL_CHARACTERS = {
     "a folded line": b"a\r\n " + INJECTED,
     "a line folded with a tab": b"a\r\n\t" + INJECTED,
     "NUL": b"a\x00b",
@@ -98,8 +98,8 @@ FORBIDDEN = {
     "DEL": b"a\x7fb",
 }
 """RFC 9110, section 5.5: no control characters."""
-BROKEN = {"a line feed": b"a\n" + INJECTED, "a carriage return": b"a\r" + INJECTED}
-"""A lenient server takes these for two lines: a header with the value `a`, and one of the client's."""
+BARE_LINE_BREAKS = {"a line feed": b"a\n" + INJECTED, "a carriage return": b"a\r" + INJECTED}
+"""A lenient server parses these as two lines: a header with the value `a`, and an injected header."""
 
 
 def in_header(name: str, value: bytes) -> bytes:
@@ -107,7 +107,7 @@ def in_header(name: str, value: bytes) -> bytes:
     if name == "Idempotency-Key":
         return post(header)
     if name == "Content-Type":
-        return post(header, own=(AUTH,))
+        return post(header, auth=(AUTH,))
     if name == "Authorization":
         return request(f"GET {LIST} HTTP/1.1", header)
     return get(LIST, header)
@@ -123,13 +123,13 @@ def header_values() -> Iterator[Hostile]:
         "Origin": 200,
     }
     for name, status in expected.items():
-        for what, value in VALUES.items():
-            yield Hostile(f"{what} in {name}", in_header(name, value), status)
-        for what, value in FORBIDDEN.items():
-            yield refusable(f"{what} in {name}", in_header(name, value), status)
-        for what, value in BROKEN.items():
+        for kind, value in VALUES.items():
+            yield Hostile(f"{kind} in {name}", in_header(name, value), status)
+        for kind, value in CONTROL_CHARACTERS.items():
+            yield refusable(f"{kind} in {name}", in_header(name, value), status)
+        for kind, value in BARE_LINE_BREAKS.items():
             yield refusable(
-                f"{what} in {name}", in_header(name, value), 201 if name == "Idempotency-Key" else status
+                f"{kind} in {name}", in_header(name, value), 201 if name == "Idempotency-Key" else status
             )
     for blank in (b"", b"  "):
         yield Hostile(f"{blank!r} for a key", in_header("Idempotency-Key", blank), 400)
@@ -172,8 +172,13 @@ HEADERS = [
 # Targets
 
 TARGETS = [
-    refusable(f"{what} in {where}", get(target.replace(b"{}", value)), status)
-    for what, value in {**FORBIDDEN, **BROKEN, "a blank": b"a b", "a line break": b"a\r\n" + INJECTED}.items()
+    refusable(f"{kind} in {where}", get(target.replace(b"{}", value)), status)
+    for kind, value in {
+        **CONTROL_CHARACTERS,
+        **BARE_LINE_BREAKS,
+        "a blank": b"a b",
+        "a line break": b"a\r\n" + INJECTED,
+    }.items()
     for where, target, status in (
         ("a path", b"/orders/{}", 404),
         ("a query", b"/orders?cursor={}", 400),
@@ -241,34 +246,38 @@ LINES = [
 
 # Bodies
 
-TRAILED = b"%x;name=value\r\n%s\r\n0\r\n%s\r\n\r\n"
+CHUNK_WITH_TRAILER = b"%x;name=value\r\n%s\r\n0\r\n%s\r\n\r\n"
 CHUNKED = "Transfer-Encoding: chunked"
 BODIES = [
-    Hostile("chunks", framed(CHUNKED, body=chunks(SEED_BYTES[:50], SEED_BYTES[50:])), 201),
-    Hostile("chunks of more than 1 MiB", framed(CHUNKED, body=chunks(*[b" " * 65536] * 20)), 413),
+    Hostile("chunks", post_framed(CHUNKED, body=chunks(SEED_BYTES[:50], SEED_BYTES[50:])), 201),
+    Hostile("chunks of more than 1 MiB", post_framed(CHUNKED, body=chunks(*[b" " * 65536] * 20)), 413),
     Hostile(
-        "chunks with a trailer", framed(CHUNKED, body=TRAILED % (len(SEED_BYTES), SEED_BYTES, INJECTED)), 201
+        "chunks with a trailer",
+        post_framed(CHUNKED, body=CHUNK_WITH_TRAILER % (len(SEED_BYTES), SEED_BYTES, INJECTED)),
+        201,
     ),
     refusable(
         "chunks with a token behind",
-        framed(CHUNKED, body=TRAILED % (len(SEED_BYTES), SEED_BYTES, b"Authorization: Bearer a.b.c")),
+        post_framed(
+            CHUNKED, body=CHUNK_WITH_TRAILER % (len(SEED_BYTES), SEED_BYTES, b"Authorization: Bearer a.b.c")
+        ),
         201,
     ),
     *(
         refusable(
             f"a chunk of size {size!r}",
-            framed(CHUNKED, body=b"%s\r\n%s\r\n0\r\n\r\n" % (size, SEED_BYTES)),
+            post_framed(CHUNKED, body=b"%s\r\n%s\r\n0\r\n\r\n" % (size, SEED_BYTES)),
             400,
         )
         for size in (b"zz", b"", b"-5", b"+5", b"0x5", b"1_0", b"F" * 17)
     ),
     refusable(
         "chunks and a length",
-        framed(CHUNKED, f"Content-Length: {len(chunks(SEED_BYTES))}", body=chunks(SEED_BYTES)),
+        post_framed(CHUNKED, f"Content-Length: {len(chunks(SEED_BYTES))}", body=chunks(SEED_BYTES)),
         400,
     ),
     *(
-        refusable(f"a length of {length!r}", framed(f"Content-Length: {length}", body=SEED_BYTES), 400)
+        refusable(f"a length of {length!r}", post_framed(f"Content-Length: {length}", body=SEED_BYTES), 400)
         for length in (
             "",
             "-1",
@@ -284,7 +293,7 @@ BODIES = [
     *(
         refusable(
             f"a transfer coding {coding!r}",
-            framed(b"Transfer-Encoding: " + coding, body=chunks(gzip.compress(SEED_BYTES))),
+            post_framed(b"Transfer-Encoding: " + coding, body=chunks(gzip.compress(SEED_BYTES))),
             400,
         )
         for coding in (
@@ -302,22 +311,22 @@ BODIES = [
     Hostile("a bomb of gzip", post("Content-Encoding: gzip", body=gzip.compress(b" " * 64 * MIB)), 400),
     Hostile("a body of 2 MiB", post(body=b" " * 2 * MIB), 413),
     Hostile("a body of 12 MiB", post(body=b" " * 12 * MIB), 413),
-    Hostile("a body of 12 MiB without a token", post(body=b" " * 12 * MIB, own=(JSON,)), 401),
+    Hostile("a body of 12 MiB without a token", post(body=b" " * 12 * MIB, auth=(JSON,)), 401),
     Hostile("a body on GET", get(LIST, JSON, "Content-Length: 5") + b"{\xff{{{", 200),
     Hostile(
         "a form with files",
-        post("Content-Type: multipart/form-data; boundary=x", body=b"--x\r\n\r\n--x--", own=(AUTH,)),
+        post("Content-Type: multipart/form-data; boundary=x", body=b"--x\r\n\r\n--x--", auth=(AUTH,)),
         415,
     ),
-    Hostile("a form without a boundary", post("Content-Type: multipart/form-data", own=(AUTH,)), 415),
-    Hostile("a message in a message", post("Content-Type: message/rfc822", own=(AUTH,)), 415),
-    Hostile("an event of the cloud's", post("Content-Type: application/cloudevents+json", own=(AUTH,)), 415),
+    Hostile("a form without a boundary", post("Content-Type: multipart/form-data", auth=(AUTH,)), 415),
+    Hostile("a message in a message", post("Content-Type: message/rfc822", auth=(AUTH,)), 415),
+    Hostile("an event of the cloud's", post("Content-Type: application/cloudevents+json", auth=(AUTH,)), 415),
     refusable("an unknown expectation", post("Expect: 200-ok"), 201),
 ]
 
 CASES = [*header_values(), *HEADERS, *TARGETS, *LINES, *BODIES]
 
-# What only looks like a host's own word
+# Forged headers of the clouds' platforms
 
 FORGED = encoded(
     {"auth_typ": "aad", "claims": [{"typ": "tid", "val": "victim"}], "tid": "victim", "sub": "mallory"}
@@ -370,7 +379,7 @@ SPOOFED = [
     "X-Request-Id: client-0000",
     "X-Invocation-Id: client-0000",
 ]
-ELSEWHERE = [
+OTHER_HEADERS = [
     "Proxy-Authorization",
     "X-Forwarded-Authorization",
     "X-Serverless-Authorization",
@@ -391,7 +400,7 @@ ELSEWHERE = [
 def door(
     request: pytest.FixtureRequest, environment: dict[str, str], built: Callable[[str], Path]
 ) -> Iterator[Address]:
-    """Where a host listens."""
+    """Address of a host."""
     if request.param == "local":
         yield request.getfixturevalue("server")
         return
@@ -405,18 +414,18 @@ def token(user_pool: UserPool) -> bytes:
     return user_pool.token("hostile").encode()
 
 
-def exchange(door: Address, raw: bytes, *, half: bool = False) -> list[Answer]:
-    """Every answer until the door hangs up; `half` stops sending before it has answered."""
+def exchange(door: Address, raw: bytes, *, half_close: bool = False) -> list[Answer]:
+    """All answers until the server closes; `half_close` shuts down the sending side after the request."""
     received = b""
-    with socket.create_connection(door, TIMEOUT) as line:
+    with socket.create_connection(door, TIMEOUT) as connection:
         try:
-            line.sendall(raw)
-            if half:
-                line.shutdown(socket.SHUT_WR)
-            while more := line.recv(65536):
-                received += more
+            connection.sendall(raw)
+            if half_close:
+                connection.shutdown(socket.SHUT_WR)
+            while data := connection.recv(65536):
+                received += data
         except (BrokenPipeError, ConnectionResetError):
-            pass  # it has said no before it heard all
+            pass  # the server refused the request before it had read all of it
     return list(parsed(received))
 
 
@@ -435,41 +444,43 @@ def parsed(received: bytes) -> Iterator[Answer]:
 
 
 def is_refused(answer: Answer) -> bool:
-    return answer.status in REFUSALS and (OURS not in answer.body or answer.slug == "malformed-request")
+    return answer.status in REFUSALS and (
+        PROBLEM_TYPE not in answer.body or answer.slug == "malformed-request"
+    )
 
 
-def wrong(case: Hostile, answers: list[Answer]) -> str:
-    """What is wrong with the answers, in words; nothing when all is well."""
+def mismatch(case: Hostile, answers: list[Answer]) -> str:
+    """How the answers differ from the expected one; empty if they do not."""
     if not answers:
-        return "" if case.may_be_refused else "it hung up"
+        return "" if case.may_be_refused else "the connection was closed"
     (answer,) = answers
     if case.may_be_refused and is_refused(answer):
         return ""
-    if answer.status == case.status and (OURS in answer.body) == (case.status >= 400):
+    if answer.status == case.status and (PROBLEM_TYPE in answer.body) == (case.status >= 400):
         return ""
     return f"{answer.status} {answer.body[:200]!r}"
 
 
-def assert_silent(answer: Answer) -> None:
-    """No header is the client's, and nothing of our insides is in the body."""
+def assert_no_leak(answer: Answer) -> None:
+    """No response header contains client input, and the body contains no internals."""
     head, body = str(answer.headers), answer.body.decode(errors="replace")
     assert not [word for word in ("inject", "evil", "victim", "client-0000") if word in head.lower()]
     assert not [word for word in ("Traceback", 'File "', "client-0000") if word in body]
 
 
-def assert_lives(door: Address) -> None:
+def assert_healthy(door: Address) -> None:
     (answer,) = exchange(door, request("GET /health HTTP/1.1"))
     assert (answer.status, answer.body) == (200, b'{"status":"ok"}')
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_host_answers_hostile_requests_alike(door: Address, token: bytes, case: Hostile) -> None:
-    answers = exchange(door, case.raw.replace(b"{token}", token), half=True)
+    answers = exchange(door, case.raw.replace(b"{token}", token), half_close=True)
 
-    assert wrong(case, answers) == ""
+    assert mismatch(case, answers) == ""
     for answer in answers:
-        assert_silent(answer)
-    assert_lives(door)
+        assert_no_leak(answer)
+    assert_healthy(door)
 
 
 @pytest.mark.parametrize("spoofed", SPOOFED)
@@ -478,10 +489,10 @@ def test_spoofed_header_is_unauthorized(door: Address, spoofed: str) -> None:
 
     assert (answer.status, answer.slug) == (401, "unauthorized")
     assert answer.headers["www-authenticate"] == "Bearer"
-    assert_silent(answer)
+    assert_no_leak(answer)
 
 
-@pytest.mark.parametrize("name", ELSEWHERE)
+@pytest.mark.parametrize("name", OTHER_HEADERS)
 def test_valid_token_in_another_header_is_unauthorized(door: Address, token: bytes, name: str) -> None:
     header = name.encode() + (b": authorization=" if name == "Cookie" else b": Bearer ") + token
 
@@ -498,7 +509,7 @@ def test_spoofed_headers_beside_a_valid_token_are_ignored(
     (answer,) = exchange(door, raw)
 
     assert (answer.status, answer.json["order"]["tenant_id"]) == (201, tenant)
-    assert_silent(answer)
+    assert_no_leak(answer)
     assert rows(
         "select count(*) from orders where tenant_id = %s or created_by = %s", "victim", "victim"
     ) == [(0,)]
@@ -508,12 +519,12 @@ def test_spoofed_headers_beside_a_valid_token_are_ignored(
 def test_first_of_two_authorization_headers_is_never_used(
     door: Address, user_pool: UserPool, tenant: str, first: str
 ) -> None:
-    """Some hosts join repeated headers, others hand on the last alone: no host takes the first."""
+    """Some hosts join repeated headers, others pass on only the last: no host uses the first alone."""
     tokens = {"the stranger's": user_pool.token("stranger"), "the tenant's": user_pool.token(tenant)}
     second = "the stranger's" if first == "the tenant's" else "the tenant's"
-    own = tuple(b"Authorization: Bearer " + tokens.get(each, "a.b.c").encode() for each in (first, second))
+    auth = tuple(b"Authorization: Bearer " + tokens.get(name, "a.b.c").encode() for name in (first, second))
 
-    (answer,) = exchange(door, post(own=(*own, JSON)))
+    (answer,) = exchange(door, post(auth=(*auth, JSON)))
 
     assert answer.status in (201, 401)
     if answer.status == 201:
@@ -521,12 +532,12 @@ def test_first_of_two_authorization_headers_is_never_used(
 
 
 def test_pipelined_requests_are_answered_in_order(door: Address, token: bytes) -> None:
-    kept = b"Connection: keep-alive"
+    keep_alive = b"Connection: keep-alive"
     pipeline = (
         get("/orders?limit=0") + request("GET /orders HTTP/1.1") + post() + request("HEAD /health HTTP/1.1")
     )
     *earlier, last = pipeline.split(b"Connection: close")
-    raw = kept.join(earlier) + b"Connection: close" + last
+    raw = keep_alive.join(earlier) + b"Connection: close" + last
 
     answers = exchange(door, raw.replace(b"{token}", token))
 
@@ -537,7 +548,7 @@ def test_pipelined_requests_are_answered_in_order(door: Address, token: bytes) -
 def test_body_is_never_parsed_as_the_next_request(door: Address, token: bytes, framing: str) -> None:
     hidden = get("/orders").replace(b"{token}", token)
     raw = {
-        "a length": post(body=hidden, own=(JSON,)),
+        "a length": post(body=hidden, auth=(JSON,)),
         "chunks": request("POST /orders HTTP/1.1", JSON, CHUNKED, body=chunks(hidden)),
     }[framing]
 
@@ -548,13 +559,13 @@ def test_body_is_never_parsed_as_the_next_request(door: Address, token: bytes, f
 
 def test_expect_100_continue_is_answered_on_every_host(door: Address, token: bytes) -> None:
     head, _, body = post("Expect: 100-continue").replace(b"{token}", token).partition(b"\r\n\r\n")
-    with socket.create_connection(door, TIMEOUT) as line:
-        line.sendall(head + b"\r\n\r\n")
-        assert line.recv(65536).startswith(b"HTTP/1.1 100 ")
-        line.sendall(body)
-        received = b"".join(iter(lambda: line.recv(65536), b""))
+    with socket.create_connection(door, TIMEOUT) as connection:
+        connection.sendall(head + b"\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 100 ")
+        connection.sendall(body)
+        received = b"".join(iter(lambda: connection.recv(65536), b""))
 
-    (answer,) = (each for each in parsed(received) if each.status != 100)
+    (answer,) = (response for response in parsed(received) if response.status != 100)
     assert answer.status == 201
 
 
@@ -563,30 +574,30 @@ def test_truncated_body_places_no_order(
     door: Address, user_pool: UserPool, rows: Rows, tenant: str, framing: str
 ) -> None:
     raw = {
-        "a length": framed(f"Content-Length: {len(SEED_BYTES) + 9}", body=SEED_BYTES),
-        "chunks": framed(CHUNKED, body=chunks(SEED_BYTES)[:-5]),
+        "a length": post_framed(f"Content-Length: {len(SEED_BYTES) + 9}", body=SEED_BYTES),
+        "chunks": post_framed(CHUNKED, body=chunks(SEED_BYTES)[:-5]),
     }[framing]
 
-    answers = exchange(door, raw.replace(b"{token}", user_pool.token(tenant).encode()), half=True)
+    answers = exchange(door, raw.replace(b"{token}", user_pool.token(tenant).encode()), half_close=True)
 
     assert [answer.status for answer in answers] in ([], [400])
     assert rows("select count(*) from orders where tenant_id = %s", tenant) == [(0,)]
-    assert_lives(door)
+    assert_healthy(door)
 
 
 def test_host_keeps_serving_after_clients_disconnect(door: Address, token: bytes) -> None:
     for raw in (b"", b"GET", get(LIST)[:-4], post()[:-20], post(body=b" " * MIB)):
-        with socket.create_connection(door, TIMEOUT) as line:
-            line.sendall(raw.replace(b"{token}", token))
+        with socket.create_connection(door, TIMEOUT) as connection:
+            connection.sendall(raw.replace(b"{token}", token))
 
-    assert_lives(door)
+    assert_healthy(door)
 
 
 def test_duplicate_idempotency_key_headers_replay_one_order(door: Address, token: bytes) -> None:
     key = f"Idempotency-Key: {uuid4()}"
     raw = post(key, key).replace(b"{token}", token)
 
-    first, again = exchange(door, raw), exchange(door, raw)
+    first, replayed = exchange(door, raw), exchange(door, raw)
 
-    assert [first[0].status, again[0].status] == [201, 201]
-    assert first[0].json == again[0].json
+    assert [first[0].status, replayed[0].status] == [201, 201]
+    assert first[0].json == replayed[0].json

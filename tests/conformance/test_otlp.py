@@ -1,4 +1,4 @@
-"""Metrics by OpenTelemetry: the GCP door under gunicorn sends them to a collector that decodes them."""
+"""OpenTelemetry metrics: the GCP host under gunicorn sends them to a collector that decodes them."""
 
 import socket
 import subprocess
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 
 class Collector:
-    """Takes OTLP over HTTP and keeps the newest value of each series: they are cumulative."""
+    """Receives OTLP over HTTP and keeps the newest value of each series, as they are cumulative."""
 
     def __init__(self) -> None:
         self.points: dict[str, dict[tuple[tuple[str, Any], ...], Any]] = {}
@@ -53,22 +53,24 @@ class Collector:
 
     def take(self, request: ExportMetricsServiceRequest) -> None:
         for resource in request.resource_metrics:
-            named = {each.key: each.value.string_value for each in resource.resource.attributes}
-            self.services.add(named["service.name"])
-            instance = ("service.instance.id", named["service.instance.id"])
+            attributes = {
+                attribute.key: attribute.value.string_value for attribute in resource.resource.attributes
+            }
+            self.services.add(attributes["service.name"])
+            instance = ("service.instance.id", attributes["service.instance.id"])
             for scope in resource.scope_metrics:
                 for metric in scope.metrics:
-                    of_a_kind = getattr(metric, metric.WhichOneof("data"))
+                    data = getattr(metric, metric.WhichOneof("data"))
                     series = self.points.setdefault(f"{metric.name} [{metric.unit}]", {})
-                    for point in of_a_kind.data_points:
-                        key = sorted((each.key, value(each)) for each in point.attributes)
+                    for point in data.data_points:
+                        key = sorted((attribute.key, value(attribute)) for attribute in point.attributes)
                         series[instance, *key] = point
 
     def count(self, name: str, attributes: Mapping[str, Any] = {}) -> int:
-        """How often it was counted or timed with these attributes, whatever the others are."""
+        """The sum over all series that have these attributes."""
         series = self.points.get(name, {})
-        found = [point for key, point in series.items() if attributes.items() <= dict(key).items()]
-        return sum(point.count if hasattr(point, "count") else point.as_int for point in found)
+        points = [point for key, point in series.items() if attributes.items() <= dict(key).items()]
+        return sum(point.count if hasattr(point, "count") else point.as_int for point in points)
 
 
 def value(attribute: Any) -> Any:
@@ -105,8 +107,8 @@ def test_otlp_metrics_count_and_time_requests(
     tenant: str,
 ) -> None:
     port = free_port()
-    told = exporting(environment, collector.server.server_port)
-    with hosts.serving("gcp", built("gcp"), told, "127.0.0.1", port):
+    variables = exporting(environment, collector.server.server_port)
+    with hosts.serving("gcp", built("gcp"), variables, "127.0.0.1", port):
         alice = Client(over_http("127.0.0.1", port), user_pool.token(tenant))
         key = uuid4().hex
         answers = [alice.place(key=key), alice.place(key=key), alice.get("/orders"), alice.get("/nothing")]
@@ -116,7 +118,7 @@ def test_otlp_metrics_count_and_time_requests(
             time.sleep(0.05)
         last = alice.get(f"/orders/{uuid4()}")
 
-    # The last one was sent when the host stopped.
+    # The metrics of the last request were sent when the host stopped.
     assert [answer.status for answer in [*answers, last]] == [201, 201, 200, 404, 404]
     assert collector.services == {"order-api"}
     assert collector.count(REQUESTS) == 5
@@ -125,8 +127,8 @@ def test_otlp_metrics_count_and_time_requests(
         ("GET", "/orders", 200, 1),
         ("GET", "/orders/{order_id}", 404, 1),
     ):
-        asked = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
-        assert collector.count(REQUESTS, asked) == times, asked
+        attributes = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
+        assert collector.count(REQUESTS, attributes) == times, attributes
     assert "url.scheme" not in str(collector.points.keys() | collector.points[REQUESTS].keys())
     assert collector.count("db.client.operation.duration [s]", {"db.system.name": "postgresql"}) == 5
     assert collector.count("db.client.connection.wait_time [s]") == 5
@@ -138,18 +140,20 @@ def test_otlp_metrics_count_and_time_requests(
 def test_every_forked_worker_exports_its_metrics(
     collector: Collector, built: Callable[[str], Path], environment: dict[str, str]
 ) -> None:
-    """gunicorn imports the app and then forks: a thread that an import had started would be gone."""
+    """gunicorn imports the app and then forks: a thread started at import would not exist in the workers."""
     port = free_port()
-    nowhere = {"DATABASE_URL": "postgresql://orders_app@127.0.0.1:1/orders", "WORKERS": "2"}
-    told = exporting({**environment, **nowhere}, collector.server.server_port, OTEL_SERVICE_NAME="shop")
-    with hosts.serving("gcp", built("gcp"), told, "127.0.0.1", port):
-        anybody = Client(over_http("127.0.0.1", port), None)
+    unreachable = {"DATABASE_URL": "postgresql://orders_app@127.0.0.1:1/orders", "WORKERS": "2"}
+    variables = exporting(
+        {**environment, **unreachable}, collector.server.server_port, OTEL_SERVICE_NAME="shop"
+    )
+    with hosts.serving("gcp", built("gcp"), variables, "127.0.0.1", port):
+        client = Client(over_http("127.0.0.1", port), None)
         statuses: list[int] = []
         deadline = time.monotonic() + 20
         with ThreadPoolExecutor(8) as threads:
             while collector.count("faas.coldstarts [{coldstart}]") < 2:
-                assert time.monotonic() < deadline, "the workers' figures overwrite each other"
-                statuses += threads.map(lambda _: anybody.get("/health/ready").status, range(8))
+                assert time.monotonic() < deadline, "the workers' metrics overwrite each other"
+                statuses += threads.map(lambda _: client.get("/health/ready").status, range(8))
 
     assert set(statuses) == {503}
     assert collector.services == {"shop"}
@@ -169,12 +173,12 @@ def test_otlp_metrics_count_rate_limited_requests(
     tenant: str,
 ) -> None:
     port = free_port()
-    told = exporting(environment, free_port(), RATE_LIMIT="1/m")
-    told["OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"] = (
+    variables = exporting(environment, free_port(), RATE_LIMIT="1/m")
+    variables["OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"] = (
         f"http://127.0.0.1:{collector.server.server_port}/v1/metrics"
     )
-    del told["OTEL_EXPORTER_OTLP_ENDPOINT"]
-    with hosts.serving("gcp", built("gcp"), told, "127.0.0.1", port):
+    del variables["OTEL_EXPORTER_OTLP_ENDPOINT"]
+    with hosts.serving("gcp", built("gcp"), variables, "127.0.0.1", port):
         alice = Client(over_http("127.0.0.1", port), user_pool.token(tenant))
         statuses = [alice.get("/orders").status for _ in range(4)]
 
@@ -185,7 +189,7 @@ def test_otlp_metrics_count_rate_limited_requests(
 def test_opentelemetry_is_not_imported_without_its_variables(
     built: Callable[[str], Path], environment: dict[str, str]
 ) -> None:
-    ask = (
+    script = (
         "import functions_framework, sys; app = functions_framework.create_app('orders_api', 'main.py');"
         "from app import app; from shims.gateway import Gateway, Request;"
         "Gateway(app).handle(Request('GET', '/health', {}, b''));"
@@ -195,20 +199,20 @@ def test_opentelemetry_is_not_imported_without_its_variables(
         ({}, "[]"),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_METRICS_EXPORTER": "none"}, "[]"),
     ):
-        done = subprocess.run(
-            [environment_of("gcp"), "-c", ask],
+        result = subprocess.run(
+            [environment_of("gcp"), "-c", script],
             cwd=built("gcp"),
             env={**environment, **variables},
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.stdout.splitlines()[-1:] == [expected], done.stderr
+        assert result.stdout.splitlines()[-1:] == [expected], result.stderr
 
 
 @pytest.fixture(params=["down", "silent"])
-def deaf(request: pytest.FixtureRequest) -> Iterator[int]:
-    """The port of a collector that is not there, or takes what comes and never answers."""
+def dead_collector(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The port of a collector that does not listen, or accepts connections and never answers."""
     if request.param == "down":
         yield 1
         return
@@ -217,21 +221,24 @@ def deaf(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def test_unresponsive_collector_delays_neither_requests_nor_shutdown(
-    deaf: int, built: Callable[[str], Path], environment: dict[str, str], capfd: pytest.CaptureFixture[str]
+    dead_collector: int,
+    built: Callable[[str], Path],
+    environment: dict[str, str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     port = free_port()
-    told = exporting(environment, deaf)
-    with hosts.serving("gcp", built("gcp"), told, "127.0.0.1", port) as door:
-        anybody = Client(over_http("127.0.0.1", port), None)
-        began = time.monotonic()
-        statuses = [anybody.get("/health").status for _ in range(20)]
-        took = time.monotonic() - began
-        ending = time.monotonic()
+    variables = exporting(environment, dead_collector)
+    with hosts.serving("gcp", built("gcp"), variables, "127.0.0.1", port) as door:
+        client = Client(over_http("127.0.0.1", port), None)
+        start = time.monotonic()
+        statuses = [client.get("/health").status for _ in range(20)]
+        request_seconds = time.monotonic() - start
+        stop = time.monotonic()
         door.terminate()
         assert door.wait(20) == 0
-        ended = time.monotonic() - ending
+        shutdown_seconds = time.monotonic() - stop
 
     assert statuses == [200] * 20
-    assert took < 10, "requests do not wait for it"
-    assert ended < 5, "two seconds, on a busy machine; a platform kills after ten"
+    assert request_seconds < 10, "requests waited for the collector"
+    assert shutdown_seconds < 5, "expected about 2 s; 5 s on a busy machine, as platforms kill after 10 s"
     assert "s3cret" not in str(capfd.readouterr())

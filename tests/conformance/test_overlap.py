@@ -1,4 +1,4 @@
-"""Many tenants at once on the hosts with threads: each gets its own answer, and none waits for another."""
+"""Concurrent requests of many tenants on the threaded hosts: no mixed-up answers, no blocked requests."""
 
 import shutil
 import tempfile
@@ -26,14 +26,14 @@ Rows = Callable[..., list[tuple[Any, ...]]]
 
 TENANTS, REQUESTS, ROUNDS = 8, 32, 10
 DELAY = 0.2
-"""Seconds that each request waits for the database, whatever else it does."""
-RESTLESS = "import sys\nsys.setswitchinterval(1e-6)\n"
-"""Has threads take turns all the time: what they share is soon another's."""
+"""Round-trip time to the database in seconds, added by the proxy."""
+SWITCH_THREADS_OFTEN = "import sys\nsys.setswitchinterval(1e-6)\n"
+"""Makes Python switch threads all the time, so that races on shared state show up."""
 
 
 @pytest.fixture(scope="module")
-def far_database(database: Urls) -> Iterator[Proxy]:
-    """The database, a round trip of DELAY away once that is set."""
+def slow_database(database: Urls) -> Iterator[Proxy]:
+    """A proxy to the database; tests set its delay."""
     sockets = Path(parse_dsn(database.app)["host"])
     with (
         tempfile.TemporaryDirectory(prefix="order-api-far-") as folder,
@@ -47,49 +47,54 @@ def send(
     request: pytest.FixtureRequest,
     environment: dict[str, str],
     built: Callable[[str], Path],
-    far_database: Proxy,
+    slow_database: Proxy,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Transport]:
     folder = shutil.copytree(built(request.param), tmp_path_factory.mktemp("restless") / request.param)
-    (folder / "sitecustomize.py").write_text(RESTLESS)  # Python imports it before all else
+    (folder / "sitecustomize.py").write_text(SWITCH_THREADS_OFTEN)  # Python imports it at start-up
     port = free_port()
-    url = f"postgresql://orders_app@/orders?host={far_database.folder}"
+    url = f"postgresql://orders_app@/orders?host={slow_database.folder}"
     variables = {**environment, "DATABASE_URL": url, "DB_POOL_SIZE": "25", "PYTHONPATH": str(folder)}
     with hosts.serving(request.param, folder, variables, "127.0.0.1", port):
         yield over_http("127.0.0.1", port)
 
 
-class Buyer:
-    """One tenant's caller, who knows what each of its answers must say."""
+class TenantClient:
+    """A client of one tenant that checks each of its answers."""
 
     def __init__(self, send: Transport, user_pool: UserPool, number: int) -> None:
         self.tenant = f"overlap-{number}-{uuid4().hex[:12]}"
         self._client = Client(send, user_pool.token(self.tenant))
         self.names = [f"{self.tenant} first"]
-        self._first = self.placed(self.names[0])
+        self._first = self.place_checked(self.names[0])
 
-    def placed(self, name: str) -> dict[str, Any]:
+    def place_checked(self, name: str) -> dict[str, Any]:
         answer = self._client.place(seed(customer_name=name))
-        order: dict[str, Any] = self.own(answer, answer.json.get("order"))
+        order: dict[str, Any] = self.check_owner(answer, answer.json.get("order"))
         assert order["customer_name"] == name
         return order
 
     def requests(self) -> list[Callable[[], object]]:
-        """A quarter each: two places, one order, the list."""
-        more = [f"{self.tenant} {len(self.names) + n}" for n in range(2)]
-        self.names += more
-        return [lambda: self.placed(more[0]), lambda: self.placed(more[1]), self.reads, self.lists]
+        """Four requests: two creates, one read, one list."""
+        new_names = [f"{self.tenant} {len(self.names) + n}" for n in range(2)]
+        self.names += new_names
+        return [
+            lambda: self.place_checked(new_names[0]),
+            lambda: self.place_checked(new_names[1]),
+            self.read,
+            self.list_orders,
+        ]
 
-    def reads(self) -> None:
+    def read(self) -> None:
         answer = self._client.get(f"/orders/{self._first['order_id']}")
-        assert self.own(answer, answer.json.get("order")) == self._first
+        assert self.check_owner(answer, answer.json.get("order")) == self._first
 
-    def lists(self) -> None:
+    def list_orders(self) -> None:
         answer = self._client.get("/orders")
-        orders = [self.own(answer, order) for order in answer.json.get("orders", [None])]
+        orders = [self.check_owner(answer, order) for order in answer.json.get("orders", [None])]
         assert self._first in orders
 
-    def own(self, answer: Answer, order: Any) -> Any:
+    def check_owner(self, answer: Answer, order: Any) -> Any:
         assert answer.status in (200, 201), answer
         assert order["tenant_id"] == self.tenant
         assert order["customer_name"].startswith(self.tenant)
@@ -97,51 +102,51 @@ class Buyer:
 
 
 @pytest.fixture
-def buyers(send: Transport, user_pool: UserPool, far_database: Proxy) -> list[Buyer]:
-    far_database.delay = 0
-    return [Buyer(send, user_pool, number) for number in range(TENANTS)]
+def tenants(send: Transport, user_pool: UserPool, slow_database: Proxy) -> list[TenantClient]:
+    slow_database.delay = 0
+    return [TenantClient(send, user_pool, number) for number in range(TENANTS)]
 
 
-def mixed(buyers: list[Buyer]) -> list[Callable[[], object]]:
-    """One request of each, another one of each, and so on."""
-    turns = list(zip(*(buyer.requests() for buyer in buyers), strict=True))
-    assert sum(map(len, turns)) == REQUESTS
-    return [request for turn in turns for request in turn]
+def interleaved(tenants: list[TenantClient]) -> list[Callable[[], object]]:
+    """The requests of all tenants, interleaved."""
+    rounds = list(zip(*(tenant_client.requests() for tenant_client in tenants), strict=True))
+    assert sum(map(len, rounds)) == REQUESTS
+    return [request for round_ in rounds for request in round_]
 
 
-def test_concurrent_tenants_never_see_each_others_data(buyers: list[Buyer], rows: Rows) -> None:
+def test_concurrent_tenants_never_see_each_others_data(tenants: list[TenantClient], rows: Rows) -> None:
     for _ in range(ROUNDS):
-        at_once(mixed(buyers))
+        send_concurrently(interleaved(tenants))
 
-    for buyer in buyers:
-        found = rows("select customer_name from orders where tenant_id = %s", buyer.tenant)
-        assert sorted(name for (name,) in found) == sorted(buyer.names)
+    for tenant_client in tenants:
+        stored = rows("select customer_name from orders where tenant_id = %s", tenant_client.tenant)
+        assert sorted(name for (name,) in stored) == sorted(tenant_client.names)
 
 
 def test_requests_wait_for_the_database_concurrently(
-    send: Transport, buyers: list[Buyer], far_database: Proxy
+    send: Transport, tenants: list[TenantClient], slow_database: Proxy
 ) -> None:
-    at_once([lambda: send("GET", "/health/ready", {}, b"")] * REQUESTS)  # now the connections are open
+    send_concurrently([lambda: send("GET", "/health/ready", {}, b"")] * REQUESTS)  # opens the connections
 
-    far_database.delay = DELAY
-    with far_database.watched() as traffic:
-        seconds = at_once(mixed(buyers))
+    slow_database.delay = DELAY
+    with slow_database.watched() as traffic:
+        seconds = send_concurrently(interleaved(tenants))
 
     assert traffic.trips == REQUESTS
     assert seconds < REQUESTS * DELAY / 3
 
 
-def at_once(asked: list[Callable[[], object]]) -> float:
-    """Ask from as many threads as there are requests; the seconds that all of them took together."""
-    together = Barrier(len(asked) + 1, timeout=30)
+def send_concurrently(requests: list[Callable[[], object]]) -> float:
+    """Sends each request in its own thread; returns the seconds until the last one ended."""
+    barrier = Barrier(len(requests) + 1, timeout=30)
 
-    def ask(request: Callable[[], object]) -> None:
-        together.wait()
+    def send_one(request: Callable[[], object]) -> None:
+        barrier.wait()
         request()
 
-    with ThreadPoolExecutor(len(asked)) as threads:
-        answers = [threads.submit(ask, request) for request in asked]
-        together.wait()
+    with ThreadPoolExecutor(len(requests)) as threads:
+        answers = [threads.submit(send_one, request) for request in requests]
+        barrier.wait()
         started = time.monotonic()
         for answer in answers:
             answer.result()

@@ -1,4 +1,4 @@
-"""The alarms of the SAM template watch figures that the function really writes, and lead to the runbook."""
+"""The alarms of the SAM template use metrics that the function writes, and link to the runbook."""
 
 import json
 import re
@@ -23,19 +23,19 @@ FUNCTION = {"Ref": "APIHandler"}
 
 @pytest.fixture(scope="module")
 def template(aws_build: AwsBuild) -> Json:
-    found: Json = json.loads(aws_build.template.read_text())
-    return found
+    document: Json = json.loads(aws_build.template.read_text())
+    return document
 
 
 @pytest.fixture
-def on_lambda(
+def log_line_on_lambda(
     app: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[str], Line]:
-    """The line of a GET, as the function writes it on Lambda."""
+    """Sends a GET and returns its log line in Lambda's format."""
     monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "order-api-dev")
-    monkeypatch.delitem(sys.modules, "chalice.local", raising=False)  # an earlier test has served with it
+    monkeypatch.delitem(sys.modules, "chalice.local", raising=False)  # imported by an earlier test
 
-    def ask(path: str) -> Line:
+    def get(path: str) -> Line:
         request = {"resourcePath": path, "httpMethod": "GET", "requestId": uuid4().hex}
         app(
             {
@@ -51,32 +51,36 @@ def on_lambda(
         (line,) = lines(capsys.readouterr().out)
         return line
 
-    return ask
+    return get
 
 
-def watched(alarm: Json) -> list[Json]:
-    """The metrics that an alarm looks at."""
-    stats = [each["MetricStat"]["Metric"] for each in alarm.get("Metrics", []) if "MetricStat" in each]
+def metrics_of(alarm: Json) -> list[Json]:
+    """The metrics that an alarm uses."""
+    stats = [query["MetricStat"]["Metric"] for query in alarm.get("Metrics", []) if "MetricStat" in query]
     return stats or [alarm]
 
 
-def test_alarms_use_only_metrics_that_are_written(template: Json, on_lambda: Callable[[str], Line]) -> None:
-    line = on_lambda("/health/ready")
+def test_alarms_use_only_metrics_that_are_written(
+    template: Json, log_line_on_lambda: Callable[[str], Line]
+) -> None:
+    line = log_line_on_lambda("/health/ready")
     (directive,) = line["_aws"]["CloudWatchMetrics"]
-    written = {metric["Name"] for metric in directive["Metrics"]}
+    logged_metrics = {metric["Name"] for metric in directive["Metrics"]}
 
-    found = {name: each for name, each in template["Resources"].items() if "Alarm" in each["Type"]}
+    alarms = {
+        name: resource for name, resource in template["Resources"].items() if "Alarm" in resource["Type"]
+    }
 
-    assert found.keys() == {*ALARMS}
+    assert alarms.keys() == {*ALARMS}
     names = set()
-    for alarm in found.values():
+    for alarm in alarms.values():
         assert alarm["Type"] == "AWS::CloudWatch::Alarm"
-        for metric in watched(alarm["Properties"]):
-            ((dimension, of),) = ((each["Name"], each["Value"]) for each in metric["Dimensions"])
-            assert of == FUNCTION
+        for metric in metrics_of(alarm["Properties"]):
+            ((dimension, value),) = ((entry["Name"], entry["Value"]) for entry in metric["Dimensions"])
+            assert value == FUNCTION
             if metric["Namespace"] == directive["Namespace"]:
                 assert [[dimension]] == directive["Dimensions"]
-                assert metric["MetricName"] in written
+                assert metric["MetricName"] in logged_metrics
                 names.add(metric["MetricName"])
             else:
                 assert (metric["Namespace"], dimension) == ("AWS/Lambda", "FunctionName")
@@ -96,31 +100,31 @@ def test_alarms_use_only_metrics_that_are_written(template: Json, on_lambda: Cal
 def test_error_rate_includes_crashes_and_throttles(
     template: Json, sums: dict[str, int], percent: float
 ) -> None:
-    """A throttled request is no invocation; a figure of which there is none in a minute is missing."""
+    """A throttled request is not an invocation; a metric without values in a minute is missing."""
     *metrics, rate = template["Resources"]["ServerErrorsAlarm"]["Properties"]["Metrics"]
 
-    assert {each["Id"]: each["MetricStat"]["Metric"]["MetricName"] for each in metrics} == {
+    assert {query["Id"]: query["MetricStat"]["Metric"]["MetricName"] for query in metrics} == {
         "answered": "server_errors",
         "crashed": "Errors",
         "throttled": "Throttles",
         "all": "Invocations",
     }
-    assert not any(each["ReturnData"] for each in metrics)
+    assert not any(query["ReturnData"] for query in metrics)
     assert rate["ReturnData"]
 
-    def fill(found: int | None, otherwise: int) -> int:
-        return otherwise if found is None else found
+    def fill(value: int | None, default: int) -> int:
+        return default if value is None else value
 
-    figures = {**dict.fromkeys(("answered", "crashed", "throttled", "all")), **sums}
-    assert eval(rate["Expression"], {"FILL": fill, **figures}) == percent
+    values = {**dict.fromkeys(("answered", "crashed", "throttled", "all")), **sums}
+    assert eval(rate["Expression"], {"FILL": fill, **values}) == percent
 
 
 @pytest.mark.parametrize("name", ALARMS)
 def test_alarm_notifies_the_configured_topic(template: Json, name: str) -> None:
     properties = template["Resources"][name]["Properties"]
 
-    heard = {"Fn::If": ["HasAlarmTopic", [{"Ref": "AlarmTopicArn"}], {"Ref": "AWS::NoValue"}]}
-    assert properties["AlarmActions"] == properties["OKActions"] == heard
+    topic = {"Fn::If": ["HasAlarmTopic", [{"Ref": "AlarmTopicArn"}], {"Ref": "AWS::NoValue"}]}
+    assert properties["AlarmActions"] == properties["OKActions"] == topic
     assert template["Conditions"]["HasAlarmTopic"] == {
         "Fn::Not": [{"Fn::Equals": [{"Ref": "AlarmTopicArn"}, ""]}]
     }

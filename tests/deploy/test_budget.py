@@ -1,6 +1,6 @@
-"""What speed rests on, counted and never timed: trips, statements, rows, imports, the zip's size.
+"""Performance budgets by counts, not by time: round trips, statements, rows, imports, the zip's size.
 
-A budget that is exceeded says by what. To spend more on purpose, change the figure here and say why.
+A failure shows what exceeds the budget. To raise a budget on purpose, change the number and give the reason.
 """
 
 import os
@@ -26,13 +26,21 @@ from tools.postgres_proxy import Proxy
 from tools.postgres_traffic import count_rows
 
 POOL_ARN = "arn:aws:cognito-idp:eu-west-1:123456789012:userpool/eu-west-1_AbCdEfGhI"
-LARGEST_ZIP = 9_000_000
-"""Bytes: Lambda fetches and unpacks them before a cold start (seen with Python 3.11: 8.5 million)."""
+MAX_ZIP_SIZE = 9_000_000
+"""Bytes; Lambda downloads and unpacks the zip before a cold start (8.5 million with Python 3.11)."""
 PACKAGES = {
-    *("annotated_types", "app", "chalice", "chalicelib", "psycopg2", "pydantic", "pydantic_core"),
-    *("typing_extensions", "typing_inspection", "uuid_utils"),
+    "annotated_types",
+    "app",
+    "chalice",
+    "chalicelib",
+    "psycopg2",
+    "pydantic",
+    "pydantic_core",
+    "typing_extensions",
+    "typing_inspection",
+    "uuid_utils",
 }
-"""Everything but the standard library that the first create imports."""
+"""Packages outside the standard library that the first create imports."""
 STANDARD = set(
     """
     array ast atexit base64 binascii bisect bz2 calendar collections contextlib contextvars copy
@@ -44,7 +52,7 @@ STANDARD = set(
     zipfile zlib zoneinfo
     """.split()  # noqa: SIM905
 )
-"""What it imports of the standard library, with Python 3.11, 3.12 or 3.13; most of it for pydantic."""
+"""Its imports from the standard library, with Python 3.11, 3.12 or 3.13; most of them by pydantic."""
 FIRST_CREATE = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -66,7 +74,7 @@ Prepare = Callable[[Client], Callable[[], Answer]]
 
 
 @pytest.fixture(scope="module")
-def proxy(app: Any, database: Urls) -> Iterator[Proxy]:  # noqa: ARG001 (its environment)
+def proxy(app: Any, database: Urls) -> Iterator[Proxy]:  # noqa: ARG001 (it sets the environment)
     sockets = Path(parse_dsn(database.app)["host"])
     with (
         TemporaryDirectory(prefix="order-api-wire-") as folder,
@@ -114,15 +122,15 @@ def a_replay(alice: Client) -> Callable[[], Answer]:
 def test_request_stays_within_its_database_budget(
     alice: Client, proxy: Proxy, prepare: Prepare, trips: int, statements: int, rows: int
 ) -> None:
-    """Statements and rows count `select set_tenant(...)`; a page reads one row more, to know of the next."""
+    """Counts include `select set_tenant(...)`; a page reads one row more to detect a next page."""
     request = prepare(alice)
-    request()  # has prepared its statements
+    request()  # the first request prepares the statements
 
     with proxy.watched() as traffic:
         assert request().status in (200, 201)
 
-    sent = sum(len(string.split(";\n")) for string in traffic.statements)
-    assert (traffic.trips, sent, traffic.rows) == (trips, statements, rows)
+    statement_count = sum(len(string.split(";\n")) for string in traffic.statements)
+    assert (traffic.trips, statement_count, traffic.rows) == (trips, statements, rows)
 
 
 def test_rows_are_counted_across_response_fragments() -> None:
@@ -135,11 +143,11 @@ def test_rows_are_counted_across_response_fragments() -> None:
 def cold_start(
     aws_build: AwsBuild, database: Urls, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[set[str], dict[str, int]]:
-    """The modules that the first create of the built zip imports, and how long each took, in microseconds."""
+    """The modules that the first create of the built zip imports, and microseconds per import."""
     task = tmp_path_factory.mktemp("cold") / "task"
     with ZipFile(aws_build.zip) as zipped:
         zipped.extractall(task)
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-S", "-B", "-X", "importtime", "-c", FIRST_CREATE, task, f"cold-{uuid4().hex}"],
         input=SEED_BYTES.decode(),
         env={
@@ -152,22 +160,23 @@ def cold_start(
         text=True,
         check=False,
     )
-    status, *modules = done.stdout.splitlines()[-1].split() if done.stdout else ["nothing"]  # behind its log
-    assert status == "201", done.stdout + done.stderr
-    times = re.findall(r"^import time:\s*\d+ \|\s*(\d+) \|\s*(\S+)$", done.stderr, re.MULTILINE)
+    # The log comes first.
+    status, *modules = result.stdout.splitlines()[-1].split() if result.stdout else ["nothing"]
+    assert status == "201", result.stdout + result.stderr
+    times = re.findall(r"^import time:\s*\d+ \|\s*(\d+) \|\s*(\S+)$", result.stderr, re.MULTILINE)
     return set(modules), {name: int(time) for time, name in times}
 
 
 @pytest.mark.slow
 def test_cold_start_imports_only_expected_packages(cold_start: tuple[set[str], dict[str, int]]) -> None:
     modules, times = cold_start
-    # A private module of the standard library comes with a public one, or is one of its own making.
-    tops = {name.partition(".")[0] for name in modules if not name.startswith("_")}
-    new = tops - PACKAGES - STANDARD - set(sys.builtin_module_names)
+    # Private modules are skipped: a public module imports them, or they are generated.
+    packages = {name.partition(".")[0] for name in modules if not name.startswith("_")}
+    new = packages - PACKAGES - STANDARD - set(sys.builtin_module_names)
 
-    said = [f"{top}: {times.get(top, 0) / 1000:.1f} ms" for top in sorted(new)]
-    assert not said, "the first create now imports " + ", ".join(said)
-    assert tops >= PACKAGES, f"no longer needed, take it off the list: {PACKAGES - tops}"
+    import_times = [f"{package}: {times.get(package, 0) / 1000:.1f} ms" for package in sorted(new)]
+    assert not import_times, "the first create now imports " + ", ".join(import_times)
+    assert packages >= PACKAGES, f"no longer needed, take it off the list: {PACKAGES - packages}"
 
 
 @pytest.mark.slow
@@ -196,4 +205,4 @@ def test_cold_start_skips_lazily_imported_modules(cold_start: tuple[set[str], di
 def test_zip_stays_within_its_size_budget(aws_build: AwsBuild) -> None:
     size = aws_build.zip.stat().st_size
 
-    assert size <= LARGEST_ZIP, f"{size - LARGEST_ZIP:,} bytes over"
+    assert size <= MAX_ZIP_SIZE, f"{size - MAX_ZIP_SIZE:,} bytes over"

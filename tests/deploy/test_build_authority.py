@@ -1,7 +1,7 @@
-"""DB_SSLROOTCERT where a build is made: its file travels with the build, its path with nothing.
+"""DB_SSLROOTCERT at build time: the build contains the file, and its path nowhere.
 
-That a build then takes the right database and no other: tests/chalicelib/database/test_database_tls.py;
-the zip: tests/deploy/test_build_aws.py.
+tests/chalicelib/database/test_database_tls.py checks that a build then connects only to the right database,
+tests/deploy/test_build_aws.py checks the zip.
 """
 
 import hashlib
@@ -25,29 +25,29 @@ from tests.support.certificates import certify
 pytestmark = pytest.mark.slow
 
 CLOUDS = tuple(hosts.SHIM_FILES)
-LOGIN = """
+CONNECT_ARGUMENTS = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 from chalicelib.settings.database import connect_arguments
 secret = {"DB_HOST": "a.example,b.example", "DB_NAME": "orders", "DB_USER": "orders_app"}
 print(json.dumps(connect_arguments(secret)))
 """
-"""What a build does with a secret that names the database."""
+"""Prints the connect arguments of a build for a secret that names the database."""
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An authority's, in a file that nobody else may read."""
+    """The certificate of an authority, in a file that only its owner can read."""
     path = certify(tmp_path_factory.mktemp("elsewhere-on-this-machine"))
     path.chmod(0o600)
     return path
 
 
 @pytest.fixture
-def damaged(certificate: Path, tmp_path: Path) -> Callable[[str], Path]:
-    """Files that hold no authority, each in its way."""
+def broken_file(certificate: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """Creates a file that is not a usable authority, by kind of defect."""
 
-    def make(how: str) -> Path:
+    def make(defect: str) -> Path:
         text = certificate.read_text()
         contents = {
             "no certificate": "<html>404</html>",
@@ -56,35 +56,35 @@ def damaged(certificate: Path, tmp_path: Path) -> Callable[[str], Path]:
             "private key": text + certificate.with_name("server.key").read_text(),
         }
         path = tmp_path / "authority.pem"
-        if how in contents:
-            path.write_text(contents[how])
+        if defect in contents:
+            path.write_text(contents[defect])
         return path
 
     return make
 
 
-def build(cloud: str, into: Path, authority: Path | None = None) -> Path:
+def build(cloud: str, folder: Path, authority: Path | None = None) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DB_SSLROOTCERT", str(authority or ""))
-        hosts.build(cloud, into)
-    return into
+        hosts.build(cloud, folder)
+    return folder
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def login(built: Path, **variables: str) -> dict[str, str]:
-    """How a build would connect, told nothing but this."""
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", LOGIN, built],
+def connect_arguments(built: Path, **variables: str) -> dict[str, str]:
+    """The connect arguments of a build with only these variables."""
+    result = subprocess.run(
+        [sys.executable, "-S", "-c", CONNECT_ARGUMENTS, built],
         env=variables,
         capture_output=True,
         text=True,
         check=True,
     )
-    found: dict[str, str] = json.loads(done.stdout)
-    return found
+    arguments: dict[str, str] = json.loads(result.stdout)
+    return arguments
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
@@ -99,33 +99,33 @@ def test_build_bundles_the_authority_file_world_readable(
     finally:
         os.umask(before)
 
-    found = files(built)
-    assert found.keys() - without.keys() == {sources.AUTHORITY}
-    assert found[sources.AUTHORITY] == certificate.read_bytes()
+    contents = files(built)
+    assert contents.keys() - without.keys() == {sources.AUTHORITY}
+    assert contents[sources.AUTHORITY] == certificate.read_bytes()
     assert (built / sources.AUTHORITY).stat().st_mode & 0o777 == 0o644
-    same = found.keys() - {sources.AUTHORITY, sbom.NAME}
-    assert {name: found[name] for name in same} == {name: without[name] for name in same}
-    assert not any(str(certificate.parent).encode() in content for content in found.values())
+    unchanged = contents.keys() - {sources.AUTHORITY, sbom.NAME}
+    assert {name: contents[name] for name in unchanged} == {name: without[name] for name in unchanged}
+    assert not any(str(certificate.parent).encode() in content for content in contents.values())
 
 
 def test_sbom_lists_the_authority_file(tmp_path: Path, certificate: Path) -> None:
-    listed = [
-        json.loads((build("oci", tmp_path / "oci", each) / sbom.NAME).read_text())
-        for each in (certificate, certify(tmp_path / "other"))
+    sboms = [
+        json.loads((build("oci", tmp_path / "oci", authority) / sbom.NAME).read_text())
+        for authority in (certificate, certify(tmp_path / "other"))
     ]
 
-    ours, others = (
-        [each for each in document["components"] if each["type"] == "file"] for document in listed
+    entries, other_entries = (
+        [entry for entry in document["components"] if entry["type"] == "file"] for document in sboms
     )
     digest = hashlib.sha256(certificate.read_bytes()).hexdigest()
     hashes = [{"alg": "SHA-256", "content": digest}]
-    assert ours == [
+    assert entries == [
         {"bom-ref": sources.AUTHORITY, "type": "file", "name": sources.AUTHORITY, "hashes": hashes}
     ]
-    assert others != ours
-    assert listed[0]["serialNumber"] != listed[1]["serialNumber"]
-    written = (tmp_path / "oci" / sbom.NAME).read_text()
-    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(written) is None
+    assert other_entries != entries
+    assert sboms[0]["serialNumber"] != sboms[1]["serialNumber"]
+    text = (tmp_path / "oci" / sbom.NAME).read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
@@ -153,26 +153,29 @@ def test_authority_file_in_working_copy_is_not_bundled(tmp_path: Path, certifica
     shutil.copy(PROJECT / "app.py", project)
     shutil.copy(certificate, project / sources.AUTHORITY)
 
-    done = python_m_deploy("build", "gcp", "--into", tmp_path / "gcp", project=project)
+    result = python_m_deploy("build", "gcp", "--into", tmp_path / "gcp", project=project)
 
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     assert not (tmp_path / "gcp" / sources.AUTHORITY).exists()
 
 
 def test_bundled_authority_is_used_unless_another_is_configured(tmp_path: Path, certificate: Path) -> None:
     built = build("gcp", tmp_path / "with", certificate)
-    ours = {"sslmode": "verify-full", "sslrootcert": str(built / sources.AUTHORITY)}
+    expected = {"sslmode": "verify-full", "sslrootcert": str(built / sources.AUTHORITY)}
 
-    assert login(built).items() >= ours.items()
-    assert login(built, DB_SSLMODE="verify-ca").items() >= {**ours, "sslmode": "verify-ca"}.items()
-    told = login(built, DB_SSLROOTCERT=str(certificate))
-    assert told.items() >= {**ours, "sslrootcert": str(certificate)}.items()
-    without = login(build("gcp", tmp_path / "without"))
+    assert connect_arguments(built).items() >= expected.items()
+    assert (
+        connect_arguments(built, DB_SSLMODE="verify-ca").items()
+        >= {**expected, "sslmode": "verify-ca"}.items()
+    )
+    configured = connect_arguments(built, DB_SSLROOTCERT=str(certificate))
+    assert configured.items() >= {**expected, "sslrootcert": str(certificate)}.items()
+    without = connect_arguments(build("gcp", tmp_path / "without"))
     assert (without["sslmode"], without.get("sslrootcert")) == ("require", None)
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("defect", "message"),
     [
         ("absent", "No such file or directory. Use a PEM file"),
         ("no certificate", "it holds no certificate. Use a PEM file"),
@@ -182,16 +185,16 @@ def test_bundled_authority_is_used_unless_another_is_configured(tmp_path: Path, 
     ],
 )
 def test_unusable_authority_file_is_rejected(
-    monkeypatch: pytest.MonkeyPatch, damaged: Callable[[str], Path], how: str, said: str
+    monkeypatch: pytest.MonkeyPatch, broken_file: Callable[[str], Path], defect: str, message: str
 ) -> None:
-    path = damaged(how)
+    path = broken_file(defect)
     monkeypatch.setenv("DB_SSLROOTCERT", str(path))
 
-    with pytest.raises(SystemExit) as refused:
+    with pytest.raises(SystemExit) as error:
         sources.authority()
 
-    assert f"DB_SSLROOTCERT is {str(path)!r}: {said}" in str(refused.value)
-    assert "PRIVATE" not in str(refused.value)
+    assert f"DB_SSLROOTCERT is {str(path)!r}: {message}" in str(error.value)
+    assert "PRIVATE" not in str(error.value)
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
@@ -201,9 +204,9 @@ def test_missing_authority_file_is_reported_before_building(
     built = build(cloud, tmp_path / "build", certificate)
     before = files(built)
 
-    for into in (built, tmp_path / "new"):
+    for folder in (built, tmp_path / "new"):
         with pytest.raises(SystemExit, match="DB_SSLROOTCERT is '/nowhere': No such file"):
-            build(cloud, into, Path("/nowhere"))
+            build(cloud, folder, Path("/nowhere"))
 
     assert files(built) == before
     assert not (tmp_path / "new").exists()
@@ -212,10 +215,10 @@ def test_missing_authority_file_is_reported_before_building(
 def test_aws_reports_missing_authority_file_before_building(tmp_path: Path) -> None:
     variables = {"DB_SSLROOTCERT": "/nowhere/authority.pem"}
 
-    done = python_m_deploy("build", "aws", "--into", tmp_path / "build", variables=variables)
+    result = python_m_deploy("build", "aws", "--into", tmp_path / "build", variables=variables)
 
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("DB_SSLROOTCERT is '/nowhere/authority.pem': No such file or directory.")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("DB_SSLROOTCERT is '/nowhere/authority.pem': No such file or directory.")
     assert not (tmp_path / "build").exists()
 
 

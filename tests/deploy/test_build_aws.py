@@ -1,4 +1,4 @@
-"""`make build-aws`: the zip runs on Lambda as it is, or the build fails."""
+"""`make build-aws`: the zip runs on Lambda without changes, or the build fails."""
 
 import importlib.util
 import json
@@ -31,13 +31,13 @@ Members = dict[str, bytes]
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Who vouches for the database."""
+    """The certificate of the database's authority."""
     return certify(tmp_path_factory.mktemp("elsewhere-on-this-machine"))
 
 
 @pytest.fixture(scope="module")
-def configured(tmp_path_factory: pytest.TempPathFactory, authority: Path) -> AwsBuild:
-    """Production on the other architecture, in a VPC, its password in Secrets Manager, its database known."""
+def production_build(tmp_path_factory: pytest.TempPathFactory, authority: Path) -> AwsBuild:
+    """A production build for the other architecture: VPC, password in Secrets Manager, database authority."""
     return build_aws(
         tmp_path_factory.mktemp("configured") / "build",
         other_architecture(),
@@ -64,7 +64,7 @@ def members(aws_build: AwsBuild) -> Members:
         return {name: zipped.read(name) for name in zipped.namelist()}
 
 
-def written(folder: Path, members: Members, compression: int = ZIP_STORED) -> Path:
+def write_zip(folder: Path, members: Members, compression: int = ZIP_STORED) -> Path:
     path = folder / "deployment.zip"
     with ZipFile(path, "w", compression) as zipped:
         for name, content in members.items():
@@ -78,12 +78,23 @@ def config_of(build: AwsBuild) -> Json:
 
 
 def test_zip_holds_only_the_app_and_its_packages(members: Members) -> None:
-    tops = {name.partition("/")[0] for name in members if not name.partition("/")[0].endswith(".dist-info")}
+    top_level = {
+        name.partition("/")[0] for name in members if not name.partition("/")[0].endswith(".dist-info")
+    }
 
-    assert tops == {
-        *("app.py", "chalice", "chalicelib", "__pycache__"),
-        *("annotated_types", "psycopg2", "psycopg2_binary.libs", "pydantic", "pydantic_core"),
-        *("typing_extensions.py", "typing_inspection", "uuid_utils"),
+    assert top_level == {
+        "app.py",
+        "chalice",
+        "chalicelib",
+        "__pycache__",
+        "annotated_types",
+        "psycopg2",
+        "psycopg2_binary.libs",
+        "pydantic",
+        "pydantic_core",
+        "typing_extensions.py",
+        "typing_inspection",
+        "uuid_utils",
     }
 
 
@@ -100,7 +111,7 @@ def test_every_module_in_the_zip_has_unchecked_bytecode(members: Members) -> Non
 
 
 def test_build_folder_is_ready_for_chalice_deploy(aws_build: AwsBuild) -> None:
-    """The packages are in vendor/: what requirements.txt named would be installed once more, uncompiled."""
+    """The packages are in vendor/; entries in requirements.txt would be installed again, uncompiled."""
     assert (aws_build.folder / "requirements.txt").read_text() == ""
     assert (aws_build.folder / "vendor" / "pydantic").is_dir()
     (cached,) = (aws_build.folder / ".chalice" / "deployments").iterdir()
@@ -114,36 +125,36 @@ def test_chalice_deployment_records_stay_outside_the_build(aws_build: AwsBuild) 
 
 
 def test_zip_bundles_the_authority_without_its_path(
-    configured: AwsBuild, authority: Path, members: Members
+    production_build: AwsBuild, authority: Path, members: Members
 ) -> None:
-    with ZipFile(configured.zip) as zipped:
+    with ZipFile(production_build.zip) as zipped:
         assert zipped.read(sources.AUTHORITY) == authority.read_bytes()
-        told = [zipped.read(name) for name in zipped.namelist()]
+        contents = [zipped.read(name) for name in zipped.namelist()]
     assert sources.AUTHORITY not in members
-    told += [path.read_bytes() for path in configured.folder.rglob("*") if path.is_file()]
-    assert not any(str(authority.parent).encode() in content for content in told)
-    assert b"SSLROOTCERT" not in configured.template.read_bytes()
-    components = json.loads((configured.zip.parent / sbom.NAME).read_text())["components"]
-    assert sources.AUTHORITY in [each["name"] for each in components]
+    contents += [path.read_bytes() for path in production_build.folder.rglob("*") if path.is_file()]
+    assert not any(str(authority.parent).encode() in content for content in contents)
+    assert b"SSLROOTCERT" not in production_build.template.read_bytes()
+    components = json.loads((production_build.zip.parent / sbom.NAME).read_text())["components"]
+    assert sources.AUTHORITY in [component["name"] for component in components]
 
 
 def test_rebuild_of_a_zip_leaves_no_old_files(
-    aws_build: AwsBuild, configured: AwsBuild, tmp_path: Path
+    aws_build: AwsBuild, production_build: AwsBuild, tmp_path: Path
 ) -> None:
-    older = shutil.copytree(configured.folder, tmp_path / "older", symlinks=True)
+    older = shutil.copytree(production_build.folder, tmp_path / "older", symlinks=True)
 
-    again = build_aws(older)
+    rebuilt = build_aws(older)
 
-    assert again.zip.read_bytes() == aws_build.zip.read_bytes()
-    assert again.template.read_bytes() == aws_build.template.read_bytes()
+    assert rebuilt.zip.read_bytes() == aws_build.zip.read_bytes()
+    assert rebuilt.template.read_bytes() == aws_build.template.read_bytes()
 
 
-def test_build_for_another_architecture_has_its_binaries(configured: AwsBuild) -> None:
-    assert archive.faults(configured.zip, REQUIREMENTS, other_architecture()) == []
-    wrong = archive.faults(configured.zip, REQUIREMENTS, ARCHITECTURE)
-    assert len(wrong) > 3
-    assert all(f"compiled for another machine than {ARCHITECTURE}" in fault for fault in wrong)
-    assert config_of(configured)["lambda_architecture"] == other_architecture()
+def test_build_for_another_architecture_has_its_binaries(production_build: AwsBuild) -> None:
+    assert archive.faults(production_build.zip, REQUIREMENTS, other_architecture()) == []
+    faults = archive.faults(production_build.zip, REQUIREMENTS, ARCHITECTURE)
+    assert len(faults) > 3
+    assert all(f"compiled for another machine than {ARCHITECTURE}" in fault for fault in faults)
+    assert config_of(production_build)["lambda_architecture"] == other_architecture()
 
 
 def without(prefix: str) -> Callable[[Members], Members]:
@@ -154,11 +165,11 @@ def with_member(name: str, body: bytes) -> Callable[[Members], Members]:
     return lambda members: {**members, name: body}
 
 
-STAMPED = b"".join((importlib.util.MAGIC_NUMBER, struct.pack("<I", 0), bytes(8)))
+TIMESTAMPED_BYTECODE = b"".join((importlib.util.MAGIC_NUMBER, struct.pack("<I", 0), bytes(8)))
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (without("uuid_utils"), "uuid-utils==1.2.0 is pinned in requirements.txt but not in the zip"),
         (without("psycopg2_binary-"), "is pinned in requirements.txt but not in the zip"),
@@ -169,7 +180,7 @@ STAMPED = b"".join((importlib.util.MAGIC_NUMBER, struct.pack("<I", 0), bytes(8))
         (without("__pycache__/app."), "app.py is not compiled"),
         (without("chalice/__pycache__/"), "chalice/app.py is not compiled"),
         (
-            with_member(f"chalicelib/orders/__pycache__/repository.{PYC}", STAMPED),
+            with_member(f"chalicelib/orders/__pycache__/repository.{PYC}", TIMESTAMPED_BYTECODE),
             "chalicelib/orders/repository.py is not compiled",
         ),
         (with_member("chalicelib/x.so", b"\x7fELF" + bytes(40)), "chalicelib/x.so is compiled for another"),
@@ -177,20 +188,20 @@ STAMPED = b"".join((importlib.util.MAGIC_NUMBER, struct.pack("<I", 0), bytes(8))
     ],
 )
 def test_damaged_zip_is_reported(
-    members: Members, tmp_path: Path, damage: Callable[[Members], Members], said: str
+    members: Members, tmp_path: Path, damage: Callable[[Members], Members], message: str
 ) -> None:
-    damaged = written(tmp_path, damage(members))
+    damaged = write_zip(tmp_path, damage(members))
 
-    assert any(said in fault for fault in archive.faults(damaged, REQUIREMENTS, ARCHITECTURE))
+    assert any(message in fault for fault in archive.faults(damaged, REQUIREMENTS, ARCHITECTURE))
 
 
 def test_valid_zip_has_no_faults(members: Members, tmp_path: Path) -> None:
-    assert archive.faults(written(tmp_path, members, ZIP_DEFLATED), REQUIREMENTS, ARCHITECTURE) == []
+    assert archive.faults(write_zip(tmp_path, members, ZIP_DEFLATED), REQUIREMENTS, ARCHITECTURE) == []
 
 
 def test_zip_over_lambdas_size_limit_is_reported(members: Members, tmp_path: Path) -> None:
     (fault,) = archive.faults(
-        written(tmp_path, {**members, "chalicelib/large": bytes(archive.MAX_ZIP_BYTES)}),
+        write_zip(tmp_path, {**members, "chalicelib/large": bytes(archive.MAX_ZIP_BYTES)}),
         REQUIREMENTS,
         ARCHITECTURE,
     )
@@ -203,20 +214,20 @@ def test_zip_fault_fails_the_build(tmp_path: Path) -> None:
     module = project / "deploy" / "archive.py"
     module.write_text(module.read_text().replace("MAX_ZIP_BYTES = 50 * 1024 * 1024", "MAX_ZIP_BYTES = 1024"))
 
-    done = python_m_deploy("build", "aws", "--arch", ARCHITECTURE, project=project)
+    result = python_m_deploy("build", "aws", "--arch", ARCHITECTURE, project=project)
 
-    assert done.returncode == 1
-    assert "more than Lambda's 1,024" in done.stderr
+    assert result.returncode == 1
+    assert "more than Lambda's 1,024" in result.stderr
 
 
 def test_pin_without_a_lambda_wheel_fails_the_build(tmp_path: Path) -> None:
     project = copy_of_project(tmp_path)
     (project / "deploy" / "requirements.txt").write_text(f"psycopg2==2.9.11 --hash=sha256:{'0' * 64}\n")
 
-    done = python_m_deploy("build", "aws", project=project)
+    result = python_m_deploy("build", "aws", project=project)
 
-    assert done.returncode != 0
-    assert "Wheels are required for `psycopg2`" in done.stderr
+    assert result.returncode != 0
+    assert "Wheels are required for `psycopg2`" in result.stderr
 
 
 @pytest.mark.parametrize("architecture", aws.ARCHITECTURES)
@@ -226,16 +237,16 @@ def test_every_pin_has_a_wheel_for_lambda(architecture: str, python: tuple[int, 
     command = [sys.executable, "-m", "uv", "pip", "install", "--dry-run", "--no-config", "--no-deps"]
     command += ["--target", str(tmp_path), "--requirement", str(REQUIREMENTS), "--python-version", version]
 
-    done = subprocess.run(
+    result = subprocess.run(
         [*command, *aws.wheels(architecture, python)], capture_output=True, text=True, check=False
     )
 
-    assert done.returncode == 0, done.stderr
-    assert "Would install" in done.stderr
+    assert result.returncode == 0, result.stderr
+    assert "Would install" in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("variables", "arguments", "said"),
+    ("variables", "arguments", "message"),
     [
         ({"AUTH_PROVIDER": "entra"}, [], "AUTH_PROVIDER is 'entra'"),
         ({"SUBNET_IDS": "subnet-1"}, [], "SUBNET_IDS and SECURITY_GROUP_IDS go together"),
@@ -247,15 +258,15 @@ def test_every_pin_has_a_wheel_for_lambda(architecture: str, python: tuple[int, 
     ],
 )
 def test_invalid_setting_is_reported_before_building(
-    variables: dict[str, str], arguments: list[str], said: str, tmp_path: Path
+    variables: dict[str, str], arguments: list[str], message: str, tmp_path: Path
 ) -> None:
-    into = tmp_path / "build"
+    folder = tmp_path / "build"
 
-    done = python_m_deploy("build", "aws", "--into", into, *arguments, variables=variables)
+    result = python_m_deploy("build", "aws", "--into", folder, *arguments, variables=variables)
 
-    assert done.returncode == 1
-    assert said in done.stderr
-    assert not into.exists()
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("python", [(3, 11), (3, 10)], ids=str)
@@ -268,16 +279,16 @@ def test_snapstart_is_refused_before_python_3_12(python: tuple[int, int]) -> Non
 
 
 def test_snapstart_builds_only_on_a_supported_python(tmp_path: Path) -> None:
-    into = tmp_path / "build"
+    folder = tmp_path / "build"
 
-    done = python_m_deploy("build", "aws", "--into", into, "--arch", ARCHITECTURE, "--snapstart", "on")
+    result = python_m_deploy("build", "aws", "--into", folder, "--arch", ARCHITECTURE, "--snapstart", "on")
 
     if sys.version_info < (3, 12):
-        assert (done.returncode, into.exists()) == (1, False)
-        assert "SNAPSTART=on needs Python 3.12 or later" in done.stderr
+        assert (result.returncode, folder.exists()) == (1, False)
+        assert "SNAPSTART=on needs Python 3.12 or later" in result.stderr
     else:
-        assert done.returncode == 0, done.stderr
-        function = json.loads(AwsBuild(into).template.read_text())["Resources"]["APIHandler"]["Properties"]
+        assert result.returncode == 0, result.stderr
+        function = json.loads(AwsBuild(folder).template.read_text())["Resources"]["APIHandler"]["Properties"]
         assert function["SnapStart"] == {"ApplyOn": "PublishedVersions"}
 
 
@@ -288,14 +299,14 @@ def test_chalice_deploy_refuses_a_snapstart_build(aws_build: AwsBuild, tmp_path:
     template["Resources"]["APIHandler"]["Properties"]["SnapStart"] = {"ApplyOn": "PublishedVersions"}
     (package / "sam.json").write_text(json.dumps(template))
 
-    done = python_m_deploy("deploy", "aws", "--from", tmp_path)
+    result = python_m_deploy("deploy", "aws", "--from", tmp_path)
 
-    assert done.returncode == 1
-    assert "SNAPSTART=on needs VIA=sam" in done.stderr
+    assert result.returncode == 1
+    assert "SNAPSTART=on needs VIA=sam" in result.stderr
 
 
 def test_zip_is_world_readable_under_any_umask(tmp_path: Path) -> None:
-    """Lambda runs it as another user than the one that owns its files."""
+    """On Lambda another user than the owner of the files runs them."""
     before = os.umask(0o077)
     try:
         built = build_aws(tmp_path / "build")
@@ -313,24 +324,24 @@ def test_empty_requirements_file_does_not_mark_a_build(tmp_path: Path) -> None:
     for name in ("requirements.txt", "thesis.txt"):
         (tmp_path / name).touch()
 
-    done = python_m_deploy("build", "aws", "--into", tmp_path)
+    result = python_m_deploy("build", "aws", "--into", tmp_path)
 
-    assert (done.returncode, (tmp_path / "thesis.txt").exists()) == (1, True)
+    assert (result.returncode, (tmp_path / "thesis.txt").exists()) == (1, True)
 
 
 def test_aws_build_refuses_a_folder_without_a_build(tmp_path: Path) -> None:
     project = copy_of_project(tmp_path)
     before = sorted(project.iterdir())
 
-    done = python_m_deploy("build", "aws", "--into", project)
+    result = python_m_deploy("build", "aws", "--into", project)
 
-    assert done.returncode == 1
-    assert f"{project} is not a build of this project" in done.stderr
+    assert result.returncode == 1
+    assert f"{project} is not a build of this project" in result.stderr
     assert sorted(project.iterdir()) == before
 
 
-def test_build_environment_becomes_the_stage_configuration(configured: AwsBuild) -> None:
-    stages = config_of(configured)["stages"]
+def test_build_environment_becomes_the_stage_configuration(production_build: AwsBuild) -> None:
+    stages = config_of(production_build)["stages"]
 
     assert list(stages) == ["prod"]
     assert stages["prod"]["subnet_ids"] == ["subnet-1", "subnet-2"]
@@ -343,8 +354,8 @@ def test_build_environment_becomes_the_stage_configuration(configured: AwsBuild)
     }
 
 
-def test_build_environment_becomes_the_template_defaults(configured: AwsBuild) -> None:
-    text = configured.template.read_text()
+def test_build_environment_becomes_the_template_defaults(production_build: AwsBuild) -> None:
+    text = production_build.template.read_text()
     template = json.loads(text)
 
     defaults = {name: parameter.get("Default") for name, parameter in template["Parameters"].items()}
@@ -368,9 +379,9 @@ def test_build_environment_becomes_the_template_defaults(configured: AwsBuild) -
 
 
 def test_role_policy_allows_secret_network_and_log(
-    configured: AwsBuild,
+    production_build: AwsBuild,
 ) -> None:
-    policy = json.loads((configured.folder / ".chalice" / "policy-prod.json").read_text())
+    policy = json.loads((production_build.folder / ".chalice" / "policy-prod.json").read_text())
 
     allowed = {
         action: statement["Resource"] for statement in policy["Statement"] for action in statement["Action"]
@@ -397,9 +408,9 @@ def test_plain_password_stays_in_an_owner_only_file(tmp_path: Path) -> None:
 
 def test_chalice_can_package_the_unbuilt_project(tmp_path: Path) -> None:
     project = copy_of_project(tmp_path)
-    (project / "requirements.txt").write_text("")  # what is tested is the configuration
+    (project / "requirements.txt").write_text("")  # only the configuration is tested
 
-    done = subprocess.run(
+    result = subprocess.run(
         [aws.chalice_command(), "package", "--stage", "prod", "out"],
         cwd=project,
         env={"PATH": "", "AWS_DEFAULT_REGION": "eu-west-1", "COGNITO_USER_POOL_ARN": POOL_ARN},
@@ -408,6 +419,6 @@ def test_chalice_can_package_the_unbuilt_project(tmp_path: Path) -> None:
         check=False,
     )
 
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     template = json.loads((project / "out" / "sam.json").read_text())
     assert template["Resources"]["APIHandler"]["Properties"]["Architectures"] == ["arm64"]

@@ -1,4 +1,4 @@
-"""`make build-azure`, `build-gcp` and `build-oci`: exactly what that cloud takes, ready to run."""
+"""`make build-azure`, `build-gcp` and `build-oci`: exactly the files that the cloud needs, ready to run."""
 
 import ast
 import importlib.util
@@ -22,7 +22,7 @@ from tests.support.builds import PROJECT, python_m_deploy
 pytestmark = pytest.mark.slow
 
 CLOUDS = tuple(hosts.SHIM_FILES)
-OWN = {
+CLOUD_FILES = {
     "azure": {
         ".funcignore",
         "function_app.py",
@@ -54,7 +54,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module", params=CLOUDS)
 def build(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """A cloud and the folder that was built for it."""
+    """A cloud and its build folder."""
     cloud: str = request.param
     folder = tmp_path_factory.mktemp("build") / cloud
     hosts.build(cloud, folder)
@@ -69,12 +69,12 @@ def bytecode_of(source: str) -> str:
     return str(Path(importlib.util.cache_from_source(source)))
 
 
-# What is in it
+# Contents
 
 
 def test_build_holds_exactly_its_clouds_files(build: tuple[str, Path]) -> None:
     cloud, folder = build
-    shipped = OWN[cloud] | SHARED | {sbom.NAME}
+    shipped = CLOUD_FILES[cloud] | SHARED | {sbom.NAME}
 
     assert files(folder).keys() == shipped | {bytecode_of(name) for name in shipped if name.endswith(".py")}
 
@@ -105,12 +105,12 @@ def test_build_has_statement_texts_without_their_compiler() -> None:
 def test_compiled_statements_keep_every_public_name(module: Path) -> None:
     source = ".".join(module.with_suffix("").parts)
     text = (PROJECT / module).read_text()
-    bound = re.findall(r"^(?:def |class )?([A-Za-z]\w*)(?: = |: |\()", text, re.MULTILINE)
+    public_names = re.findall(r"^(?:def |class )?([A-Za-z]\w*)(?: = |: |\()", text, re.MULTILINE)
     built: dict[str, object] = {}
     exec(sources.compiled(module), built)
 
-    assert "MAX_ROWS" in bound
-    for name in bound:
+    assert "MAX_ROWS" in public_names
+    for name in public_names:
         assert repr(built[name]) == repr(getattr(importlib.import_module(source), name))
 
 
@@ -122,12 +122,12 @@ def test_a_name_without_text_fails_the_build(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_build_has_unchecked_hash_based_bytecode(build: tuple[str, Path]) -> None:
-    """PEP 552: flags 1 say hash-based and unchecked."""
-    found = files(build[1])
+    """PEP 552: flags 1 mean hash-based and unchecked."""
+    contents = files(build[1])
 
-    for name, content in found.items():
+    for name, content in contents.items():
         if name.endswith(".pyc"):
-            source = found[str(Path(importlib.util.source_from_cache(name)))]
+            source = contents[str(Path(importlib.util.source_from_cache(name)))]
             assert content[:16] == MAGIC_NUMBER + b"\x01\0\0\0" + source_hash(source), name
 
 
@@ -158,10 +158,10 @@ def test_rebuild_leaves_no_old_files(build: tuple[str, Path], tmp_path: Path) ->
     assert files(older) == files(folder)
 
 
-@pytest.mark.parametrize("into", [".", "chalicelib", "shims/{cloud}", "{home}"])
+@pytest.mark.parametrize("subfolder", [".", "chalicelib", "shims/{cloud}", "{home}"])
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_build_refuses_a_folder_without_a_build(tmp_path: Path, cloud: str, into: str) -> None:
-    """In a copy of the project: the folder is emptied before it is built."""
+def test_build_refuses_a_folder_without_a_build(tmp_path: Path, cloud: str, subfolder: str) -> None:
+    """Runs in a copy of the project, because a build empties its folder first."""
     project, home = tmp_path / "project", tmp_path / "home"
     for name in ("chalicelib", "deploy", "shims"):
         shutil.copytree(PROJECT / name, project / name)
@@ -169,17 +169,17 @@ def test_build_refuses_a_folder_without_a_build(tmp_path: Path, cloud: str, into
     home.mkdir()
     (home / "letter.txt").write_text("mine")
     before = files(tmp_path).keys()
-    target = project / into.format(cloud=cloud, home=home)
+    target = project / subfolder.format(cloud=cloud, home=home)
 
-    done = python_m_deploy("build", cloud, "--into", target, project=project)
+    result = python_m_deploy("build", cloud, "--into", target, project=project)
 
-    assert "is not a build of this project: empty it, or choose another folder" in done.stderr
-    assert done.returncode == 1
+    assert "is not a build of this project: empty it, or choose another folder" in result.stderr
+    assert result.returncode == 1
     assert {name for name in before if "__pycache__" not in name} <= files(tmp_path).keys()
 
 
 def test_builds_exclude_local_settings_and_stale_bytecode(tmp_path: Path) -> None:
-    """Whatever lies in a working copy: settings, bytecode of other Pythons, editors' files."""
+    """A working copy can contain settings, bytecode of other Pythons and editor files."""
     project = tmp_path / "project"
     for name in ("chalicelib", "deploy", "shims"):
         shutil.copytree(PROJECT / name, project / name)
@@ -190,9 +190,9 @@ def test_builds_exclude_local_settings_and_stale_bytecode(tmp_path: Path) -> Non
         for name in ("local.settings.json", ".env"):
             (project / f"shims/{cloud}/{name}").write_text("DB_PASSWORD=hunter2")
 
-        done = python_m_deploy("build", cloud, "--into", tmp_path / cloud, project=project)
+        result = python_m_deploy("build", cloud, "--into", tmp_path / cloud, project=project)
 
-        assert done.returncode == 0, done.stderr
+        assert result.returncode == 0, result.stderr
         built = files(tmp_path / cloud)
         assert not any(b"hunter2" in content for content in built.values())
         assert not any("cpython-39" in name for name in built)
@@ -200,14 +200,14 @@ def test_builds_exclude_local_settings_and_stale_bytecode(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("cloud", CLOUDS)
 def test_build_is_world_readable_under_any_umask(tmp_path: Path, cloud: str) -> None:
-    """The image of Cloud Run runs as another user than the one that owns its files."""
+    """On Cloud Run another user than the owner of the files runs them."""
     before = os.umask(0o077)
     try:
-        done = python_m_deploy("build", cloud, "--into", tmp_path / cloud)
+        result = python_m_deploy("build", cloud, "--into", tmp_path / cloud)
     finally:
         os.umask(before)
 
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     paths = (tmp_path / cloud, *(tmp_path / cloud).rglob("*"))
     assert {(path.is_dir(), oct(path.stat().st_mode & 0o777)) for path in paths} == {
         (True, "0o755"),
@@ -220,9 +220,9 @@ def test_folder_with_another_app_is_not_overwritten(tmp_path: Path, cloud: str) 
     for name in ("app.py", hosts.SHIM_FILES[cloud][0], "thesis.txt"):
         (tmp_path / name).touch()
 
-    done = python_m_deploy("build", cloud, "--into", tmp_path)
+    result = python_m_deploy("build", cloud, "--into", tmp_path)
 
-    assert (done.returncode, (tmp_path / "thesis.txt").exists()) == (1, True)
+    assert (result.returncode, (tmp_path / "thesis.txt").exists()) == (1, True)
 
 
 # The files of each cloud
@@ -230,8 +230,7 @@ def test_folder_with_another_app_is_not_overwritten(tmp_path: Path, cloud: str) 
 
 def test_shims_have_equal_functions_and_no_branches() -> None:
     trees = {
-        cloud: ast.parse((PROJECT / "shims" / cloud / hosts.SHIM_FILES[cloud][0]).read_text())
-        for cloud in CLOUDS
+        cloud: ast.parse((PROJECT / "shims" / cloud / hosts.SHIM_FILES[cloud][0]).read_text()) for cloud in CLOUDS
     }
 
     for cloud, tree in trees.items():
@@ -242,35 +241,35 @@ def test_shims_have_equal_functions_and_no_branches() -> None:
 
 
 def test_shims_do_not_import_database_clouds_or_tools() -> None:
-    foreign = {"azure": "azure", "gcp": "functions_framework", "oci": "fdk"}
+    cloud_packages = {"azure": "azure", "gcp": "functions_framework", "oci": "fdk"}
     for cloud in CLOUDS:
         source = (PROJECT / "shims" / cloud / hosts.SHIM_FILES[cloud][0]).read_text()
-        imported = modules_of(ast.parse(source))
-        others = {name for other, name in foreign.items() if other != cloud}
+        imported = imported_names(ast.parse(source))
+        others = {name for other, name in cloud_packages.items() if other != cloud}
         assert not imported & (others | {"tests", "local", "deploy", "chalicelib", "psycopg2", "sqlmodel"})
-    gateway = modules_of(ast.parse((PROJECT / "shims/gateway.py").read_text()))
-    assert not gateway & ({"tests", "local", "deploy"} | set(foreign.values()))
+    gateway = imported_names(ast.parse((PROJECT / "shims/gateway.py").read_text()))
+    assert not gateway & ({"tests", "local", "deploy"} | set(cloud_packages.values()))
 
 
 def test_the_app_and_the_shims_import_no_tools() -> None:
-    """What import-linter does not read: app.py is no package, a shim's folder is the root of a build."""
+    """import-linter does not check these: app.py is not a package, and a shim's folder is a build's root."""
     tools = {"audit", "bench", "deploy", "local", "tests", "tools"}
 
-    assert not modules_of(ast.parse((PROJECT / "app.py").read_text())) & {"shims", *tools}
+    assert not imported_names(ast.parse((PROJECT / "app.py").read_text())) & {"shims", *tools}
     for path in (PROJECT / "shims").rglob("*.py"):
-        assert not modules_of(ast.parse(path.read_text())) & tools, path
+        assert not imported_names(ast.parse(path.read_text())) & tools, path
 
 
-def modules_of(tree: ast.AST) -> set[str]:
-    """Of all imports anywhere in it: what is imported, the modules, and the packages at their top."""
-    plain = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-    chosen = [
+def imported_names(tree: ast.AST) -> set[str]:
+    """All imported names, modules and top-level packages of a tree."""
+    imports = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    from_imports = [
         f"{node.module}.{alias.name}"
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     ]
-    return {*plain, *chosen} | {name.partition(".")[0] for name in plain + chosen}
+    return {*imports, *from_imports} | {name.partition(".")[0] for name in imports + from_imports}
 
 
 def test_azure_config_has_no_route_prefix_or_secret() -> None:
@@ -286,7 +285,7 @@ def test_azure_config_has_no_route_prefix_or_secret() -> None:
 
 
 def test_azure_host_does_not_sample_request_logs() -> None:
-    """A line is a trace there; of types that are not excluded a part is thrown away under load."""
+    """A log line is a trace in Application Insights; types that are not excluded are sampled under load."""
     host = json.loads((PROJECT / "shims/azure/host.json").read_text())
     sampling = host["logging"]["applicationInsights"]["samplingSettings"]
 
@@ -312,18 +311,22 @@ def test_dockerfile_runs_production_server_unprivileged_on_any_architecture() ->
     assert user.isdigit()
     assert int(user) > 0
     assert [name for name, _ in steps].index("USER") < [name for name, _ in steps].index("CMD")
-    assert json.loads(command) == ["functions-framework", "--source", "main.py"]  # --debug is Flask's server
+    assert json.loads(command) == [
+        "functions-framework",
+        "--source",
+        "main.py",
+    ]  # --debug would start Flask's development server
     assert not re.search("--platform|amd64|arm64|x86_64|aarch64", "\n".join(value for _, value in steps))
 
 
 def test_hadolint_passes_on_the_dockerfile() -> None:
     hadolint = environment("audit").with_name("hadolint")
 
-    done = subprocess.run(
+    result = subprocess.run(
         [hadolint, "shims/gcp/Dockerfile"], cwd=PROJECT, capture_output=True, text=True, check=False
     )
 
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr
 
 
 # Requirements
@@ -331,10 +334,10 @@ def test_hadolint_passes_on_the_dockerfile() -> None:
 
 @pytest.mark.parametrize(
     "group",
-    ["aws", "runtime", *CLOUDS, "lambda", "template", "audit", "dev", *("peer-fastapi", "peer-chalice")],
+    ["aws", "runtime", *CLOUDS, "lambda", "template", "audit", "dev", "peer-fastapi", "peer-chalice"],
 )
 def test_make_lock_leaves_the_pins_unchanged(group: str, tmp_path: Path) -> None:
-    """`make lock` changes nothing: versions and hashes are the index's, all of them and no others."""
+    """`make lock` changes nothing: the pinned versions and hashes are exactly those of the index."""
     recipe = (PROJECT / "Makefile").read_text()
     (command,) = re.findall(rf"\$\(LOCK\) (--group {group} .*)-o (\S+)\n", recipe)
     options = re.search(r"^LOCK .*?uv (pip compile .*)$", recipe, re.MULTILINE)
@@ -353,24 +356,26 @@ def test_make_lock_leaves_the_pins_unchanged(group: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("cloud", CLOUDS)
 def test_clouds_pin_the_same_versions_as_lambda(cloud: str) -> None:
-    lambdas = {*map(str, pins.read(PROJECT / "deploy" / "requirements.txt"))}
+    lambda_pins = {*map(str, pins.read(PROJECT / "deploy" / "requirements.txt"))}
 
-    assert lambdas <= {*map(str, pins.read(PROJECT / "shims" / cloud / "requirements.txt"))}
-    assert lambdas < {*map(str, pins.read(PROJECT / "requirements.txt"))}
+    assert lambda_pins <= {*map(str, pins.read(PROJECT / "shims" / cloud / "requirements.txt"))}
+    assert lambda_pins < {*map(str, pins.read(PROJECT / "requirements.txt"))}
 
 
 def test_clouds_install_no_development_packages() -> None:
     groups = tomllib.loads((PROJECT / "pyproject.toml").read_text())["dependency-groups"]
-    direct = {re.split("[=\\[]", each)[0] for each in groups["dev"] if isinstance(each, str)}
-    hosts_own = {"azure-functions", "functions-framework"}
+    direct = {
+        re.split("[=\\[]", requirement)[0] for requirement in groups["dev"] if isinstance(requirement, str)
+    }
+    host_packages = {"azure-functions", "functions-framework"}
     required = {"gunicorn", "packaging", "pytest", "pyyaml"}  # by functions-framework, fdk and chalice
 
     for cloud in CLOUDS:
         pinned = {pin.name for pin in pins.read(PROJECT / "shims" / cloud / "requirements.txt")}
-        assert not pinned & (direct - hosts_own - required), cloud
+        assert not pinned & (direct - host_packages - required), cloud
 
 
-# It runs
+# Imports
 
 
 def test_built_modules_import_with_the_builds_requirements_alone(build: tuple[str, Path]) -> None:
@@ -379,7 +384,7 @@ def test_built_modules_import_with_the_builds_requirements_alone(build: tuple[st
         ".".join(Path(name).with_suffix("").parts) for name in SHARED if not name.endswith("__init__.py")
     ]
 
-    loaded = imported(cloud, folder, names)
+    loaded = loaded_modules(cloud, folder, names)
 
     assert loaded >= {*names}
 
@@ -387,34 +392,35 @@ def test_built_modules_import_with_the_builds_requirements_alone(build: tuple[st
 def test_startup_loads_no_secret_store_and_no_tools(build: tuple[str, Path]) -> None:
     cloud, folder = build
 
-    loaded = imported(cloud, folder, [])
+    loaded = loaded_modules(cloud, folder, [])
 
     assert "app" in loaded
     assert not loaded & {
-        *(
-            "boto3",
-            "chalice.local",
-            "chalice.cli",
-            "chalice.deploy",
-            "chalicelib.settings.secret_stores",
-            "chalicelib.openapi.document",
-        ),
-        *("azure.identity", "azure.keyvault", "google.cloud.secretmanager", "oci"),
+        "boto3",
+        "chalice.local",
+        "chalice.cli",
+        "chalice.deploy",
+        "chalicelib.settings.secret_stores",
+        "chalicelib.openapi.document",
+        "azure.identity",
+        "azure.keyvault",
+        "google.cloud.secretmanager",
+        "oci",
     }
     assert not {name for name in loaded if name.startswith(("tests", "local.", "deploy"))}
 
 
-def imported(cloud: str, folder: Path, names: list[str]) -> set[str]:
-    """All modules that are loaded after the cloud's entry and `names` in its own environment."""
+def loaded_modules(cloud: str, folder: Path, names: list[str]) -> set[str]:
+    """The modules loaded after importing the cloud's entry point and `names` in its virtual environment."""
     start = {
         "azure": "import function_app",
-        # As gunicorn's worker does it: main.py needs an app context.
+        # As in a gunicorn worker: main.py needs an app context.
         "gcp": "import functions_framework; functions_framework.create_app('orders_api', 'main.py')",
         "oci": "import func",
     }[cloud]
-    more = "".join(f"; import {name}" for name in names)
-    code = f"import sys; sys.path.insert(0, '.'); {start}{more}; print(*sys.modules)"
-    done = subprocess.run(
+    imports = "".join(f"; import {name}" for name in names)
+    code = f"import sys; sys.path.insert(0, '.'); {start}{imports}; print(*sys.modules)"
+    result = subprocess.run(
         [environment(cloud), "-I", "-c", code],
         cwd=folder,
         env=SETTINGS,
@@ -422,5 +428,5 @@ def imported(cloud: str, folder: Path, names: list[str]) -> set[str]:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
+    assert result.returncode == 0, result.stderr
+    return set(result.stdout.split())

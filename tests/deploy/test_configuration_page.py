@@ -1,4 +1,4 @@
-"""docs/configuration.md: its table is that of chalicelib/settings/table.py."""
+"""The table in docs/configuration.md matches chalicelib/settings/table.py."""
 
 import re
 

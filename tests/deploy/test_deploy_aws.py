@@ -1,4 +1,4 @@
-"""`make deploy-aws` and `make gateway-responses`, as far as moto goes: it refuses Chalice's ImportRestApi."""
+"""`make deploy-aws` and `make gateway-responses` against moto, which does not support ImportRestApi."""
 
 import base64
 import hashlib
@@ -32,7 +32,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def aws() -> Iterator[dict[str, str]]:
-    """The variables that lead to moto's server."""
+    """Environment variables that point AWS clients to moto's server."""
     server, endpoint = cognito.start()
     yield {**KEYS, "AWS_REGION": REGION, "AWS_ENDPOINT_URL": endpoint}
     server.stop()
@@ -49,8 +49,8 @@ def client(aws: dict[str, str], service: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def ready(tmp_path_factory: pytest.TempPathFactory) -> AwsBuild:
-    """A build with everything that a deployment needs, which remembers deployments in itself."""
+def complete_build(tmp_path_factory: pytest.TempPathFactory) -> AwsBuild:
+    """A build with all required settings; it keeps deployment records in its own folder."""
     build = build_aws(tmp_path_factory.mktemp("deploy") / "build", **SETTINGS)
     deployed = build.folder / ".chalice" / "deployed"
     deployed.unlink()
@@ -58,17 +58,19 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> AwsBuild:
     return build
 
 
-def test_chalice_deploy_creates_role_and_function_from_zip(ready: AwsBuild, aws: dict[str, str]) -> None:
-    done = python_m_deploy("deploy", "aws", "--from", ready.folder, variables=aws)
+def test_chalice_deploy_creates_role_and_function_from_zip(
+    complete_build: AwsBuild, aws: dict[str, str]
+) -> None:
+    result = python_m_deploy("deploy", "aws", "--from", complete_build.folder, variables=aws)
 
-    assert "Creating lambda function: order-api-dev\n" in done.stdout, done.stdout + done.stderr
-    assert "Reusing existing deployment package" in done.stdout
-    assert "ImportRestApi" in done.stderr, (
-        "moto takes Chalice's Swagger now: prove the rest of the deployment"
+    assert "Creating lambda function: order-api-dev\n" in result.stdout, result.stdout + result.stderr
+    assert "Reusing existing deployment package" in result.stdout
+    assert "ImportRestApi" in result.stderr, (
+        "moto supports Chalice's Swagger now: test the rest of the deployment too"
     )
-    assert done.returncode != 0
+    assert result.returncode != 0
     function = client(aws, "lambda").get_function(FunctionName="order-api-dev")["Configuration"]
-    digest = base64.b64encode(hashlib.sha256(ready.zip.read_bytes()).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256(complete_build.zip.read_bytes()).digest()).decode()
     assert function["CodeSha256"] == digest
     assert function["Timeout"] == 28
     assert function["Environment"]["Variables"] == SETTINGS
@@ -79,15 +81,17 @@ def test_chalice_deploy_creates_role_and_function_from_zip(ready: AwsBuild, aws:
     policy = client(aws, "iam").get_role_policy(RoleName=role["RoleName"], PolicyName=role["RoleName"])
     group = "/aws/lambda/order-api-dev"
     assert f"arn:*:logs:*:*:log-group:{group}:*" in policy["PolicyDocument"]["Statement"][0]["Resource"]
-    (found,) = (
-        one for one in client(aws, "logs").describe_log_groups()["logGroups"] if one["logGroupName"] == group
+    (log_group,) = (
+        candidate
+        for candidate in client(aws, "logs").describe_log_groups()["logGroups"]
+        if candidate["logGroupName"] == group
     )
-    assert found["retentionInDays"] == 14
+    assert log_group["retentionInDays"] == 14
 
 
 @pytest.fixture
 def rest_api(aws: dict[str, str]) -> str:
-    """A REST API with one path, its preflight as Chalice makes it."""
+    """A REST API with one path and a preflight like Chalice's."""
     gateway = client(aws, "apigateway")
     api: str = gateway.create_rest_api(name="order-api")["id"]
     root = gateway.get_resources(restApiId=api)["items"][0]["id"]
@@ -104,25 +108,25 @@ def rest_api(aws: dict[str, str]) -> str:
 
 
 def test_gateway_responses_match_the_template_and_are_deployed(
-    ready: AwsBuild, aws: dict[str, str], rest_api: str
+    complete_build: AwsBuild, aws: dict[str, str], rest_api: str
 ) -> None:
     gateway = client(aws, "apigateway")
-    template = json.loads(ready.template.read_text())
+    template = json.loads(complete_build.template.read_text())
 
-    done = python_m_deploy(
-        "gateway-responses", "--from", ready.folder, variables={**aws, "REST_API_ID": rest_api}
+    result = python_m_deploy(
+        "gateway-responses", "--from", complete_build.folder, variables={**aws, "REST_API_ID": rest_api}
     )
 
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     assert (
-        as_in_the_template(gateway, rest_api)
+        gateway_responses(gateway, rest_api)
         == template["Resources"]["RestAPI"]["Properties"]["GatewayResponses"]
     )
     (deployment,) = gateway.get_deployments(restApiId=rest_api)["items"]
     assert gateway.get_stage(restApiId=rest_api, stageName="api")["deploymentId"] == deployment["id"]
 
 
-def as_in_the_template(gateway: Any, api: str) -> dict[str, Any]:
+def gateway_responses(gateway: Any, api: str) -> dict[str, Any]:
     return {
         response["responseType"]: {
             "StatusCode": response["statusCode"],
@@ -139,26 +143,28 @@ def as_in_the_template(gateway: Any, api: str) -> dict[str, Any]:
 
 
 def test_setting_gateway_responses_twice_is_idempotent(
-    ready: AwsBuild, aws: dict[str, str], rest_api: str
+    complete_build: AwsBuild, aws: dict[str, str], rest_api: str
 ) -> None:
     gateway = client(aws, "apigateway")
 
     def put() -> tuple[Any, Any]:
-        done = python_m_deploy(
-            "gateway-responses", "--from", ready.folder, variables={**aws, "REST_API_ID": rest_api}
+        result = python_m_deploy(
+            "gateway-responses", "--from", complete_build.folder, variables={**aws, "REST_API_ID": rest_api}
         )
-        assert done.returncode == 0, done.stderr
-        return as_in_the_template(gateway, rest_api), preflight_headers(gateway, rest_api)
+        assert result.returncode == 0, result.stderr
+        return gateway_responses(gateway, rest_api), preflight_headers(gateway, rest_api)
 
     assert put() == put()
 
 
 def test_gateway_responses_give_preflights_the_common_headers(
-    ready: AwsBuild, aws: dict[str, str], rest_api: str, anonymous: Client
+    complete_build: AwsBuild, aws: dict[str, str], rest_api: str, anonymous: Client
 ) -> None:
     gateway = client(aws, "apigateway")
 
-    python_m_deploy("gateway-responses", "--from", ready.folder, variables={**aws, "REST_API_ID": rest_api})
+    python_m_deploy(
+        "gateway-responses", "--from", complete_build.folder, variables={**aws, "REST_API_ID": rest_api}
+    )
 
     headers = preflight_headers(gateway, rest_api)
     ordinary = anonymous.get("/health").headers
@@ -172,7 +178,11 @@ def test_gateway_responses_give_preflights_the_common_headers(
 
 
 def preflight_headers(gateway: Any, api: str) -> dict[str, str]:
-    (orders,) = (one for one in gateway.get_resources(restApiId=api)["items"] if one["path"] == "/orders")
+    (orders,) = (
+        resource
+        for resource in gateway.get_resources(restApiId=api)["items"]
+        if resource["path"] == "/orders"
+    )
     preflight = {"restApiId": api, "resourceId": orders["id"], "httpMethod": "OPTIONS", "statusCode": "200"}
     mapped = gateway.get_integration_response(**preflight)["responseParameters"]
     declared = gateway.get_method_response(**preflight)["responseParameters"]
@@ -181,27 +191,27 @@ def preflight_headers(gateway: Any, api: str) -> dict[str, str]:
 
 
 def test_gateway_responses_use_the_api_chalice_deployed(
-    ready: AwsBuild, aws: dict[str, str], rest_api: str, tmp_path: Path
+    complete_build: AwsBuild, aws: dict[str, str], rest_api: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "build"
-    shutil.copytree(ready.folder / ".chalice", folder / ".chalice")
+    shutil.copytree(complete_build.folder / ".chalice", folder / ".chalice")
     deployed = {"name": "rest_api", "resource_type": "rest_api", "rest_api_id": rest_api}
     (folder / ".chalice" / "deployed" / "dev.json").write_text(
         json.dumps({"schema_version": "2.0", "resources": [deployed]})
     )
 
-    done = python_m_deploy("gateway-responses", "--from", folder, variables=aws)
+    result = python_m_deploy("gateway-responses", "--from", folder, variables=aws)
 
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     assert client(aws, "apigateway").get_gateway_responses(restApiId=rest_api)["items"]
 
 
 NO_PROFILE = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
-ALONE = {**NO_PROFILE, "AWS_EC2_METADATA_DISABLED": "true"}
+NO_CREDENTIALS = {**NO_PROFILE, "AWS_EC2_METADATA_DISABLED": "true"}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "variables", "said"),
+    ("arguments", "variables", "message"),
     [
         (["--from", "nowhere"], KEYS, "nowhere is not there: run make build-aws STAGE=dev first"),
         (["--stage", "prod"], KEYS, "was built for dev: run make build-aws STAGE=prod first"),
@@ -211,31 +221,39 @@ ALONE = {**NO_PROFILE, "AWS_EC2_METADATA_DISABLED": "true"}
 )
 @pytest.mark.parametrize("command", [["deploy", "aws"], ["gateway-responses"]], ids=" ".join)
 def test_missing_prerequisite_is_reported_before_deploying(
-    ready: AwsBuild, command: list[str], arguments: list[str], variables: dict[str, str], said: str
+    complete_build: AwsBuild,
+    command: list[str],
+    arguments: list[str],
+    variables: dict[str, str],
+    message: str,
 ) -> None:
-    done = python_m_deploy(*command, "--from", ready.folder, *arguments, variables={**ALONE, **variables})
+    result = python_m_deploy(
+        *command, "--from", complete_build.folder, *arguments, variables={**NO_CREDENTIALS, **variables}
+    )
 
-    assert (done.returncode, done.stdout) == (1, "")
-    assert said in done.stderr
+    assert (result.returncode, result.stdout) == (1, "")
+    assert message in result.stderr
 
 
 @pytest.mark.parametrize("missing", SETTINGS)
 def test_missing_required_setting_stops_the_deploy(
-    ready: AwsBuild, aws: dict[str, str], tmp_path: Path, missing: str
+    complete_build: AwsBuild, aws: dict[str, str], tmp_path: Path, missing: str
 ) -> None:
-    """A secret may name host, database and user; a password does not."""
+    """A secret can contain host, database and user; with a plain password they are required."""
     variables = {**SETTINGS, "DB_PASSWORD": "hunter2"}
     del variables[missing]
 
-    done = python_m_deploy("deploy", "aws", "--from", built_with(variables, ready, tmp_path), variables=aws)
+    result = python_m_deploy(
+        "deploy", "aws", "--from", built_with(variables, complete_build, tmp_path), variables=aws
+    )
 
-    assert (done.returncode, done.stdout) == (1, "")
-    assert f"{missing} is not set" in done.stderr
-    assert "hunter2" not in done.stderr
+    assert (result.returncode, result.stdout) == (1, "")
+    assert f"{missing} is not set" in result.stderr
+    assert "hunter2" not in result.stderr
 
 
-def built_with(variables: dict[str, str], ready: AwsBuild, folder: Path) -> Path:
-    shutil.copytree(ready.folder / ".chalice", folder / ".chalice")
+def built_with(variables: dict[str, str], complete_build: AwsBuild, folder: Path) -> Path:
+    shutil.copytree(complete_build.folder / ".chalice", folder / ".chalice")
     file = folder / ".chalice" / "config.json"
     config = json.loads(file.read_text())
     config["stages"]["dev"]["environment_variables"] = variables
@@ -244,7 +262,7 @@ def built_with(variables: dict[str, str], ready: AwsBuild, folder: Path) -> Path
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"DB_SSLMODE": "bogus"}, "The function would not start. DB_SSLMODE is 'bogus'"),
         ({"DB_POOL_MAX": "many"}, "The function would not start. DB_POOL_MAX is 'many'"),
@@ -258,70 +276,88 @@ def built_with(variables: dict[str, str], ready: AwsBuild, folder: Path) -> Path
     ids=str,
 )
 def test_setting_that_prevents_startup_is_reported(
-    ready: AwsBuild, aws: dict[str, str], tmp_path: Path, changes: dict[str, str], said: str
+    complete_build: AwsBuild, aws: dict[str, str], tmp_path: Path, changes: dict[str, str], message: str
 ) -> None:
-    folder = built_with({**SETTINGS, **changes}, ready, tmp_path / "build")
+    folder = built_with({**SETTINGS, **changes}, complete_build, tmp_path / "build")
 
-    done = python_m_deploy(
-        "deploy", "aws", "--via", "sam", "--from", folder, variables={**aws, **recording("sam", tmp_path)}
-    )
-
-    assert done.returncode == 1
-    assert said in done.stderr
-    assert not (tmp_path / "arguments").exists()
-
-
-def test_missing_sam_is_reported_before_deploying(
-    ready: AwsBuild, aws: dict[str, str], tmp_path: Path
-) -> None:
-    variables = {**aws, "PATH": str(tmp_path)}
-
-    done = python_m_deploy("deploy", "aws", "--via", "sam", "--from", ready.folder, variables=variables)
-
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "sam is missing. To get it: pipx install aws-sam-cli" in done.stderr
-
-
-def test_sam_gets_the_template_and_its_parameters(
-    ready: AwsBuild, aws: dict[str, str], tmp_path: Path
-) -> None:
-    done = python_m_deploy(
+    result = python_m_deploy(
         "deploy",
         "aws",
         "--via",
         "sam",
         "--from",
-        ready.folder,
-        variables={**aws, **recording("sam", tmp_path), "ALARM_TOPIC_ARN": TOPIC},
+        folder,
+        variables={**aws, **recording_command("sam", tmp_path)},
     )
 
-    assert done.returncode == 0, done.stderr
-    said = (tmp_path / "arguments").read_text().splitlines()
-    assert said[:3] == ["deploy", "--template-file", "package/sam.json"]
-    assert "--resolve-s3" in said
-    parameters = dict(part.split("=", 1) for part in said[said.index("--parameter-overrides") + 1 :])
-    assert set(parameters.values()) == {*SETTINGS.values(), TOPIC}
-    assert parameters["AlarmTopicArn"] == TOPIC
-    assert set(parameters) <= set(json.loads(ready.template.read_text())["Parameters"])
-    assert (tmp_path / "folder").read_text().strip() == str(ready.folder)
-    assert (tmp_path / "region").read_text().strip() == REGION
-
-
-def test_sam_deploy_refuses_a_plain_password(ready: AwsBuild, aws: dict[str, str], tmp_path: Path) -> None:
-    folder = built_with({**SETTINGS, "DB_PASSWORD": "hunter2"}, ready, tmp_path / "build")
-
-    done = python_m_deploy(
-        "deploy", "aws", "--via", "sam", "--from", folder, variables={**aws, **recording("sam", tmp_path)}
-    )
-
-    assert done.returncode == 1
-    assert "put it into Secrets Manager" in done.stderr
-    assert "hunter2" not in done.stderr
+    assert result.returncode == 1
+    assert message in result.stderr
     assert not (tmp_path / "arguments").exists()
 
 
-def recording(name: str, folder: Path) -> dict[str, str]:
-    """A PATH on which that command writes down how it was called; SAM's own is not on this machine."""
+def test_missing_sam_is_reported_before_deploying(
+    complete_build: AwsBuild, aws: dict[str, str], tmp_path: Path
+) -> None:
+    variables = {**aws, "PATH": str(tmp_path)}
+
+    result = python_m_deploy(
+        "deploy", "aws", "--via", "sam", "--from", complete_build.folder, variables=variables
+    )
+
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "sam is missing. To get it: pipx install aws-sam-cli" in result.stderr
+
+
+def test_sam_gets_the_template_and_its_parameters(
+    complete_build: AwsBuild, aws: dict[str, str], tmp_path: Path
+) -> None:
+    result = python_m_deploy(
+        "deploy",
+        "aws",
+        "--via",
+        "sam",
+        "--from",
+        complete_build.folder,
+        variables={**aws, **recording_command("sam", tmp_path), "ALARM_TOPIC_ARN": TOPIC},
+    )
+
+    assert result.returncode == 0, result.stderr
+    arguments = (tmp_path / "arguments").read_text().splitlines()
+    assert arguments[:3] == ["deploy", "--template-file", "package/sam.json"]
+    assert "--resolve-s3" in arguments
+    parameters = dict(
+        part.split("=", 1) for part in arguments[arguments.index("--parameter-overrides") + 1 :]
+    )
+    assert set(parameters.values()) == {*SETTINGS.values(), TOPIC}
+    assert parameters["AlarmTopicArn"] == TOPIC
+    assert set(parameters) <= set(json.loads(complete_build.template.read_text())["Parameters"])
+    assert (tmp_path / "folder").read_text().strip() == str(complete_build.folder)
+    assert (tmp_path / "region").read_text().strip() == REGION
+
+
+def test_sam_deploy_refuses_a_plain_password(
+    complete_build: AwsBuild, aws: dict[str, str], tmp_path: Path
+) -> None:
+    folder = built_with({**SETTINGS, "DB_PASSWORD": "hunter2"}, complete_build, tmp_path / "build")
+
+    result = python_m_deploy(
+        "deploy",
+        "aws",
+        "--via",
+        "sam",
+        "--from",
+        folder,
+        variables={**aws, **recording_command("sam", tmp_path)},
+    )
+
+    assert result.returncode == 1
+    assert "put it into Secrets Manager" in result.stderr
+    assert "hunter2" not in result.stderr
+    assert not (tmp_path / "arguments").exists()
+
+
+def recording_command(name: str, folder: Path) -> dict[str, str]:
+    """Variables whose PATH has a fake command of this name that records its call; SAM is not installed."""
     command = folder / name
     command.write_text(
         f'#!/bin/sh\nprintf "%s\\n" "$@" > {folder}/arguments\npwd > {folder}/folder\n'

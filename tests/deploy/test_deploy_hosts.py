@@ -1,6 +1,6 @@
-"""`make deploy-azure`, `deploy-gcp`, `deploy-run`, `deploy-oci`: what they call, and what they say instead.
+"""`make deploy-azure`, `deploy-gcp`, `deploy-run`, `deploy-oci`: the commands they call, and their errors.
 
-The clouds' own programs need accounts; programs that write down how they were called stand in for them.
+The clouds' programs need accounts, so the tests replace them with programs that record their calls.
 """
 
 import json
@@ -22,7 +22,7 @@ from tests.support.builds import python_m_deploy
 pytestmark = pytest.mark.slow
 
 Json = dict[str, Any]
-Deploy = Callable[..., "Done"]
+Deploy = Callable[..., "DeployResult"]
 
 PASSWORD = "hunter2"
 SECRET = "ocid1.vaultsecret.oc1.eu-frankfurt-1.amaaaaaaexample"
@@ -36,7 +36,7 @@ SETTINGS = {
     "AUTH_AUDIENCE": "shops",
     "AUTH_JWKS_URL": "https://issuer.example/keys",
 }
-WHERE = {
+TARGET_VARIABLES = {
     "azure": {"AZURE_FUNCTIONAPP": "shop-orders", "AZURE_RESOURCE_GROUP": "shop"},
     "gcp": {"GCP_PROJECT": "shop-1234", "GCP_REGION": "europe-west1"},
     "run": {"GCP_PROJECT": "shop-1234", "GCP_REGION": "europe-west1"},
@@ -63,8 +63,8 @@ sys.exit(3 if (folder / f"{{name}} fails").exists() else 0)
 
 
 @dataclass(frozen=True)
-class Done:
-    """How the command ended, and what it had called."""
+class DeployResult:
+    """The finished command, and the calls that it made."""
 
     process: CompletedProcess[str]
     calls: list[Json]
@@ -84,7 +84,7 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tools(tmp_path: Path) -> Path:
-    """A PATH that holds the clouds' programs and nothing else."""
+    """A folder for PATH with only the recorders of the clouds' programs."""
     for name in ("az", "fn", "func", "gcloud"):
         (tmp_path / name).write_text(RECORDER)
         (tmp_path / name).chmod(0o755)
@@ -93,36 +93,36 @@ def tools(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def deploy(builds: Path, tools: Path) -> Deploy:
-    """Runs `python -m deploy deploy <target>` with these changes to what it needs."""
+    """Runs `python -m deploy deploy <target>` with complete settings and these changes."""
 
-    def run(target: str, folder: Path | None = None, **changes: str) -> Done:
-        given = {**SETTINGS, **WHERE[target], "PATH": str(tools), **changes}
+    def run(target: str, folder: Path | None = None, **changes: str) -> DeployResult:
+        variables = {**SETTINGS, **TARGET_VARIABLES[target], "PATH": str(tools), **changes}
         source = folder or builds / {"run": "gcp"}.get(target, target)
-        process = python_m_deploy("deploy", target, "--from", source, variables=given)
+        process = python_m_deploy("deploy", target, "--from", source, variables=variables)
         calls = tools / "calls"
         lines = calls.read_text().splitlines() if calls.exists() else []
-        return Done(process, [json.loads(line) for line in lines])
+        return DeployResult(process, [json.loads(line) for line in lines])
 
     return run
 
 
 def only_file(call: Json) -> tuple[str, Any]:
-    """The one file that a call names: its path and its content, which nobody else could read."""
+    """Path and content of the one file that a call names; only its owner could read it."""
     ((path, (text, mode)),) = call["files"].items()
     assert mode == stat.S_IRUSR | stat.S_IWUSR
-    assert not Path(path).exists()  # any more
+    assert not Path(path).exists()  # deleted after the call
     return path, json.loads(text)
 
 
-# What is called
+# Calls
 
 
 def test_azure_receives_settings_file_and_then_the_folder(deploy: Deploy, builds: Path) -> None:
-    done = deploy("azure")
+    result = deploy("azure")
 
-    settings, publish = done.calls
+    settings, publish = result.calls
     path, content = only_file(settings)
-    assert done.argv == [
+    assert result.argv == [
         [
             *("az", "functionapp", "config", "appsettings", "set"),
             *("--name", "shop-orders", "--resource-group", "shop", "--output", "none"),
@@ -130,18 +130,18 @@ def test_azure_receives_settings_file_and_then_the_folder(deploy: Deploy, builds
         ],
         ["func", "azure", "functionapp", "publish", "shop-orders", "--python", "--build", "remote"],
     ]
-    assert {each["name"]: each["value"] for each in content} == SETTINGS
-    assert {each["slotSetting"] for each in content} == {False}
+    assert {entry["name"]: entry["value"] for entry in content} == SETTINGS
+    assert {entry["slotSetting"] for entry in content} == {False}
     assert publish["cwd"] == str(builds / "azure")
-    assert done.process.returncode == 0
+    assert result.process.returncode == 0
 
 
 def test_cloud_functions_receives_folder_and_settings_file(deploy: Deploy, builds: Path) -> None:
-    done = deploy("gcp")
+    result = deploy("gcp")
 
-    path, content = only_file(done.calls[0])
+    path, content = only_file(result.calls[0])
     runtime = f"python{sys.version_info.major}{sys.version_info.minor}"
-    assert done.argv == [
+    assert result.argv == [
         [
             *("gcloud", "functions", "deploy", "orders-api", "--gen2", "--runtime", runtime),
             *("--entry-point", "orders_api", "--trigger-http", "--timeout", "30s"),
@@ -155,10 +155,10 @@ def test_cloud_functions_receives_folder_and_settings_file(deploy: Deploy, build
 
 
 def test_cloud_run_deploys_the_gcp_build_from_source(deploy: Deploy, builds: Path) -> None:
-    done = deploy("run", GCP_VPC_CONNECTOR="shop-vpc", GCP_SERVICE_ACCOUNT="orders@shop.example")
+    result = deploy("run", GCP_VPC_CONNECTOR="shop-vpc", GCP_SERVICE_ACCOUNT="orders@shop.example")
 
-    path, content = only_file(done.calls[0])
-    assert done.argv == [
+    path, content = only_file(result.calls[0])
+    assert result.argv == [
         [
             *("gcloud", "run", "deploy", "orders-api", "--timeout", "30"),
             *("--project", "shop-1234", "--region", "europe-west1", "--source", str(builds / "gcp")),
@@ -172,17 +172,17 @@ def test_cloud_run_deploys_the_gcp_build_from_source(deploy: Deploy, builds: Pat
 
 
 def test_oracle_gets_the_folder_and_then_each_setting(deploy: Deploy, builds: Path) -> None:
-    done = deploy("oci")
+    result = deploy("oci")
 
-    first, *others = done.argv
+    first, *others = result.argv
     assert first == ["fn", "deploy", "--app", "shop"]
-    assert done.calls[0]["cwd"] == str(builds / "oci")
+    assert result.calls[0]["cwd"] == str(builds / "oci")
     assert {tuple(argv[:5]) for argv in others} == {("fn", "config", "function", "shop", "orders-api")}
     assert dict(argv[5:] for argv in others) == {**SETTINGS, "DB_PASSWORD": SECRET}
 
 
 def test_each_oracle_deployment_has_a_new_version(deploy: Deploy, builds: Path) -> None:
-    """Oracle Functions keeps the first image that it saw under a tag."""
+    """Oracle Functions caches the first image of a tag."""
     description = builds / "oci/func.yaml"
     built = description.read_text()
 
@@ -197,7 +197,7 @@ def test_each_oracle_deployment_has_a_new_version(deploy: Deploy, builds: Path) 
 
 @pytest.mark.parametrize("target", hosts.TARGETS)
 def test_deploy_passes_exactly_the_apis_variables(deploy: Deploy, target: str) -> None:
-    read = {
+    optional = {
         "DB_PORT": "6432",
         "DB_SSLMODE": "verify-full",
         "DB_CONNECT_TIMEOUT": "4",
@@ -230,48 +230,48 @@ def test_deploy_passes_exactly_the_apis_variables(deploy: Deploy, target: str) -
         **({} if target == "oci" else dict.fromkeys(OTLP_HEADERS, "authorization=Basic%20x")),
     }
 
-    done = deploy(target, **read, DB_UNKNOWN="1", AUTH_AUDIENCE="shops", DEFAULT_COLOUR="red")
+    result = deploy(target, **optional, DB_UNKNOWN="1", AUTH_AUDIENCE="shops", DEFAULT_COLOUR="red")
 
     if target == "oci":
-        handed = dict(argv[5:] for argv in done.argv[1:])
+        passed = dict(argv[5:] for argv in result.argv[1:])
     else:
-        content = only_file(done.calls[0])[1]
-        handed = {each["name"]: each["value"] for each in content} if target == "azure" else content
+        content = only_file(result.calls[0])[1]
+        passed = {entry["name"]: entry["value"] for entry in content} if target == "azure" else content
     for name in ("THREADS", "FORWARDED_ALLOW_IPS"):
-        handed.pop(name, None)
-    assert handed == {**SETTINGS, **read, "DB_PASSWORD": handed["DB_PASSWORD"]}
+        passed.pop(name, None)
+    assert passed == {**SETTINGS, **optional, "DB_PASSWORD": passed["DB_PASSWORD"]}
 
 
 @pytest.mark.parametrize("target", hosts.TARGETS)
 def test_deploy_does_not_send_the_authority_path(deploy: Deploy, tmp_path: Path, target: str) -> None:
-    """The build has the file itself."""
+    """The build contains the file."""
     authority = tmp_path / "authority.pem"
     authority.write_text("-----BEGIN CERTIFICATE-----")
 
-    done = deploy(target, DB_SSLROOTCERT=str(authority))
+    result = deploy(target, DB_SSLROOTCERT=str(authority))
 
-    assert done.process.returncode == 0, done.process.stderr
-    told = json.dumps(done.calls)
-    assert "DB_HOST" in told
-    assert "DB_SSLROOTCERT" not in told
-    assert str(authority) not in told
+    assert result.process.returncode == 0, result.process.stderr
+    calls = json.dumps(result.calls)
+    assert "DB_HOST" in calls
+    assert "DB_SSLROOTCERT" not in calls
+    assert str(authority) not in calls
 
 
 @pytest.mark.parametrize("target", hosts.TARGETS)
 @pytest.mark.parametrize("url", [f"postgresql://orders_app:{PASSWORD}@db.example/orders", ""])
 def test_no_password_is_on_command_lines_or_printed(deploy: Deploy, target: str, url: str) -> None:
-    done = deploy(target, DATABASE_URL=url, DB_PASSWORD=PASSWORD)
+    result = deploy(target, DATABASE_URL=url, DB_PASSWORD=PASSWORD)
 
-    assert PASSWORD not in json.dumps(done.argv)
-    assert PASSWORD not in done.process.stdout + done.process.stderr
+    assert PASSWORD not in json.dumps(result.argv)
+    assert PASSWORD not in result.process.stdout + result.process.stderr
 
 
 @pytest.mark.parametrize("name", OTLP_HEADERS)
 def test_otlp_headers_are_refused_for_oracle_before_deploying(deploy: Deploy, name: str) -> None:
-    done = deploy("oci", **{name: "authorization=secret"})
+    result = deploy("oci", **{name: "authorization=secret"})
 
-    assert f"{name} would appear on fn's command line" in done.process.stderr
-    assert done.calls == []
+    assert f"{name} would appear on fn's command line" in result.process.stderr
+    assert result.calls == []
 
 
 def test_plain_password_is_refused_for_oracle_before_deploying(deploy: Deploy) -> None:
@@ -284,7 +284,7 @@ def test_plain_password_is_refused_for_oracle_before_deploying(deploy: Deploy) -
     assert (plain.calls, url.calls) == ([], [])
 
 
-# What is missing is said before anything is called
+# Missing prerequisites are reported before any call
 
 
 @pytest.mark.parametrize(
@@ -295,10 +295,10 @@ def test_missing_program_is_reported_with_install_instructions(
 ) -> None:
     (tools / tool).unlink()
 
-    done = deploy(target)
+    result = deploy(target)
 
-    assert done.process.stderr.startswith(f"{tool} is missing. To get it: ")
-    assert (done.process.returncode, done.calls) == (1, [])
+    assert result.process.stderr.startswith(f"{tool} is missing. To get it: ")
+    assert (result.process.returncode, result.calls) == (1, [])
 
 
 @pytest.mark.parametrize(
@@ -314,14 +314,14 @@ def test_missing_program_is_reported_with_install_instructions(
     ],
 )
 def test_missing_variable_is_reported_with_its_meaning(deploy: Deploy, target: str, name: str) -> None:
-    done = deploy(target, **{name: ""})
+    result = deploy(target, **{name: ""})
 
-    assert done.process.stderr.startswith(f"{name} is not set: ")
-    assert (done.process.returncode, done.calls) == (1, [])
+    assert result.process.stderr.startswith(f"{name} is not set: ")
+    assert (result.process.returncode, result.calls) == (1, [])
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"DB_HOST": ""}, "DB_HOST is not set"),
         ({"AUTH_AUDIENCE": ""}, "AUTH_AUDIENCE is not set"),
@@ -335,21 +335,21 @@ def test_missing_variable_is_reported_with_its_meaning(deploy: Deploy, target: s
     ],
 )
 def test_setting_that_prevents_startup_is_reported(
-    deploy: Deploy, changes: dict[str, str], says: str
+    deploy: Deploy, changes: dict[str, str], message: str
 ) -> None:
-    done = deploy("azure", **changes)
+    result = deploy("azure", **changes)
 
-    assert done.process.stderr.startswith(f"The function would not start. {says}")
-    assert (done.process.returncode, done.calls) == (1, [])
+    assert result.process.stderr.startswith(f"The function would not start. {message}")
+    assert (result.process.returncode, result.calls) == (1, [])
 
 
-@pytest.mark.parametrize("target", WHERE)
+@pytest.mark.parametrize("target", TARGET_VARIABLES)
 def test_the_settings_of_make_run_are_not_deployed(deploy: Deploy, target: str) -> None:
-    done = deploy(target, AUTH_JWKS_URL="http://127.0.0.1:8000/.well-known/jwks.json")
+    result = deploy(target, AUTH_JWKS_URL="http://127.0.0.1:8000/.well-known/jwks.json")
 
-    assert done.process.returncode == 1
-    assert "AUTH_JWKS_URL names this machine" in done.process.stderr
-    assert done.calls == []
+    assert result.process.returncode == 1
+    assert "AUTH_JWKS_URL names this machine" in result.process.stderr
+    assert result.calls == []
 
 
 @pytest.mark.parametrize("target", hosts.TARGETS)
@@ -364,13 +364,13 @@ def test_missing_build_is_reported_with_its_make_command(deploy: Deploy, tmp_pat
 
 
 def test_another_clouds_build_is_not_deployed(deploy: Deploy, builds: Path) -> None:
-    done = deploy("azure", folder=builds / "gcp")
+    result = deploy("azure", folder=builds / "gcp")
 
-    assert done.process.stderr == f"{builds / 'gcp'} holds no build: run make build-azure first\n"
-    assert done.calls == []
+    assert result.process.stderr == f"{builds / 'gcp'} holds no build: run make build-azure first\n"
+    assert result.calls == []
 
 
-# What fails stops the rest
+# A failure stops the deployment
 
 
 @pytest.mark.parametrize(
@@ -379,9 +379,9 @@ def test_another_clouds_build_is_not_deployed(deploy: Deploy, builds: Path) -> N
 def test_failing_program_stops_the_deploy(deploy: Deploy, tools: Path, target: str, tool: str) -> None:
     (tools / f"{tool} fails").touch()
 
-    done = deploy(target)
+    result = deploy(target)
 
-    assert done.process.stderr == f"{tool} failed, see above. Nothing after it was done.\n"
-    assert done.process.returncode == 1
-    assert len(done.calls) == 1
-    assert not any(Path(path).exists() for path in done.calls[0]["files"])
+    assert result.process.stderr == f"{tool} failed, see above. Nothing after it was done.\n"
+    assert result.process.returncode == 1
+    assert len(result.calls) == 1
+    assert not any(Path(path).exists() for path in result.calls[0]["files"])

@@ -1,4 +1,4 @@
-"""What is installed is what was pinned, to the byte: every requirements file, and every way to install it."""
+"""Only packages with pinned versions and hashes are installed, from every requirements file."""
 
 import os
 import re
@@ -16,10 +16,10 @@ from tests.support.builds import PROJECT, copy_of_project, python_m_deploy
 
 RECIPE = (PROJECT / "Makefile").read_text()
 LOCKED = re.findall(r"^\t\$\(LOCK\) .*-o (\S+)$", RECIPE, re.MULTILINE)
-TRAVELS = (
+SHIPPED = (
     "requirements.txt",
     "deploy/requirements.txt",
-    *(f"shims/{c}/requirements.txt" for c in ("azure", "gcp", "oci")),
+    *(f"shims/{cloud}/requirements.txt" for cloud in ("azure", "gcp", "oci")),
 )
 PIN = re.compile(r"[a-z0-9-]+==[0-9][0-9a-z.]*( ; [^@/\\]+)?( --hash=sha256:[0-9a-f]{64})+")
 FORGED = "six==1.17.0 --hash=sha256:" + "0" * 64 + "\n"
@@ -28,21 +28,23 @@ UNHASHED = "six==1.17.0\n"
 
 def test_make_lock_writes_every_requirements_file() -> None:
     folders = [PROJECT / name for name in ("bench", "deploy", "local", "shims", "tests")]
-    found = [*PROJECT.glob("*.txt"), *(path for folder in folders for path in folder.rglob("*.txt"))]
+    files = [*PROJECT.glob("*.txt"), *(path for folder in folders for path in folder.rglob("*.txt"))]
 
-    assert sorted(LOCKED) == sorted(str(path.relative_to(PROJECT)) for path in found)
+    assert sorted(LOCKED) == sorted(str(path.relative_to(PROJECT)) for path in files)
     assert {*environments.REQUIREMENTS.values()} <= {*LOCKED}
 
 
 def test_every_dependency_group_is_locked() -> None:
     groups = tomllib.loads((PROJECT / "pyproject.toml").read_text())["dependency-groups"]
 
-    assert {*re.findall(r"\$\(LOCK\) --group (\S+)", RECIPE)} == {*groups} - {"host"}  # in azure, gcp and oci
+    assert {*re.findall(r"\$\(LOCK\) --group (\S+)", RECIPE)} == {*groups} - {
+        "host"
+    }  # part of azure, gcp and oci
 
 
 @pytest.mark.parametrize("file", LOCKED)
 def test_every_pin_is_a_version_with_hashes_only(file: str) -> None:
-    """No path, no index, no option: whoever installs it elsewhere gets the same bytes from the same place."""
+    """No path, index or option, so that every installation gets the same bytes from the same index."""
     text = (PROJECT / file).read_text().replace(" \\\n   ", "")
 
     for line in text.splitlines():
@@ -61,18 +63,18 @@ def test_every_pin_is_a_version_with_hashes_only(file: str) -> None:
     ],
 )
 def test_every_package_installs_from_a_wheel(system: str, version: str, tmp_path: Path) -> None:
-    """Each has a wheel; that the file lists the hashes of all of them is what `make lock` is tested for."""
-    every = {str(pin): pin.line for file in TRAVELS for pin in pins.read(PROJECT / file)}
+    """Every pin has a wheel; the test of `make lock` checks that all hashes are listed."""
+    lines_by_pin = {str(pin): pin.line for file in SHIPPED for pin in pins.read(PROJECT / file)}
     union = tmp_path / "requirements.txt"
-    union.write_text("\n".join(every.values()))
+    union.write_text("\n".join(lines_by_pin.values()))
     command = [sys.executable, "-m", "uv", "pip", "install", "--dry-run", "--no-config", "--no-deps"]
     command += ["--require-hashes", "--only-binary", ":all:", "--target", str(tmp_path / "packages")]
     command += ["--python-version", version, "--python-platform", system, "--requirement", str(union)]
 
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
 
-    assert done.returncode == 0, done.stderr
-    assert "Would install" in done.stderr
+    assert result.returncode == 0, result.stderr
+    assert "Would install" in result.stderr
 
 
 @pytest.mark.slow
@@ -80,7 +82,7 @@ def test_make_refuses_to_install_unhashed_packages(tmp_path: Path) -> None:
     shutil.copy(PROJECT / "Makefile", tmp_path)
     (tmp_path / "requirements-dev.txt").write_text(UNHASHED)
 
-    done = subprocess.run(
+    result = subprocess.run(
         ["make", ".venv/.installed", f"PYTHON={sys.executable}"],
         cwd=tmp_path,
         env={"PATH": os.environ["PATH"]},
@@ -89,8 +91,8 @@ def test_make_refuses_to_install_unhashed_packages(tmp_path: Path) -> None:
         check=False,
     )
 
-    assert done.returncode != 0
-    assert "hash" in done.stderr.lower()
+    assert result.returncode != 0
+    assert "hash" in result.stderr.lower()
     assert not [*tmp_path.glob(".venv/lib/*/site-packages/six*")]
 
 
@@ -115,10 +117,10 @@ def test_aws_build_refuses_forged_and_unhashed_packages(pin: str, tmp_path: Path
     project = copy_of_project(tmp_path)
     (project / "deploy/requirements.txt").write_text(pin)
 
-    done = python_m_deploy("build", "aws", project=project)
+    result = python_m_deploy("build", "aws", project=project)
 
-    assert done.returncode != 0
-    assert "hash" in done.stderr.lower()
+    assert result.returncode != 0
+    assert "hash" in result.stderr.lower()
     assert not (project / "build/aws/package").exists()
 
 

@@ -1,6 +1,6 @@
-"""What the Dockerfile makes runs as nobody special on a file system that nobody can write.
+"""The image of the Dockerfile runs as an unprivileged user on a read-only file system.
 
-There need not be a container engine: a mount namespace has the same read-only file system, the same empty
+No container engine is needed: a mount namespace has the same read-only file system, the same empty
 /dev/shm, the same user and the same command with the same variables.
 """
 
@@ -25,40 +25,40 @@ from deploy import hosts
 from local.environments import environment as environment_of
 from tests.conftest import NewClient
 from tests.support.builds import PROJECT
-from tests.support.log_leak_plugin import hear_text
+from tests.support.log_leak_plugin import check_log_text
 from tools.client import SEED_BYTES, Client, free_port, over_http
 
 pytestmark = pytest.mark.slow
 
 DOCKERFILE = (PROJECT / "shims/gcp/Dockerfile").read_text().replace("\\\n", " ")
-INSIDE = """
+REMOUNT_READ_ONLY = """
 set -e
 cut -d ' ' -f 2 /proc/self/mounts | sort -u | while read -r target; do
     mount -o remount,bind,ro "$target" 2>/dev/null || true
 done
 mount -t tmpfs -o size=64m,mode=1777 shm /dev/shm
 """
-"""As `docker run --read-only` does; /proc and /sys may refuse, they hold no files."""
+"""Like `docker run --read-only`; remounting /proc and /sys may fail, they contain no files."""
 
 
-def _said(instruction: str) -> list[str]:
+def _instructions(instruction: str) -> list[str]:
     return re.findall(rf"^(?:{instruction}) (.*)$", DOCKERFILE, re.MULTILINE)
 
 
 def _image_variables() -> dict[str, str]:
-    return dict(part.split("=", 1) for line in _said("ENV") for part in shlex.split(line))
+    return dict(part.split("=", 1) for line in _instructions("ENV") for part in shlex.split(line))
 
 
-def _as_its_user() -> list[str]:
-    (user,) = _said("USER")
-    # It may pass this machine's folders, such as root's own, in which Python and the build happen to lie.
+def _as_image_user() -> list[str]:
+    (user,) = _instructions("USER")
+    # Lets it enter private folders of this machine, such as root's home, if Python or the build is in them.
     capabilities = ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"]
     return ["setpriv", "--reuid", user, "--regid", user, "--clear-groups", "--no-new-privs", *capabilities]
 
 
 def _namespace(script: str, folder: Path, variables: dict[str, str]) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-c", INSIDE + script],
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", REMOUNT_READ_ONLY + script],
         cwd=folder,
         env={"PATH": os.environ["PATH"], **variables},
         stdout=subprocess.PIPE,
@@ -69,7 +69,7 @@ def _namespace(script: str, folder: Path, variables: dict[str, str]) -> "subproc
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[Path]:
-    """build/gcp, where another user may enter; skipped where there are no mount namespaces."""
+    """A GCP build in a folder that other users can enter; skips the tests without mount namespaces."""
     permitted = sys.platform == "linux" and all(map(shutil.which, ("unshare", "setpriv")))
     if (
         not permitted
@@ -92,12 +92,12 @@ class Container:
 
 @pytest.fixture(scope="module")
 def container(image: Path, environment: dict[str, str]) -> Iterator[Container]:
-    *_, command = _said("CMD")
+    *_, command = _instructions("CMD")
     words = json.loads(command)
     words[0] = str(environment_of("gcp").with_name(words[0]))
     port = free_port()
     variables = {**_image_variables(), **environment, "PORT": str(port)}
-    process = _namespace(f"exec {shlex.join([*_as_its_user(), *words])}", image, variables)
+    process = _namespace(f"exec {shlex.join([*_as_image_user(), *words])}", image, variables)
     deadline = time.monotonic() + 60
     while True:
         try:
@@ -106,12 +106,14 @@ def container(image: Path, environment: dict[str, str]) -> Iterator[Container]:
         except OSError:
             if process.poll() is not None or time.monotonic() > deadline:
                 process.kill()
-                pytest.fail(f"It does not start: {process.stdout.read() if process.stdout else None}")
+                pytest.fail(
+                    f"The container does not start: {process.stdout.read() if process.stdout else None}"
+                )
             time.sleep(0.1)
     yield Container(port, process)
     process.send_signal(signal.SIGTERM)
     try:
-        hear_text("the container's output", process.communicate(timeout=20)[0])
+        check_log_text("the container's output", process.communicate(timeout=20)[0])
     except subprocess.TimeoutExpired:
         process.kill()
         raise
@@ -120,22 +122,22 @@ def container(image: Path, environment: dict[str, str]) -> Iterator[Container]:
 def test_read_only_image_allows_writes_only_to_memory(image: Path) -> None:
     packages = environment_of("gcp").parent.parent
     places = [".", "chalicelib", "chalicelib/__pycache__", "/tmp", "/var/tmp", "/dev/shm", str(packages)]
-    tried = " ".join(map(shlex.quote, places))
-    attempt = f"for place in {tried}; do touch $place/written 2>/dev/null && echo $place; done; true"
+    paths = " ".join(map(shlex.quote, places))
+    script = f"for place in {paths}; do touch $place/written 2>/dev/null && echo $place; done; true"
 
-    by_its_user = _namespace(shlex.join([*_as_its_user(), "sh", "-c", attempt]), image, {})
-    by_root = _namespace(attempt, image, {})
+    as_user = _namespace(shlex.join([*_as_image_user(), "sh", "-c", script]), image, {})
+    as_root = _namespace(script, image, {})
 
-    assert by_its_user.communicate(timeout=30)[0].split() == ["/dev/shm"]
-    assert by_root.communicate(timeout=30)[0].split() == ["/dev/shm"]
+    assert as_user.communicate(timeout=30)[0].split() == ["/dev/shm"]
+    assert as_root.communicate(timeout=30)[0].split() == ["/dev/shm"]
 
 
 def test_image_user_cannot_write_the_build(image: Path) -> None:
-    found = subprocess.run(
-        [*_as_its_user(), "find", image, "-writable"], capture_output=True, text=True, check=True
+    result = subprocess.run(
+        [*_as_image_user(), "find", image, "-writable"], capture_output=True, text=True, check=True
     )
 
-    assert found.stdout == ""
+    assert result.stdout == ""
 
 
 def test_read_only_image_places_the_readme_order(container: Container, client: NewClient) -> None:
@@ -150,7 +152,7 @@ def test_read_only_image_places_the_readme_order(container: Container, client: N
 
 
 def test_docker_health_check_detects_a_missing_server(container: Container) -> None:
-    (check,) = _said("HEALTHCHECK")
+    (check,) = _instructions("HEALTHCHECK")
     words = json.loads(check.partition(" CMD ")[2])
     words[0] = sys.executable
 
@@ -164,8 +166,8 @@ def test_docker_health_check_detects_a_missing_server(container: Container) -> N
 
 
 def test_base_image_is_pinned_to_a_release() -> None:
-    (base,) = _said("FROM")
+    (base,) = _instructions("FROM")
 
     assert re.fullmatch(r"python:3\.13\.\d+-slim-[a-z]+(@sha256:[0-9a-f]{64})?", base)
-    (install,) = (line for line in _said("RUN") if line.startswith("pip "))
+    (install,) = (line for line in _instructions("RUN") if line.startswith("pip "))
     assert "--require-hashes" in install.split()

@@ -1,4 +1,4 @@
-"""Every build says what it brings along: sbom.cdx.json, CycloneDX 1.6."""
+"""Every build has a software bill of materials: sbom.cdx.json, CycloneDX 1.6."""
 
 import hashlib
 import json
@@ -30,51 +30,53 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return cloud, folder
 
 
-def listed(folder: Path) -> Json:
-    found: Json = json.loads((folder / sbom.NAME).read_text())
-    return found
+def sbom_in(folder: Path) -> Json:
+    document: Json = json.loads((folder / sbom.NAME).read_text())
+    return document
 
 
 def versions(document: Json) -> set[tuple[str, str]]:
-    return {(each["name"], each["version"]) for each in document["components"]}
+    return {(component["name"], component["version"]) for component in document["components"]}
 
 
-def faults(folder: Path) -> object:
-    """What is wrong with it by CycloneDX's own schema, unknown members included."""
+def schema_errors(folder: Path) -> object:
+    """Errors by the CycloneDX schema, including unknown members; None if there are none."""
     return JsonStrictValidator(SchemaVersion.V1_6).validate_str((folder / sbom.NAME).read_text())
 
 
 def test_sbom_of_each_host_is_valid(host: tuple[str, Path]) -> None:
-    assert faults(host[1]) is None
+    assert schema_errors(host[1]) is None
 
 
 def test_sbom_lists_what_the_host_installs_on_linux(host: tuple[str, Path]) -> None:
     cloud, folder = host
-    found = versions(listed(folder))
+    listed = versions(sbom_in(folder))
 
-    assert found == {
+    assert listed == {
         (pin.name, pin.version)
         for pin in pins.read(folder / "requirements.txt")
         if pin.name not in NOT_ON_LINUX
     }
-    assert {("psycopg2-binary", "2.9.11"), ("psycopg2-binary", "2.9.13"), ("chalice", "1.34.0")} <= found
-    assert listed(folder)["metadata"]["component"]["name"] == f"order-api-{cloud}"
+    assert {("psycopg2-binary", "2.9.11"), ("psycopg2-binary", "2.9.13"), ("chalice", "1.34.0")} <= listed
+    assert sbom_in(folder)["metadata"]["component"]["name"] == f"order-api-{cloud}"
 
 
 def test_sbom_components_have_the_hashes_of_their_pins(host: tuple[str, Path]) -> None:
     folder = host[1]
     pinned = {str(pin): {*pin.hashes} for pin in pins.read(folder / "requirements.txt")}
 
-    for each in listed(folder)["components"]:
-        (files,) = each["externalReferences"]
+    for component in sbom_in(folder)["components"]:
+        (files,) = component["externalReferences"]
         hashes = {f"sha256:{digest['content']}" for digest in files["hashes"]}
-        assert hashes == pinned[f"{each['name']}=={each['version']}"]
+        assert hashes == pinned[f"{component['name']}=={component['version']}"]
 
 
 def test_sbom_component_names_its_python_version_marker(host: tuple[str, Path]) -> None:
     markers = {
-        (each["name"], each["version"]): [told["value"] for told in each.get("properties", [])]
-        for each in listed(host[1])["components"]
+        (component["name"], component["version"]): [
+            entry["value"] for entry in component.get("properties", [])
+        ]
+        for component in sbom_in(host[1])["components"]
     }
 
     assert markers["psycopg2-binary", "2.9.11"] == ['python_full_version < "3.12"']
@@ -82,7 +84,7 @@ def test_sbom_component_names_its_python_version_marker(host: tuple[str, Path]) 
 
 
 def test_sbom_names_licences_of_installed_packages(host: tuple[str, Path]) -> None:
-    licences = {each["name"]: each.get("licenses") for each in listed(host[1])["components"]}
+    licences = {component["name"]: component.get("licenses") for component in sbom_in(host[1])["components"]}
 
     assert licences["pydantic"] == [{"license": {"id": "MIT"}}]
     assert licences["requests"] is not None
@@ -91,29 +93,29 @@ def test_sbom_names_licences_of_installed_packages(host: tuple[str, Path]) -> No
 def test_sbom_timestamp_comes_from_source_date_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pinned = pins.read(PROJECT / "deploy/requirements.txt")
 
-    def written() -> bytes:
+    def write() -> bytes:
         sbom.write(tmp_path, "aws", pinned, sbom.PYTHONS)
         return (tmp_path / sbom.NAME).read_bytes()
 
     monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
-    timeless = written()
-    assert "timestamp" not in listed(tmp_path)["metadata"]
-    assert written() == timeless
+    without_timestamp = write()
+    assert "timestamp" not in sbom_in(tmp_path)["metadata"]
+    assert write() == without_timestamp
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-    assert written() == written() != timeless
-    assert listed(tmp_path)["metadata"]["timestamp"] == "2023-11-14T22:13:20+00:00"
-    assert faults(tmp_path) is None
+    assert write() == write() != without_timestamp
+    assert sbom_in(tmp_path)["metadata"]["timestamp"] == "2023-11-14T22:13:20+00:00"
+    assert schema_errors(tmp_path) is None
 
 
 def test_different_packages_give_a_different_sbom(tmp_path: Path) -> None:
     pinned = pins.read(PROJECT / "deploy/requirements.txt")
     sbom.write(tmp_path, "aws", pinned, sbom.PYTHONS)
-    whole = listed(tmp_path)
+    complete = sbom_in(tmp_path)
 
     sbom.write(tmp_path, "aws", pinned[1:], sbom.PYTHONS)
 
-    assert listed(tmp_path)["serialNumber"] != whole["serialNumber"]
-    assert versions(listed(tmp_path)) < versions(whole)
+    assert sbom_in(tmp_path)["serialNumber"] != complete["serialNumber"]
+    assert versions(sbom_in(tmp_path)) < versions(complete)
 
 
 def test_sbom_is_not_uploaded_to_azure() -> None:
@@ -122,18 +124,20 @@ def test_sbom_is_not_uploaded_to_azure() -> None:
 
 def test_lambda_sbom_lists_exactly_the_zips_packages(aws_build: AwsBuild) -> None:
     folder = aws_build.zip.parent
-    document = listed(folder)
+    document = sbom_in(folder)
 
-    assert faults(folder) is None
+    assert schema_errors(folder) is None
     assert versions(document) == {*packages_in(aws_build.zip), ("chalice", "1.34.0")}
     digest = hashlib.sha256(aws_build.zip.read_bytes()).hexdigest()
     assert document["metadata"]["component"]["hashes"] == [{"alg": "SHA-256", "content": digest}]
-    assert all(each["licenses"] and each["externalReferences"] for each in document["components"])
+    assert all(
+        component["licenses"] and component["externalReferences"] for component in document["components"]
+    )
 
 
 def packages_in(archive: Path) -> Iterator[tuple[str, str]]:
     with ZipFile(archive) as zipped:
         assert sbom.NAME not in zipped.namelist()
         for name in zipped.namelist():
-            if found := re.fullmatch(r"([^/]+)-([^/-]+)\.dist-info/METADATA", name):
-                yield found[1].replace("_", "-").lower(), found[2]
+            if match := re.fullmatch(r"([^/]+)-([^/-]+)\.dist-info/METADATA", name):
+                yield match[1].replace("_", "-").lower(), match[2]

@@ -1,4 +1,4 @@
-"""The SAM template, as AWS's own translator and the field's linters read it; and the OpenAPI document."""
+"""The SAM template, checked with AWS's translator and linters; and the OpenAPI document."""
 
 import json
 import os
@@ -20,50 +20,50 @@ from tools.client import Client
 
 pytestmark = pytest.mark.slow
 
-UNMEANT = ("x-request-id", "content-length", "date", "server")
+VARIABLE_HEADERS = ("x-request-id", "content-length", "date", "server")
 REDOCLY = "@redocly/cli@2.77.0"
 Json = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def template(aws_build: AwsBuild) -> Json:
-    found: Json = json.loads(aws_build.template.read_text())
-    return found
+    document: Json = json.loads(aws_build.template.read_text())
+    return document
 
 
 @pytest.fixture(scope="module")
 def translated(aws_build: AwsBuild) -> Json:
-    return translated_by_sam(aws_build)
+    return translate_with_sam(aws_build)
 
 
 @pytest.fixture(scope="module")
 def with_snapstart(
     aws_build: AwsBuild,
-    app: Any,  # noqa: ARG001 (it is read by the packaging)
+    app: Any,  # noqa: ARG001 (packaging reads it)
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AwsBuild:
-    """The same build packaged with SNAPSTART=on, which asks for a Python that Lambda takes snapshots of."""
+    """The build packaged with SNAPSTART=on, with a runtime that supports SnapStart."""
     build = AwsBuild(tmp_path_factory.mktemp("snapstart") / "build")
     shutil.copytree(aws_build.folder, build.folder, symlinks=True)
-    packaged(build)
+    package_with_snapstart(build)
     if sys.version_info < (3, 12):
         build.template.write_text(build.template.read_text().replace('"python3.11"', '"python3.12"'))
     return build
 
 
-def packaged(build: AwsBuild, **variables: str) -> Json:
-    """Its template with snapshots and with these settings."""
+def package_with_snapstart(build: AwsBuild, **variables: str) -> Json:
+    """Packages the build again with SnapStart and these settings; returns the template."""
     config = json.loads((build.folder / ".chalice" / "config.json").read_text())
     config["stages"]["dev"]["environment_variables"] = variables
     (build.folder / ".chalice" / "config.json").write_text(json.dumps(config))
     aws.package(build.folder, "dev", config, snapstart=True)
-    found: Json = json.loads(build.template.read_text())
-    return found
+    document: Json = json.loads(build.template.read_text())
+    return document
 
 
-def translated_by_sam(build: AwsBuild) -> Json:
-    """The CloudFormation template that SAM makes of it."""
-    done = subprocess.run(
+def translate_with_sam(build: AwsBuild) -> Json:
+    """The CloudFormation template that SAM makes from the build's template."""
+    result = subprocess.run(
         [environment("template"), PROJECT / "tests" / "support" / "sam_translated.py"],
         stdin=build.template.open(),
         env={**os.environ, "AWS_DEFAULT_REGION": "eu-west-1"},
@@ -71,53 +71,55 @@ def translated_by_sam(build: AwsBuild) -> Json:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    found: Json = json.loads(done.stdout)
-    return found
+    assert result.returncode == 0, result.stderr
+    document: Json = json.loads(result.stdout)
+    return document
 
 
 @pytest.fixture(scope="module")
 def api(translated: Json) -> Json:
-    """The API as API Gateway imports it."""
+    """The OpenAPI document that API Gateway imports."""
     body: Json = translated["Resources"]["RestAPI"]["Properties"]["Body"]
     return body
 
 
 @pytest.fixture(scope="module")
 def gateway_responses(api: Json) -> Json:
-    found: Json = api["x-amazon-apigateway-gateway-responses"]
-    return found
+    responses: Json = api["x-amazon-apigateway-gateway-responses"]
+    return responses
 
 
 def resource(template: Json, kind: str) -> Json:
-    (found,) = (one for one in template["Resources"].values() if one["Type"] == kind)
-    properties: Json = found["Properties"]
+    (match,) = (candidate for candidate in template["Resources"].values() if candidate["Type"] == kind)
+    properties: Json = match["Properties"]
     return properties
 
 
-def checked(*command: str | Path) -> str:
-    """What it says; it must be content."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=PROJECT)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+def run_checker(*command: str | Path) -> str:
+    """Runs a checker, which must succeed; returns its output."""
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=PROJECT)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
 
 
 @pytest.fixture(params=["on demand", "from snapshots"])
 def build(request: pytest.FixtureRequest, aws_build: AwsBuild) -> AwsBuild:
-    """Both kinds, for what judges any template."""
-    found: AwsBuild = aws_build if request.param == "on demand" else request.getfixturevalue("with_snapstart")
-    return found
+    """A build without and one with SnapStart."""
+    chosen: AwsBuild = (
+        aws_build if request.param == "on demand" else request.getfixturevalue("with_snapstart")
+    )
+    return chosen
 
 
 def test_cfn_lint_passes_on_the_template(build: AwsBuild) -> None:
-    checked(Path(sys.executable).with_name("cfn-lint"), build.template)
+    run_checker(Path(sys.executable).with_name("cfn-lint"), build.template)
 
 
 def test_cfn_lint_passes_on_the_translated_template(build: AwsBuild, tmp_path: Path) -> None:
     template = tmp_path / "template.json"
-    template.write_text(json.dumps(translated_by_sam(build)))
+    template.write_text(json.dumps(translate_with_sam(build)))
 
-    checked(Path(sys.executable).with_name("cfn-lint"), template)
+    run_checker(Path(sys.executable).with_name("cfn-lint"), template)
 
 
 def test_checkov_fails_only_checks_skipped_with_a_reason(build: AwsBuild, tmp_path: Path) -> None:
@@ -127,7 +129,7 @@ def test_checkov_fails_only_checks_skipped_with_a_reason(build: AwsBuild, tmp_pa
 
     report = subprocess.run(
         [checkov, "-f", build.template, "--framework", "cloudformation", "-o", "json", "--skip-download"],
-        cwd=tmp_path,  # in the project it would read .checkov.yaml
+        cwd=tmp_path,  # in the project's folder it would read .checkov.yaml
         capture_output=True,
         check=False,
     )
@@ -146,9 +148,9 @@ def test_redocly_passes_on_the_openapi_document(alice: Client, tmp_path: Path) -
     document = tmp_path / "openapi.json"
     document.write_bytes(alice.get("/openapi.json").body)
 
-    said = checked(npx, "--yes", REDOCLY, "lint", "--config", "redocly.yaml", document)
+    output = run_checker(npx, "--yes", REDOCLY, "lint", "--config", "redocly.yaml", document)
 
-    assert "Warning was generated" not in said
+    assert "Warning was generated" not in output
 
 
 def test_template_has_database_and_user_pool_parameters(template: Json) -> None:
@@ -195,65 +197,65 @@ def test_function_settings_come_from_the_parameters(translated: Json) -> None:
     assert function["VpcConfig"] == {"Fn::If": ["InVpc", network, {"Ref": "AWS::NoValue"}]}
 
 
-NAMED = {"DBHost": "db.example", "DBName": "orders", "DBUser": "orders_app"}
-UNNAMED = {"DBHost": "", "DBName": "", "DBUser": ""}
+DATABASE = {"DBHost": "db.example", "DBName": "orders", "DBUser": "orders_app"}
+NO_DATABASE = {"DBHost": "", "DBName": "", "DBUser": ""}
 PASSWORD, SECRET = {"DBPassword": "hunter2"}, {"DBPasswordSecretArn": "arn:aws:secretsmanager:..."}
 
 
 @pytest.mark.parametrize(
-    ("given", "broken"),
+    ("parameters", "broken"),
     [
-        ({**NAMED, **PASSWORD}, []),
-        ({**NAMED, **SECRET}, []),
+        ({**DATABASE, **PASSWORD}, []),
+        ({**DATABASE, **SECRET}, []),
         (SECRET, []),
-        (NAMED, ["OnePassword"]),
-        ({**NAMED, **PASSWORD, **SECRET}, ["OnePassword"]),
+        (DATABASE, ["OnePassword"]),
+        ({**DATABASE, **PASSWORD, **SECRET}, ["OnePassword"]),
         (PASSWORD, ["DatabaseIsNamed"]),
-        ({**NAMED, **PASSWORD, "DBName": ""}, ["DatabaseIsNamed"]),
+        ({**DATABASE, **PASSWORD, "DBName": ""}, ["DatabaseIsNamed"]),
     ],
 )
 def test_template_requires_one_password_and_a_database(
-    template: Json, given: dict[str, str], broken: list[str]
+    template: Json, parameters: dict[str, str], broken: list[str]
 ) -> None:
-    values = {**UNNAMED, "DBPassword": "", "DBPasswordSecretArn": "", **given}
+    values = {**NO_DATABASE, "DBPassword": "", "DBPasswordSecretArn": "", **parameters}
 
-    found = [
+    failed_rules = [
         name
         for name, rule in template["Rules"].items()
-        if holds(rule.get("RuleCondition", True), values)
-        and not all(holds(assertion["Assert"], values) for assertion in rule["Assertions"])
+        if evaluate(rule.get("RuleCondition", True), values)
+        and not all(evaluate(assertion["Assert"], values) for assertion in rule["Assertions"])
     ]
 
-    assert found == broken
+    assert failed_rules == broken
 
 
 @pytest.mark.parametrize(("subnets", "in_vpc"), [([], False), (["subnet-1", "subnet-2"], True)])
 def test_function_is_in_a_vpc_with_subnets_only(template: Json, subnets: list[str], in_vpc: bool) -> None:
-    assert holds(template["Conditions"]["InVpc"], {"SubnetIds": subnets}) is in_vpc
+    assert evaluate(template["Conditions"]["InVpc"], {"SubnetIds": subnets}) is in_vpc
 
 
-def holds(condition: Any, values: Mapping[str, Any]) -> Any:
-    """CloudFormation's conditions, worked out."""
+def evaluate(condition: Any, values: Mapping[str, Any]) -> Any:
+    """Evaluates a CloudFormation condition."""
     if not isinstance(condition, dict):
         return condition
-    ((function, given),) = condition.items()
+    ((function, operand),) = condition.items()
     if function == "Ref":
-        return values[given]
+        return values[operand]
     if function == "Fn::Join":
-        return given[0].join(holds(given[1], values))
-    known = [holds(part, values) for part in given]
+        return operand[0].join(evaluate(operand[1], values))
+    operands = [evaluate(part, values) for part in operand]
     return {
-        "Fn::And": all(known),
-        "Fn::Or": any(known),
-        "Fn::Not": not known[0],
-        "Fn::Equals": known[0] == known[-1],
+        "Fn::And": all(operands),
+        "Fn::Or": any(operands),
+        "Fn::Not": not operands[0],
+        "Fn::Equals": operands[0] == operands[-1],
     }[function]
 
 
 def test_snapstart_publishes_a_version_and_routes_to_it(with_snapstart: AwsBuild, app: Any) -> None:
-    template = translated_by_sam(with_snapstart)
+    template = translate_with_sam(with_snapstart)
     (version, published), (alias, live) = (
-        next((name, each) for name, each in template["Resources"].items() if each["Type"] == kind)
+        next((name, entry) for name, entry in template["Resources"].items() if entry["Type"] == kind)
         for kind in ("AWS::Lambda::Version", "AWS::Lambda::Alias")
     )
     api = resource(template, "AWS::ApiGateway::RestApi")["Body"]
@@ -265,23 +267,23 @@ def test_snapstart_publishes_a_version_and_routes_to_it(with_snapstart: AwsBuild
     for path, methods in app.routes.items():
         for method in methods:
             uri = api["paths"][path][method.lower()]["x-amazon-apigateway-integration"]["uri"]
-            text, called = uri["Fn::Sub"]
-            assert list(called.values()) == [{"Ref": alias}]
-            assert re.findall(r"\$\{(\w+)\}", text) == list(called)
+            text, variables = uri["Fn::Sub"]
+            assert list(variables.values()) == [{"Ref": alias}]
+            assert re.findall(r"\$\{(\w+)\}", text) == list(variables)
 
 
 def test_snapstart_publishes_a_new_version_for_changed_settings(
     with_snapstart: AwsBuild, tmp_path: Path
 ) -> None:
-    """A password itself is not in a template, and so nobody can try one against a version's name."""
+    """The version's name does not depend on a plain password, so it cannot be used to guess one."""
     build = AwsBuild(tmp_path / "build")
     shutil.copytree(with_snapstart.folder, build.folder, symlinks=True)
 
     def version(**variables: str) -> str:
-        packaged(build, **variables)
-        resources = translated_by_sam(build)["Resources"]
-        (found,) = [name for name, each in resources.items() if each["Type"] == "AWS::Lambda::Version"]
-        return str(found)
+        package_with_snapstart(build, **variables)
+        resources = translate_with_sam(build)["Resources"]
+        (logical_id,) = [name for name, entry in resources.items() if entry["Type"] == "AWS::Lambda::Version"]
+        return str(logical_id)
 
     one = version(DB_HOST="one.example", DB_PASSWORD="hunter2")
     assert version(DB_HOST="one.example", DB_PASSWORD="hunter3") == one
@@ -290,7 +292,7 @@ def test_snapstart_publishes_a_new_version_for_changed_settings(
 
 
 def test_no_version_is_published_without_snapstart(translated: Json) -> None:
-    kinds = {each["Type"] for each in translated["Resources"].values()}
+    kinds = {entry["Type"] for entry in translated["Resources"].values()}
 
     assert not kinds & {"AWS::Lambda::Version", "AWS::Lambda::Alias"}
     assert "SnapStart" not in resource(translated, "AWS::Lambda::Function")
@@ -329,8 +331,8 @@ def test_cognito_authorizer_protects_exactly_the_token_routes(api: Json, app: An
     assert api["paths"]["/orders"]["post"]["security"] == [{"customers": []}]
 
 
-def as_answered(response: Json) -> tuple[str, dict[str, str], str]:
-    """Status, headers and body of a gateway response, with the request id that a test can know."""
+def rendered(response: Json) -> tuple[str, dict[str, str], str]:
+    """Status, headers and body of a gateway response, with the request id replaced."""
     headers = {
         name.removeprefix("gatewayresponse.header.").lower(): value.removeprefix("'").removesuffix("'")
         for name, value in response["responseParameters"].items()
@@ -353,21 +355,25 @@ def as_answered(response: Json) -> tuple[str, dict[str, str], str]:
 def test_api_gateway_error_bytes_equal_the_apps(
     gateway_responses: Json, anonymous: Client, kind: str, method: str, target: str, body: bytes
 ) -> None:
-    ours = anonymous.send(method, target, body)
+    response = anonymous.send(method, target, body)
 
-    status, headers, template = as_answered(gateway_responses[kind])
+    status, headers, template = rendered(gateway_responses[kind])
 
-    assert (int(status), template) == (ours.status, masked(ours.body.decode()))
-    assert headers == {name: value for name, value in ours.headers.items() if name not in UNMEANT}
+    assert (int(status), template) == (response.status, masked(response.body.decode()))
+    assert headers == {
+        name: value for name, value in response.headers.items() if name not in VARIABLE_HEADERS
+    }
 
 
 def test_api_gateway_413_equals_the_apps_413(gateway_responses: Json, alice: Client) -> None:
-    ours = alice.place(raw=b" " * (1024 * 1024 + 1))
+    response = alice.place(raw=b" " * (1024 * 1024 + 1))
 
-    status, headers, template = as_answered(gateway_responses["REQUEST_TOO_LARGE"])
+    status, headers, template = rendered(gateway_responses["REQUEST_TOO_LARGE"])
 
-    assert (int(status), template) == (ours.status, masked(ours.body.decode()))
-    assert headers == {name: value for name, value in ours.headers.items() if name not in UNMEANT}
+    assert (int(status), template) == (response.status, masked(response.body.decode()))
+    assert headers == {
+        name: value for name, value in response.headers.items() if name not in VARIABLE_HEADERS
+    }
 
 
 def masked(body: str) -> str:
@@ -405,9 +411,9 @@ def test_every_api_gateway_error_is_a_contract_problem(
 ) -> None:
     response = gateway_responses.get(kind) or gateway_responses[f"DEFAULT_{status // 100}XX"]
 
-    answered, headers, body = as_answered(response)
+    rendered_status, headers, body = rendered(response)
 
-    assert (int(answered), json.loads(body)["type"]) == (status, f"urn:order-api:problem:{slug}")
+    assert (int(rendered_status), json.loads(body)["type"]) == (status, f"urn:order-api:problem:{slug}")
     assert json.loads(body)["status"] == status
     assert headers["content-type"] == "application/problem+json"
     assert headers["access-control-allow-origin"] == "*"
@@ -417,18 +423,18 @@ def test_every_api_gateway_error_is_a_contract_problem(
 
 def test_api_gateway_preflight_has_the_common_headers(api: Json, anonymous: Client, app: Any) -> None:
     ordinary = anonymous.get("/health").headers
-    common = set(ordinary) - set(UNMEANT)
+    common = set(ordinary) - set(VARIABLE_HEADERS)
 
     for path in app.routes:
         preflight = api["paths"][path]["options"]
         (response,) = preflight["x-amazon-apigateway-integration"]["responses"].values()
-        sent = {
+        preflight_headers = {
             name.removeprefix("method.response.header.").lower(): value
             for name, value in response["responseParameters"].items()
         }
-        assert sent.pop("x-request-id") == "context.requestId"
-        assert sent.pop("access-control-allow-methods").strip("'").split(",")[-1] == "OPTIONS"
-        assert sent == {name: f"'{ordinary[name]}'" for name in common}
+        assert preflight_headers.pop("x-request-id") == "context.requestId"
+        assert preflight_headers.pop("access-control-allow-methods").strip("'").split(",")[-1] == "OPTIONS"
+        assert preflight_headers == {name: f"'{ordinary[name]}'" for name in common}
         assert {name.lower() for name in preflight["responses"]["200"]["headers"]} >= common | {
             "x-request-id"
         }

@@ -1,4 +1,4 @@
-"""A fresh copy of the project, in which the documents' commands run."""
+"""A fresh copy of the project, in which commands from the documents run."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def shell(command: str, folder: Path) -> str:
-    done = subprocess.run(
+    result = subprocess.run(
         ["bash", "-c", command],
         cwd=folder,
         capture_output=True,
@@ -29,14 +29,14 @@ def shell(command: str, folder: Path) -> str:
         check=False,
         env=clean_environment(),
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def shell_with_psql(commands: str, folder: Path = PROJECT, **variables: str) -> str:
     """The output of the commands, in a shell that has PostgreSQL's programs and stops at the first error."""
     path = f"{EMBEDDED}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
+    result = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", commands],
         cwd=folder,
         env=clean_environment() | {"PATH": path} | variables,
@@ -44,8 +44,8 @@ def shell_with_psql(commands: str, folder: Path = PROJECT, **variables: str) -> 
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 @contextmanager

@@ -20,7 +20,7 @@ class Block:
 
 
 def blocks(page: str, language: str, section: str = "") -> list[Block]:
-    """The page's blocks in this language, in their order; of one section when it is named."""
+    """The page's blocks in this language, in order; only those of one section if it is given."""
     parts = re.split(r"^## (.+)$", PAGES[page], flags=re.MULTILINE)
     titles = ["", *parts[1::2]]
     fenced = [

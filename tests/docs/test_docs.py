@@ -12,7 +12,7 @@ from tests.docs.pages import PAGES, PROJECT, Block, blocks, every_block, inline_
 from tests.support.servers import api_on
 from tools.client import Client
 
-LINKING = sorted({*(PROJECT / "docs").rglob("*.md"), *PROJECT.glob("*.md")})
+LINKED_PAGES = sorted({*(PROJECT / "docs").rglob("*.md"), *PROJECT.glob("*.md")})
 CLOUDS = ("azure", "gcp", "oci")
 SECTIONS = [
     "Prerequisites",
@@ -36,11 +36,11 @@ READ_BY_SDKS = {
     "REQUESTS_CA_BUNDLE",
     "SSL_CERT_FILE",
 }
-"""Environment variables that the called SDKs and commands read."""
+"""Environment variables that SDKs and commands read."""
 NO_VARIABLES = {"GENERIC_ARM", "GOOGLE_MANAGED_CAS_CA", "ORACLE_FUNCTIONS_BACKEND", "USERNAME", "PASSWORD"}
 
 
-@pytest.mark.parametrize("page", LINKING, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", LINKED_PAGES, ids=lambda page: page.name)
 def test_every_link_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if target.startswith("https://"):
@@ -72,7 +72,7 @@ def test_every_named_test_exists(page: str) -> None:
             assert f"def {name}(" in tests, name
 
 
-@pytest.mark.parametrize("page", LINKING, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", LINKED_PAGES, ids=lambda page: page.name)
 def test_every_file_that_a_page_names_exists(page: Path) -> None:
     paths = re.findall(
         r"`((?:audit|bench|chalicelib|deploy|local|shims|tests|tools)/[\w/.]+)", page.read_text()
@@ -140,6 +140,6 @@ def test_json_blocks_are_valid(block: Block) -> None:
 
 @pytest.mark.parametrize("block", every_block("sh"), ids=lambda block: f"{block.page}-{block.text[:20]}")
 def test_shell_blocks_are_well_formed(block: Block) -> None:
-    checked = subprocess.run(["bash", "-n"], input=block.text, capture_output=True, text=True, check=False)
+    result = subprocess.run(["bash", "-n"], input=block.text, capture_output=True, text=True, check=False)
 
-    assert (checked.returncode, checked.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, "")

@@ -1,4 +1,4 @@
-"""The commands of the clouds' pages: builds run unchanged, deployments call stand-ins of the clouds' CLIs."""
+"""The commands of the clouds' pages: builds run unchanged, deployments call fakes of the clouds' CLIs."""
 
 import json
 import os
@@ -58,7 +58,7 @@ Call = tuple[str, list[str], list[str]]
 def first_deploy(clone: Path, tmp_path: Path) -> Callable[[str], list[Call]]:
     """Runs a page's first deployment in a shell that stops at an unset variable or an error.
 
-    Returns the calls of the stand-ins.
+    Returns the calls of the fakes.
     """
     for tool in TOOLS:
         stand_in = tmp_path / "bin" / tool
@@ -71,7 +71,7 @@ def first_deploy(clone: Path, tmp_path: Path) -> Callable[[str], list[Call]]:
         commands = "\n".join(block.text for block in blocks(f"{cloud}.md", "sh", "First deploy"))
         path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
         variables = {"PATH": path, "CALLS": str(tmp_path / "calls"), "TOKEN": "a.b.c"}
-        done = subprocess.run(
+        result = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", commands],
             cwd=clone,
             env=clean_environment() | variables,
@@ -79,15 +79,15 @@ def first_deploy(clone: Path, tmp_path: Path) -> Callable[[str], list[Call]]:
             text=True,
             check=False,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert result.returncode == 0, result.stdout + result.stderr
         lines = (tmp_path / "calls").read_text().splitlines()
         return [(tool, args, files) for tool, args, files in map(json.loads, lines)]
 
     return run
 
 
-def only(calls: list[Call], *words: str) -> Call:
-    """The only call that begins with these words."""
+def only_call(calls: list[Call], *words: str) -> Call:
+    """The only call that starts with these words."""
     (matching,) = [call for call in calls if (call[0], *call[1])[: len(words)] == words]
     return matching
 
@@ -95,8 +95,8 @@ def only(calls: list[Call], *words: str) -> Call:
 def test_first_deploy_to_azure_completes(first_deploy: Callable[[str], list[Call]]) -> None:
     calls = first_deploy("azure")
 
-    _, _, (written,) = only(calls, "az", "functionapp", "config", "appsettings", "set")
-    settings = {setting["name"]: setting["value"] for setting in json.loads(written)}
+    _, _, (settings_file,) = only_call(calls, "az", "functionapp", "config", "appsettings", "set")
+    settings = {setting["name"]: setting["value"] for setting in json.loads(settings_file)}
     assert settings == {
         "AUTH_AUDIENCE": DIRECTORY,
         "AUTH_ISSUER": f"https://login.microsoftonline.com/{DIRECTORY}/v2.0",
@@ -106,28 +106,28 @@ def test_first_deploy_to_azure_completes(first_deploy: Callable[[str], list[Call
         "DB_PASSWORD": "https://shop-orders-vault.vault.azure.net/secrets/db-password",
         "DB_USER": "orders_app",
     }
-    assert "shop-orders-api" in only(calls, "func", "azure", "functionapp", "publish")[1]
-    assert "TOKEN=a.b.c" in only(calls, "make", "conform")[1]
+    assert "shop-orders-api" in only_call(calls, "func", "azure", "functionapp", "publish")[1]
+    assert "TOKEN=a.b.c" in only_call(calls, "make", "conform")[1]
 
 
 def test_first_deploy_to_google_cloud_completes(first_deploy: Callable[[str], list[Call]]) -> None:
     calls = first_deploy("gcp")
 
-    _, arguments, (written,) = only(calls, "gcloud", "run", "deploy")
-    settings = json.loads(written)
+    _, arguments, (settings_file,) = only_call(calls, "gcloud", "run", "deploy")
+    settings = json.loads(settings_file)
     assert (settings["DB_HOST"], settings["DB_PASSWORD"]) == (
         "/cloudsql/my-project:europe-west1:orders",
         "projects/my-project/secrets/db-password",
     )
     assert "orders-api@my-project.iam.gserviceaccount.com" in arguments
-    assert "my-project:europe-west1:orders" in only(calls, "gcloud", "run", "services", "update")[1]
-    assert "TOKEN=a.b.c" in only(calls, "make", "conform")[1]
+    assert "my-project:europe-west1:orders" in only_call(calls, "gcloud", "run", "services", "update")[1]
+    assert "TOKEN=a.b.c" in only_call(calls, "make", "conform")[1]
 
 
 def test_first_deploy_to_oracle_completes(first_deploy: Callable[[str], list[Call]], clone: Path) -> None:
     calls = first_deploy("oci")
 
-    assert "orders" in only(calls, "fn", "deploy")[1]
+    assert "orders" in only_call(calls, "fn", "deploy")[1]
     configured = [args for tool, args, _ in calls if tool == "fn" and args[:2] == ["config", "function"]]
     assert ["BASE_PATH", "/shop"] in [args[-2:] for args in configured]
     for _, arguments, _ in calls:
@@ -140,7 +140,7 @@ def test_first_deploy_to_oracle_completes(first_deploy: Callable[[str], list[Cal
     (route,) = json.loads((clone / "gateway.json").read_text())["routes"]
     assert (route["path"], route["methods"]) == ("/{path*}", ["ANY"])
     assert route["backend"]["functionId"].startswith("ocid1.")
-    assert "TOKEN=a.b.c" in only(calls, "make", "conform")[1]
+    assert "TOKEN=a.b.c" in only_call(calls, "make", "conform")[1]
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
@@ -148,10 +148,10 @@ def test_schema_can_be_applied_as_documented(cloud: str) -> None:
     (commands,) = [
         block.text for block in blocks(f"{cloud}.md", "sh", "First deploy") if "-f schema.sql" in block.text
     ]
-    on_a_database = "\n".join(line for line in commands.splitlines() if "psql" in line)
+    psql_commands = "\n".join(line for line in commands.splitlines() if "psql" in line)
 
     with private_server() as server:
-        shell_with_psql(on_a_database, OWNER_DATABASE_URL=server.urls.owner, APP_PASSWORD="0123456789abcdef")
+        shell_with_psql(psql_commands, OWNER_DATABASE_URL=server.urls.owner, APP_PASSWORD="0123456789abcdef")
 
         with connected(server.url("postgres")) as connection, connection.cursor() as cursor:
             cursor.execute("select rolpassword like 'SCRAM%' from pg_authid where rolname = 'orders_app'")

@@ -26,8 +26,8 @@ class Move:
     new: Server
     folder: Path
 
-    def do(self, containing: str, section: str, *, reverse: bool = False) -> str:
-        """Runs the section's block that contains this text; its output."""
+    def run(self, containing: str, section: str, *, reverse: bool = False) -> str:
+        """Runs the section's block that contains this text; returns its output."""
         (commands,) = [block.text for block in blocks("moving.md", "sh", section) if containing in block.text]
         if reverse:
             commands = commands.replace("OLD_OWNER_URL", "NEW_OWNER_URL")
@@ -58,24 +58,24 @@ def test_migration_carries_every_order_and_key(move: Move, alice: Client, other_
         first = alice.place(key="before-the-move")
         assert [first.status, other_tenant.place().status] == [201, 201]
     with api_on(move.new.urls.app):
-        assert alice.place().status == 201  # the conformance list does
-    move.do("truncate", "Beforehand")
+        assert alice.place().status == 201  # as the conformance list does
+    move.run("truncate", "Beforehand")
 
     with api_on(move.old.urls.app):
-        move.do("= on", "The move")
+        move.run("= on", "The move")
     with api_on(move.old.urls.app):
-        refused = alice.place(key="during-the-move")
-        assert (refused.slug, refused.headers["retry-after"]) == ("unavailable", "1")
+        rejected = alice.place(key="during-the-move")
+        assert (rejected.slug, rejected.headers["retry-after"]) == ("unavailable", "1")
         assert len(alice.get("/orders").json["orders"]) == 1
-    move.do("pg_restore", "The move")
-    counts = move.do("COUNTS", "The move").splitlines()
+    move.run("pg_restore", "The move")
+    counts = move.run("COUNTS", "The move").splitlines()
 
     assert [line for line in counts if "|" in line][0::2] == [line for line in counts if "|" in line][1::2]
     for table in TABLES:
         assert move.rows(move.new, table) == move.rows(move.old, table) != []
     with api_on(move.new.urls.app):
-        again = alice.place(key="before-the-move")
-        assert (again.body, again.headers["idempotent-replayed"]) == (first.body, "true")
+        replayed = alice.place(key="before-the-move")
+        assert (replayed.body, replayed.headers["idempotent-replayed"]) == (first.body, "true")
         assert alice.place(key="during-the-move").status == 201
         assert len(other_tenant.get("/orders").json["orders"]) == 1
 
@@ -84,8 +84,8 @@ def test_migration_restores_row_level_security(move: Move, alice: Client) -> Non
     with api_on(move.old.urls.app):
         alice.place()
 
-    move.do("pg_restore", "The move")
-    move.do("COUNTS", "The move")
+    move.run("pg_restore", "The move")
+    move.run("COUNTS", "The move")
 
     for server in (move.old, move.new):
         forced = move.rows(server, "(select relname, relforcerowsecurity, 0 from pg_class) as c")
@@ -97,14 +97,14 @@ def test_migration_restores_row_level_security(move: Move, alice: Client) -> Non
 def test_a_rollback_carries_new_orders_back(move: Move, alice: Client) -> None:
     with api_on(move.old.urls.app):
         alice.place(key="before-the-move")
-    move.do("= on", "The move")
-    move.do("pg_restore", "The move")
-    move.do("COUNTS", "The move")
+    move.run("= on", "The move")
+    move.run("pg_restore", "The move")
+    move.run("COUNTS", "The move")
     with api_on(move.new.urls.app):
         after = alice.place(key="after-the-move")
-        move.do("= on", "The move", reverse=True)
+        move.run("= on", "The move", reverse=True)
 
-    move.do("back.sql", "Rollback")
+    move.run("back.sql", "Rollback")
 
     for table in TABLES:
         assert move.rows(move.old, table) == move.rows(move.new, table)
@@ -116,7 +116,7 @@ def test_a_rollback_carries_new_orders_back(move: Move, alice: Client) -> None:
 def test_open_connections_stop_writing_within_their_lifetime(move: Move, alice: Client) -> None:
     with api_on(move.old.urls.app, DB_POOL_RECYCLE="1"):
         assert alice.place().status == 201
-        move.do("= on", "The move")
+        move.run("= on", "The move")
         shell_with_psql("sleep 1.1")
 
         assert alice.place().slug == "unavailable"

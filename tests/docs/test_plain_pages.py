@@ -1,4 +1,4 @@
-"""README.md, CHANGELOG.md and docs/ stay short: the README, each sentence and each table cell."""
+"""Length limits of README.md, CHANGELOG.md and docs/: sentences, table cells, lines of the README."""
 
 import re
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ PAGES = [
     *PROJECT.glob("*.md"),
     *(PROJECT / "docs").rglob("*.md"),
 ]
-LONGEST_SENTENCE, LONGEST_CELL, LONGEST_README = 220, 250, 120
-"""Characters without the address of a link; a README's lines."""
+MAX_SENTENCE, MAX_CELL, MAX_README = 220, 250, 120
+"""Characters without link addresses; lines of the README."""
 MEASURED = {
     line for path in (PROJECT / "bench/results").glob("*.md") for line in path.read_text().splitlines()
 }
-"""Written by `make bench`, and compared with docs/performance.md by tests/bench."""
+"""Lines written by `make bench`; tests/bench compares them with docs/performance.md."""
 
 
 def visible(page: Path) -> str:
@@ -32,7 +32,7 @@ def cells(page: Path) -> Iterator[str]:
 
 
 def sentences(page: Path) -> Iterator[str]:
-    """A list's item and a paragraph end a sentence too."""
+    """List items and paragraphs end a sentence too."""
     prose = re.sub(r"^( *\|.*|#.*|    .*)$", "", visible(page), flags=re.MULTILINE)
     for paragraph in re.split(r"\n\s*\n|\n\s*(?=(?:[-*]|\d+\.) )", prose):
         yield from re.split(r"(?<=[.!?])\**\s+(?=[\[(*`A-Z])", " ".join(paragraph.split()))
@@ -40,13 +40,13 @@ def sentences(page: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_sentence_is_longer_than_two_lines(page: Path) -> None:
-    assert [sentence for sentence in sentences(page) if len(sentence) > LONGEST_SENTENCE] == []
+    assert [sentence for sentence in sentences(page) if len(sentence) > MAX_SENTENCE] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_table_cell_is_a_paragraph(page: Path) -> None:
-    assert [cell for cell in cells(page) if len(cell) > LONGEST_CELL] == []
+    assert [cell for cell in cells(page) if len(cell) > MAX_CELL] == []
 
 
 def test_the_readme_fits_on_a_few_screens() -> None:
-    assert len((PROJECT / "README.md").read_text().splitlines()) <= LONGEST_README
+    assert len((PROJECT / "README.md").read_text().splitlines()) <= MAX_README

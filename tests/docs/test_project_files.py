@@ -1,4 +1,4 @@
-"""What tools outside this repository read: the CI workflow, the hooks, the devcontainer and [project]."""
+"""Files for external tools: the CI workflow, the hooks, the devcontainer and [project]."""
 
 import json
 import re
@@ -17,17 +17,17 @@ PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())
 MAKE = re.compile(r"^make [\w -]+$", re.MULTILINE)
 
 
-def loaded(path: Path) -> Any:
+def yaml_in(path: Path) -> Any:
     return yaml.safe_load(path.read_text())
 
 
 @pytest.mark.parametrize("path", YAML, ids=lambda path: path.name)
 def test_a_yaml_file_is_a_mapping(path: Path) -> None:
-    assert isinstance(loaded(path), dict)
+    assert isinstance(yaml_in(path), dict)
 
 
 def test_the_workflow_calls_the_targets_of_ci_run() -> None:
-    (job,) = loaded(PROJECT / ".github/workflows/ci.yml")["jobs"].values()
+    (job,) = yaml_in(PROJECT / ".github/workflows/ci.yml")["jobs"].values()
     commands = [step["run"] for step in job["steps"] if "run" in step]
 
     assert commands == MAKE.findall((PROJECT / ".ci/run").read_text())
@@ -35,7 +35,7 @@ def test_the_workflow_calls_the_targets_of_ci_run() -> None:
 
 
 def test_the_workflow_tests_every_python_that_the_project_requires() -> None:
-    (job,) = loaded(PROJECT / ".github/workflows/ci.yml")["jobs"].values()
+    (job,) = yaml_in(PROJECT / ".github/workflows/ci.yml")["jobs"].values()
     first, after = map(int, re.findall(r"3\.(\d+)", PYPROJECT["project"]["requires-python"]))
 
     versions = job["strategy"]["matrix"]["python"]
@@ -43,7 +43,7 @@ def test_the_workflow_tests_every_python_that_the_project_requires() -> None:
 
 
 def test_hooks_run_local_commands_only() -> None:
-    repositories = loaded(PROJECT / ".pre-commit-config.yaml")["repos"]
+    repositories = yaml_in(PROJECT / ".pre-commit-config.yaml")["repos"]
 
     assert [repository["repo"] for repository in repositories] == ["local"]
     assert {hook["language"] for hook in repositories[0]["hooks"]} == {"system"}

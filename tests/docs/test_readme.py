@@ -1,4 +1,4 @@
-"""README.md's commands run as they are printed; the tables of docs/ name every setting and every error."""
+"""README.md's commands run as printed; docs/api.md lists every error and every field of an order."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from chalicelib import errors
 from chalicelib.orders.new_order import NewItem, NewOrder
 from local.database import Urls
 from tests.docs.clone import PROJECT, clean_environment, cloned, shell
-from tests.support.log_leak_plugin import hear_text
+from tests.support.log_leak_plugin import check_log_text
 from tools.client import free_port
 
 README = (PROJECT / "README.md").read_text()
@@ -34,7 +34,7 @@ def block(text: str, language: str, containing: str) -> str:
 
 
 class Stack:
-    """`make run`, or another of the README's commands that serve, in its own folder."""
+    """A running server: `make run` or another command of the README, in its own folder."""
 
     def __init__(self, folder: Path, port: int, command: str = "make run", **environment: str) -> None:
         self.folder, self.port = folder, port
@@ -49,7 +49,7 @@ class Stack:
         )
 
     def output(self) -> str:
-        """Its output, once it is ready or has ended."""
+        """The output once the server is ready or has ended."""
         deadline = time.monotonic() + 120
         while "Ctrl-C" not in self._log.read_text() and self.process.poll() is None:
             assert time.monotonic() < deadline, self._log.read_text()
@@ -65,20 +65,20 @@ class Stack:
 
 @contextmanager
 def running_stack(folder: Path, port: int, command: str = "make run", **environment: str) -> Iterator[Stack]:
-    """A stack that is ready; it is stopped at the end, also after a failure."""
+    """A ready stack; it is stopped at the end, also after a failure."""
     stack = Stack(folder, port, command, **environment)
     try:
         assert "Ctrl-C" in stack.output(), stack.output()
         yield stack
     finally:
         stack.ctrl_c()
-        # The output before Ctrl-C has the user's tokens and commands.
-        hear_text("what was said while it served", stack.output().rpartition("Ctrl-C")[2])
+        # The output before this line has tokens and commands for the user.
+        check_log_text("the output while serving", stack.output().rpartition("Ctrl-C")[2])
 
 
 @pytest.fixture(scope="module")
 def stack(clone: Path) -> Iterator[Stack]:
-    # A proxy that is down, and another provider's variables, must not matter.
+    # An unreachable proxy and another provider's variables must have no effect.
     environment = {"HTTP_PROXY": "http://127.0.0.1:9", "AUTH_PROVIDER": "entra", "AUTH_TENANT_CLAIM": "tid"}
     with running_stack(clone, free_port(), **environment) as stack:
         yield stack
@@ -89,22 +89,22 @@ def test_readme_curl_answers_as_printed(stack: Stack) -> None:
     command = block(README, "sh", "test_order.json").replace(":8000", f":{stack.port}")
     printed = block(README, "json", "Order created successfully")
 
-    answered = shell(command, stack.folder)
+    output = shell(command, stack.folder)
 
-    assert MASKED.sub("*", answered.strip()) == MASKED.sub("*", printed.strip())
+    assert MASKED.sub("*", output.strip()) == MASKED.sub("*", printed.strip())
 
 
 @pytest.mark.slow
 def test_printed_curls_answer_as_described(stack: Stack) -> None:
     curls = [line for line in stack.output().splitlines() if line.startswith("curl ")]
 
-    placed, again, listed, foreign = (shell(curl, Path("/")) for curl in curls)
+    placed, replayed, listed, foreign = (shell(curl, Path("/")) for curl in curls)
 
     assert placed.startswith("HTTP/1.1 201 ")
     assert '"total_amount":99.99,' in placed
-    assert again.startswith("HTTP/1.1 201 ")
-    assert "Idempotent-Replayed: true" in again
-    assert again.splitlines()[-1] == placed.splitlines()[-1]
+    assert replayed.startswith("HTTP/1.1 201 ")
+    assert "Idempotent-Replayed: true" in replayed
+    assert replayed.splitlines()[-1] == placed.splitlines()[-1]
     order = json.loads(placed.splitlines()[-1])["order"]
     assert listed.startswith("HTTP/1.1 200 ")
     assert json.loads(listed.splitlines()[-1])["orders"][0] == order
@@ -120,10 +120,10 @@ def test_every_cloud_runtime_answers_the_readme_curl(clone: Path, cloud: str) ->
         (command,) = re.findall(rf"`(make build-{cloud} local-{cloud})`", README)
     with running_stack(clone, port := free_port(), command):
         curl = block(README, "sh", "test_order.json").replace(":8000", f":{port}")
-        answered = shell(curl, clone)
+        output = shell(curl, clone)
 
     printed = block(README, "json", "Order created successfully")
-    assert MASKED.sub("*", answered.strip()) == MASKED.sub("*", printed.strip())
+    assert MASKED.sub("*", output.strip()) == MASKED.sub("*", printed.strip())
 
 
 @pytest.mark.slow
@@ -131,8 +131,8 @@ def test_make_token_prints_one_line(stack: Stack) -> None:
     token = shell("make -s token TENANT=acme USER=alice", stack.folder)
 
     assert re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+\n", token)
-    odd = shell("""make -s token TENANT="it's; echo \\`pwd\\`" USER=zoë""", stack.folder)
-    claims = json.loads(urlsafe_b64decode(odd.split(".")[1] + "=="))
+    unusual = shell("""make -s token TENANT="it's; echo \\`pwd\\`" USER=zoë""", stack.folder)
+    claims = json.loads(urlsafe_b64decode(unusual.split(".")[1] + "=="))
     assert (claims["custom:tenant_id"], claims["cognito:username"]) == ("it's; echo `pwd`", "zoë")
 
 
@@ -169,7 +169,7 @@ def test_ctrl_c_stops_all_processes_and_keeps_orders() -> None:
         with running_stack(clone, port):
             order = json.loads(shell(curl, clone))["order"]
 
-        assert not running(clone / ".local/postgres")
+        assert not is_postgres_running(clone / ".local/postgres")
         with running_stack(clone, port):
             token = '-H "Authorization: Bearer $(make -s token TENANT=acme)"'
             body = shell(f"curl -s http://127.0.0.1:{port}/orders/{order['order_id']} {token}", clone)
@@ -183,13 +183,13 @@ def test_database_url_selects_ones_own_server(clone: Path, database: Urls, admin
     with running_stack(clone, free_port(), **urls) as own:
         assert f"Database  {database.app}" in own.output()
 
-    refused = Stack(clone, free_port(), DATABASE_URL=admin_url)
-    assert refused.process.wait(timeout=60) != 0
-    assert "the role postgres is a superuser" in refused.output()
+    rejected = Stack(clone, free_port(), DATABASE_URL=admin_url)
+    assert rejected.process.wait(timeout=60) != 0
+    assert "the role postgres is a superuser" in rejected.output()
 
 
-def running(data: Path) -> bool:
-    """Whether a PostgreSQL with this data folder runs."""
+def is_postgres_running(data: Path) -> bool:
+    """Whether a PostgreSQL with this data folder is running."""
     commands = (process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"]))
     return any(str(data) in command for command in commands)
 
@@ -198,12 +198,12 @@ def test_every_named_target_exists() -> None:
     makefile = (PROJECT / "Makefile").read_text()
     targets = set(re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[0].split())
 
-    named = set(
+    mentioned = set(
         re.findall(r"make (?:-s )?([a-z-]+)", " ".join(re.findall(r"`[^`]*`|```.*?```", README, re.DOTALL)))
     )
 
-    assert named
-    assert named <= targets
+    assert mentioned
+    assert mentioned <= targets
 
 
 def test_error_table_lists_every_problem() -> None:

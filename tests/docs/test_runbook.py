@@ -1,4 +1,4 @@
-"""docs/operations.md: its statements run, and each log line leads to the right row of the runbook."""
+"""docs/operations.md: its statements run, and each log line matches the right row of the runbook."""
 
 import re
 import time
@@ -23,10 +23,10 @@ pytestmark = pytest.mark.slow
 PAGE = (Path(__file__).parents[2] / "docs/operations.md").read_text()
 ROWS = re.findall(r"^\| (.+?) \| (.+?) \| .+ \|$", PAGE.split("## Server errors")[1].split("```")[0], re.M)
 CONNECTIONS, RESERVED = 8, 2
-"""The small server's maximum, and how many of them are reserved for superusers."""
+"""max_connections of the small server, and how many are reserved for superusers."""
 
 
-def meaning(line: str) -> str:
+def runbook_cause(line: str) -> str:
     """The cause in the first row of the runbook with a quotation that matches this log line."""
     for symptom, cause in ROWS:
         for quoted in re.findall(r"`(.+?)`", symptom):
@@ -70,7 +70,7 @@ def logged_line(
     method: str = "GET",
     **variables: str,
 ) -> str:
-    """The line that a failing request to this server logs before its own."""
+    """The error that a failing request to this server logs before its request line."""
     with api_on(server.urls.app, **variables):
         answer = client.get("/orders") if method == "GET" else client.place()
     assert answer.status in (500, 503)
@@ -90,7 +90,7 @@ def test_every_statement_of_the_runbook_runs(server: Server) -> None:
 
 def test_runbook_finds_and_ends_a_blocking_session(server: Server) -> None:
     (find_holder,) = [text for text in statements() if "pg_blocking_pids" in text]
-    (end,) = [text for text in statements() if "pg_terminate_backend" in text]
+    (terminate,) = [text for text in statements() if "pg_terminate_backend" in text]
     with (
         ThreadPoolExecutor(1) as pool,
         connected(server.urls.owner) as waiting,
@@ -101,12 +101,12 @@ def test_runbook_finds_and_ends_a_blocking_session(server: Server) -> None:
         holder.cursor().execute("begin")
         holder.cursor().execute("delete from schema_version where version = 1")
         holder.cursor().execute("lock table orders; select 'ann@example.com'")
-        waits = pool.submit(waiting.cursor().execute, "select from orders")
+        blocked = pool.submit(waiting.cursor().execute, "select from orders")
         cursor = superuser.cursor(cursor_factory=RealDictCursor)
         until(lambda: cursor.execute(find_holder) or cursor.rowcount)
         (row,) = cursor.fetchall()
-        cursor.execute(end.replace("1234", str(row["holder"])))
-        waits.result(timeout=10)
+        cursor.execute(terminate.replace("1234", str(row["holder"])))
+        blocked.result(timeout=10)
         cursor.execute("select count(*) from schema_version")
         remaining = cursor.fetchone()
 
@@ -126,24 +126,24 @@ def test_runbook_covers_exhausted_connections_before_general_failures(
     small_server: Server, alice: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     lines = []
-    with ExitStack() as taken:
+    with ExitStack() as connections:
         with connected(small_server.url("postgres")) as superuser:
             superuser.cursor().execute("alter role orders_app connection limit 0")
         lines.append(logged_line(small_server, alice, caplog))
         with connected(small_server.url("postgres")) as superuser:
             superuser.cursor().execute("alter role orders_app connection limit -1")
         for _ in range(CONNECTIONS - RESERVED):
-            taken.enter_context(connected(small_server.urls.owner))
+            connections.enter_context(connected(small_server.urls.owner))
         lines.append(logged_line(small_server, alice, caplog))
         for _ in range(RESERVED):
-            taken.enter_context(connected(small_server.url("postgres")))
+            connections.enter_context(connected(small_server.url("postgres")))
         lines.append(logged_line(small_server, alice, caplog))
 
     assert "too many connections for role" in lines[0]
     assert "slots are reserved" in lines[1]
     assert "too many clients" in lines[2]
-    assert [meaning(line) for line in lines] == [meaning(lines[0])] * 3
-    assert "used up" in meaning(lines[0])
+    assert [runbook_cause(line) for line in lines] == [runbook_cause(lines[0])] * 3
+    assert "used up" in runbook_cause(lines[0])
 
 
 def test_runbook_covers_an_unreachable_database(alice: Client, caplog: pytest.LogCaptureFixture) -> None:
@@ -151,7 +151,7 @@ def test_runbook_covers_an_unreachable_database(alice: Client, caplog: pytest.Lo
         with api_on(f"postgresql://orders_app@{address}/orders"):
             assert alice.get("/orders").status == 503
         line = [record.getMessage() for record in caplog.records if record.name == "order-api"][-1]
-        assert "no route to the database" in meaning(line)
+        assert "no route to the database" in runbook_cause(line)
 
 
 def test_runbook_covers_silent_locked_and_read_only_databases(
@@ -167,13 +167,13 @@ def test_runbook_covers_silent_locked_and_read_only_databases(
         silent = logged_line(server, alice, caplog, DB_READ_TIMEOUT="1")
         cursor.execute("rollback")
 
-    assert "default_transaction_read_only" in meaning(read_only)
-    assert "lock" in meaning(locked)
-    assert "does not respond" in meaning(silent)
+    assert "default_transaction_read_only" in runbook_cause(read_only)
+    assert "lock" in runbook_cause(locked)
+    assert "does not respond" in runbook_cause(silent)
 
 
 @pytest.mark.parametrize(
-    ("harm", "helps"),
+    ("fault", "fix"),
     [
         ("alter role orders_app superuser", "alter role orders_app nosuperuser"),
         ("create policy everybody on orders using (true)", "drop policy everybody on orders"),
@@ -182,22 +182,22 @@ def test_runbook_covers_silent_locked_and_read_only_databases(
     ],
 )
 def test_runbook_fix_for_a_refused_role_works(
-    server: Server, alice: Client, caplog: pytest.LogCaptureFixture, harm: str, helps: str
+    server: Server, alice: Client, caplog: pytest.LogCaptureFixture, fault: str, fix: str
 ) -> None:
     with connected(server.url("postgres")) as superuser:
-        superuser.cursor().execute(harm)
+        superuser.cursor().execute(fault)
         line = logged_line(server, alice, caplog)
-        superuser.cursor().execute(helps or "select")
+        superuser.cursor().execute(fix or "select")
     apply_schema(server.urls.owner)
 
     assert line.startswith("refuses to serve: the role orders_app ")
-    assert meaning(line) != "row-level security would not bind this role" or "superuser" in harm
+    assert runbook_cause(line) != "row-level security would not bind this role" or "superuser" in fault
     with api_on(server.urls.app):
         assert alice.get("/orders").status == 200
 
 
 def test_runbook_covers_an_outdated_schema(server: Server) -> None:
-    """A statement that needs the new function fails; see docs/database.md, Applying it."""
+    """A statement that needs the missing function fails; see docs/database.md, Applying it."""
     with connected(server.urls.owner) as owner:
         owner.cursor().execute("drop function set_tenant(text, integer)")
         try:
@@ -206,7 +206,7 @@ def test_runbook_covers_an_outdated_schema(server: Server) -> None:
         finally:
             apply_schema(server.urls.owner)
 
-    assert "older than the release" in meaning(f"Refused: {refused.value}")
+    assert "older than the release" in runbook_cause(f"Refused: {refused.value}")
 
 
 def test_runbook_fix_for_revoked_plpgsql_works(
@@ -215,10 +215,10 @@ def test_runbook_fix_for_revoked_plpgsql_works(
     with connected(server.url("postgres")) as superuser:
         superuser.cursor().execute("revoke usage on language plpgsql from public")
         line = logged_line(server, alice, caplog)
-        (helps,) = re.findall(r"`(grant usage on language .+?)`", PAGE)
-        superuser.cursor().execute(helps)
+        (fix,) = re.findall(r"`(grant usage on language .+?)`", PAGE)
+        superuser.cursor().execute(fix)
 
     assert line == "Refused: SQLSTATE 42501: permission denied for language plpgsql"
-    assert "revoked USAGE" in meaning(line)
+    assert "revoked USAGE" in runbook_cause(line)
     with api_on(server.urls.app):
         assert alice.get("/orders").status == 200

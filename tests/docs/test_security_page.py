@@ -27,21 +27,21 @@ def table(title: str) -> list[list[str]]:
 
 
 def numbers(cell: str) -> Iterator[int]:
-    """`1, 3 to 5` is 1, 3, 4 and 5."""
+    """The numbers in a cell: `1, 3 to 5` is 1, 3, 4 and 5."""
     for first, last in re.findall(r"(\d+)(?: to (\d+))?", re.sub(r"\[.*", "", cell)):
         yield from range(int(first), int(last or first) + 1)
 
 
 @cache
 def functions_in(file: str) -> set[str]:
-    """The functions at the top level of a file, which is not imported; none if there is no such file."""
+    """The top-level functions of a file, without importing it; empty if the file does not exist."""
     path = PROJECT / file
     nodes = ast.parse(path.read_text()).body if path.is_file() else []
     return {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
 
 
-def is_there(path: str) -> bool:
-    """A path from the project's folder or from chalicelib/; a star matches anything."""
+def exists_in_project(path: str) -> bool:
+    """Whether a path or glob exists below the project's folder or chalicelib/."""
     return any(folder.glob(path.rstrip("/")) for folder in (PROJECT, PROJECT / "chalicelib"))
 
 
@@ -59,16 +59,16 @@ def test_every_promise_names_its_tests_and_files() -> None:
     assert [int(number) for number, *_ in promises] == list(range(1, len(promises) + 1))
     tested = [number for number, test in table(TESTS) if NODE.match(test)]
     assert list(dict.fromkeys(tested)) == [number for number, *_ in promises]
-    for _, promise, where in promises:
-        files = re.findall(r"`([^`]+)`", where)
+    for _, promise, places in promises:
+        files = re.findall(r"`([^`]+)`", places)
         assert files, promise
-        assert [path for path in files if not is_there(path)] == [], promise
+        assert [path for path in files if not exists_in_project(path)] == [], promise
 
 
 def test_every_file_named_on_security_page_exists() -> None:
     files = re.findall(r"`((?:tests|chalicelib|deploy|shims|local|audit)/[\w/.]+|\w+\.(?:py|sql))[`:]", PAGE)
 
-    assert [path for path in files if not is_there(path)] == []
+    assert [path for path in files if not exists_in_project(path)] == []
 
 
 def test_all_ten_owasp_risks_are_listed() -> None:
@@ -79,12 +79,12 @@ def test_all_ten_owasp_risks_are_listed() -> None:
 
 def test_every_promise_is_referenced_by_valid_numbers() -> None:
     promises = set(range(1, len(table(PROMISES)) + 1))
-    mapped = [cells[-1] for title in (ACTORS, RISKS, SECTIONS) for cells in table(title)]
+    number_cells = [cells[-1] for title in (ACTORS, RISKS, SECTIONS) for cells in table(title)]
 
-    for cell in mapped:
+    for cell in number_cells:
         assert set(numbers(cell)), cell
         assert set(numbers(cell)) <= promises, cell
-    assert {number for cell in mapped for number in numbers(cell)} == promises
+    assert {number for cell in number_cells for number in numbers(cell)} == promises
 
 
 def test_asvs_sections_are_unique_and_in_order() -> None:

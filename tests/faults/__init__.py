@@ -1,1 +1,1 @@
-"""What can break is broken for real: processes are killed and connections cut under load."""
+"""Fault injection on real processes: they are killed and their connections cut under load."""

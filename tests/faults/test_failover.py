@@ -1,4 +1,4 @@
-"""A standby takes over from its primary: nothing acknowledged is lost, and nobody restarts the API."""
+"""Failover to a standby: no acknowledged order is lost, and the API needs no restart."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +10,7 @@ import pytest
 
 from local.database import apply_schema
 from tests.support.servers import private_server, standby_of
+from tests.support.waiting import until
 from tools.client import Client, over_http
 from tools.postgres_proxy import Proxy
 from tools.postgres_server import Server
@@ -24,8 +25,8 @@ READ_TIMEOUT = 2
 
 
 @dataclass
-class Pair:
-    """A primary, its synchronous standby, and the product that knows both addresses."""
+class Cluster:
+    """A primary, its synchronous standby, and the API configured with both addresses."""
 
     primary: Server
     standby: Server
@@ -36,21 +37,21 @@ class Pair:
         return rows(self.primary, "select sync_state from pg_stat_replication") == [("sync",)]
 
 
-def in_a_url(first: int, second: int) -> dict[str, str]:
+def in_url(first: int, second: int) -> dict[str, str]:
     return {"DATABASE_URL": url(first, second, more="?target_session_attrs=read-write")}
 
 
 def in_variables(first: int, second: int) -> dict[str, str]:
-    where = {"DB_HOST": "127.0.0.1,127.0.0.1", "DB_PORT": f"{first},{second}"}
-    return {**where, "DB_NAME": "orders", "DB_USER": "orders_app"}
+    hosts = {"DB_HOST": "127.0.0.1,127.0.0.1", "DB_PORT": f"{first},{second}"}
+    return {**hosts, "DB_NAME": "orders", "DB_USER": "orders_app"}
 
 
 Addresses = Callable[[int, int], dict[str, str]]
 
 
 @pytest.fixture
-def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
-    """Its parameter says how the product is told both addresses."""
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
+    """The parameter makes the variables that configure both addresses."""
     addresses: Addresses = request.param
     with ExitStack() as stack:
         primary = stack.enter_context(private_server())
@@ -68,67 +69,62 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
             "DB_READ_TIMEOUT": str(READ_TIMEOUT),
         }
         product = stack.enter_context(door(tmp_path / "product", variables, workers=2))
-        pair = Pair(primary, standby, product, CustomerFactory([product.port], tokens.token, Ledger(), 0))
-        until(pair.is_synchronous)
-        yield pair
+        cluster = Cluster(
+            primary, standby, product, CustomerFactory([product.port], tokens.token, Ledger(), 0)
+        )
+        until(cluster.is_synchronous)
+        yield cluster
 
 
-def until(what: Callable[[], bool], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.05)
-
-
-def assert_kept(pair: Pair) -> None:
-    """Every promise, as the standby has it."""
-    ledger = pair.factory.ledger
-    assert ledger.verdict(rows(pair.standby, STORED_ORDERS)) == Verdict(lost=0, doubled=0, crossed=0)
+def assert_promises_kept(cluster: Cluster) -> None:
+    """No promise is broken by the rows of the standby."""
+    ledger = cluster.factory.ledger
+    assert ledger.verdict(rows(cluster.standby, STORED_ORDERS)) == Verdict(lost=0, doubled=0, crossed=0)
     assert ledger.unfinished() == 0
     assert ledger.unexpected == []
     assert not {NO_ANSWER, TIMED_OUT} & set(ledger.answers)
     assert ledger.slowest < MAX_REQUEST_SECONDS
 
 
-@pytest.mark.parametrize("pair", [in_a_url, in_variables], indirect=True)
-def test_standby_has_every_order_acknowledged_before_failover(pair: Pair) -> None:
-    ledger = pair.factory.ledger
-    with Load(pair.factory.customers()):
+@pytest.mark.parametrize("cluster", [in_url, in_variables], indirect=True)
+def test_standby_has_every_order_acknowledged_before_failover(cluster: Cluster) -> None:
+    ledger = cluster.factory.ledger
+    with Load(cluster.factory.customers()):
         until(lambda: ledger.acknowledged() > 50)
-        pair.primary.kill()
+        cluster.primary.kill()
         until(lambda: ledger.answers[503] > 5)
-        pair.standby.promote()
-        took = recovery(pair.factory.customer("probe", "prober"), time.monotonic())
+        cluster.standby.promote()
+        recovery_seconds = recovery(cluster.factory.customer("probe", "prober"), time.monotonic())
         before = ledger.acknowledged()
         until(lambda: ledger.acknowledged() > before + 50)
 
-    assert_kept(pair)
-    assert took < MAX_RECOVERY_SECONDS
+    assert_promises_kept(cluster)
+    assert recovery_seconds < MAX_RECOVERY_SECONDS
 
 
-@pytest.mark.parametrize("pair", [in_variables], indirect=True)
-def test_writes_move_to_new_primary_after_a_switchover(pair: Pair) -> None:
-    """As after a switchover: the old one still answers, on connections that are at rest too."""
-    ledger = pair.factory.ledger
-    with Load(pair.factory.customers()):
+@pytest.mark.parametrize("cluster", [in_variables], indirect=True)
+def test_writes_move_to_new_primary_after_a_switchover(cluster: Cluster) -> None:
+    """The old primary still answers after a switchover, also on idle connections."""
+    ledger = cluster.factory.ledger
+    with Load(cluster.factory.customers()):
         until(lambda: ledger.acknowledged() > 50)
-        rows(pair.primary, "alter system set default_transaction_read_only = on")
-        rows(pair.primary, "select pg_reload_conf()")
+        rows(cluster.primary, "alter system set default_transaction_read_only = on")
+        rows(cluster.primary, "select pg_reload_conf()")
         until(lambda: ledger.answers[503] > 5)
-        pair.standby.promote()
-        took = recovery(pair.factory.customer("probe", "prober"), time.monotonic())
+        cluster.standby.promote()
+        recovery_seconds = recovery(cluster.factory.customer("probe", "prober"), time.monotonic())
         before = ledger.acknowledged()
         until(lambda: ledger.acknowledged() > before + 50)
 
-    assert_kept(pair)
-    assert took < MAX_RECOVERY_SECONDS
+    assert_promises_kept(cluster)
+    assert recovery_seconds < MAX_RECOVERY_SECONDS
 
 
-@pytest.mark.parametrize("pair", [in_variables], indirect=True)
-def test_primary_acknowledges_nothing_without_its_synchronous_standby(pair: Pair) -> None:
-    customer = Client(over_http("127.0.0.1", pair.product.port), pair.factory.token("acme", "alice"))
+@pytest.mark.parametrize("cluster", [in_variables], indirect=True)
+def test_primary_acknowledges_nothing_without_its_synchronous_standby(cluster: Cluster) -> None:
+    customer = Client(over_http("127.0.0.1", cluster.product.port), cluster.factory.token("acme", "alice"))
     assert customer.place(key="before").status == 201
-    pair.standby.stop()
+    cluster.standby.stop()
 
     started = time.monotonic()
     answer = customer.place(key="meanwhile")
@@ -137,6 +133,6 @@ def test_primary_acknowledges_nothing_without_its_synchronous_standby(pair: Pair
     assert READ_TIMEOUT <= time.monotonic() - started < READ_TIMEOUT + MAX_RECOVERY_SECONDS
     assert customer.get("/orders").status == 200
 
-    pair.standby.start()
+    cluster.standby.start()
     until(lambda: customer.place(key="meanwhile").status == 201)
     assert len(customer.get("/orders").json["orders"]) == 2

@@ -1,11 +1,10 @@
-"""What runs out, is held or falls silent costs a 503 in bounded time, and nothing afterwards."""
+"""Exhausted, locked or silent resources cause a 503 within a time limit, and have no effect afterwards."""
 
 import http.client
 import os
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
@@ -18,8 +17,9 @@ import pytest
 
 from local.database import apply_schema
 from local.postgres import SERVER_USER
-from tests.faults.test_failover import until
+from tests.support.refusals import assert_unavailable
 from tests.support.servers import private_server
+from tests.support.waiting import until, within
 from tools.client import SEED_BYTES, Answer, Client, over_http, seed
 from tools.network_faults import AnswerFault
 from tools.postgres_proxy import Proxy
@@ -29,13 +29,13 @@ from tools.soak.soak_environment import Door, TokenIssuer, door, rows, token_iss
 pytestmark = pytest.mark.slow
 THREADS, CONNECTIONS, IDLE = 6, 4, 2
 LOCK_TIMEOUT, STATEMENT_TIMEOUT, READ_TIMEOUT, POOL_TIMEOUT = 4, 5, 6, 1
-"""Each so much shorter than the next that a busy machine does not turn them round."""
-LONGEST_WAIT = 15.0
-"""Seconds; no limit of a host is shorter."""
+"""Seconds, far enough apart that their order holds on a busy machine."""
+MAX_WAIT = 15.0
+"""Seconds; every host's own time limit is longer."""
 
 
 @dataclass
-class Site:
+class Deployment:
     server: Server
     proxy: Proxy
     product: Door
@@ -47,30 +47,30 @@ class Site:
     def rows(self, query: str) -> list[tuple[object, ...]]:
         return rows(self.server, query)
 
-    def waiting(self) -> int:
-        """How many of the API's connections wait for a lock."""
-        ((waiting,),) = self.rows(
+    def lock_waits(self) -> int:
+        """Number of the API's connections that wait for a lock."""
+        ((lock_waits,),) = self.rows(
             "select count(*) from pg_stat_activity where usename = 'orders_app' and wait_event_type = 'Lock'"
         )
-        return int(str(waiting))
+        return int(str(lock_waits))
 
     def connections(self) -> list[tuple[object, ...]]:
         return self.rows("select state from pg_stat_activity where usename = 'orders_app'")
 
     def disconnect(self) -> None:
-        """The API's connections end; it has to open others."""
+        """Terminates the API's connections, so that it has to open new ones."""
         self.rows("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'orders_app'")
         until(lambda: not self.connections())
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Somebody holds the table of orders."""
+        """Another session holds an exclusive lock on the orders table."""
         with connected(self.server.url("postgres")) as connection, connection.cursor() as cursor:
             cursor.execute("begin; lock table orders in access exclusive mode")
             yield
 
-    def half_an_order(self) -> http.client.HTTPConnection:
-        """A create that the door has begun to read, on a thread that waits for its last byte."""
+    def start_order(self) -> http.client.HTTPConnection:
+        """Sends a create without its last byte, which blocks one thread of the host."""
         connection = http.client.HTTPConnection("127.0.0.1", self.product.port, timeout=30)
         connection.putrequest("POST", "/orders")
         connection.putheader("Authorization", f"Bearer {self.tokens.token('acme', 'alice')}")
@@ -79,22 +79,22 @@ class Site:
         connection.endheaders(SEED_BYTES[:-1])
         return connection
 
-    def at_once(self, asking: Callable[[], Answer], times: int) -> "list[Future[Answer]]":
+    def send_concurrently(self, send: Callable[[], Answer], times: int) -> "list[Future[Answer]]":
         pool = ThreadPoolExecutor(times)
-        asked = [pool.submit(asking) for _ in range(times)]
+        futures = [pool.submit(send) for _ in range(times)]
         pool.shutdown(wait=False)
-        return asked
+        return futures
 
 
-def the_rest_of(order: http.client.HTTPConnection) -> int:
-    """The status of the answer."""
+def finish(order: http.client.HTTPConnection) -> int:
+    """Sends the last byte; returns the answer's status."""
     order.send(SEED_BYTES[-1:])
     with closing(order):
         return order.getresponse().status
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def module_deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     with ExitStack() as stack:
         server = stack.enter_context(private_server())
         apply_schema(server.urls.owner)
@@ -115,78 +115,65 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         }
         folder = tmp_path_factory.mktemp("resources") / "product"
         product = stack.enter_context(door(folder, variables, threads=THREADS))
-        yield Site(server, proxy, product, tokens)
+        yield Deployment(server, proxy, product, tokens)
 
 
 @pytest.fixture
-def site(running: Site) -> Iterator[Site]:
-    """Whatever a test does to it: behind it no thread hangs and no connection is left over."""
-    (worker,) = running.product.workers()
-    yield running
+def deployment(module_deployment: Deployment) -> Iterator[Deployment]:
+    """After each test checks that no thread hangs and no connection is left over."""
+    (worker,) = module_deployment.product.workers()
+    yield module_deployment
 
-    customer = running.client()
+    customer = module_deployment.client()
     assert customer.place().status == 201
-    halves = [running.half_an_order() for _ in range(THREADS - CONNECTIONS)]
-    with running.locked():
-        # Each thread is held at once: those by the rest of their request, these by a connection of their own.
-        asked = running.at_once(lambda: customer.get("/orders?limit=1"), CONNECTIONS)
-        until(lambda: running.waiting() == CONNECTIONS, LOCK_TIMEOUT)
-    assert {each.result().status for each in asked} == {200}
-    assert {the_rest_of(order) for order in halves} == {201}
-    until(lambda: running.connections() == [("idle",)] * IDLE)
-    assert running.product.workers() == [worker]
+    started_orders = [module_deployment.start_order() for _ in range(THREADS - CONNECTIONS)]
+    with module_deployment.locked():
+        # Every thread is busy: some wait for the last byte of a request, the others for the lock.
+        futures = module_deployment.send_concurrently(lambda: customer.get("/orders?limit=1"), CONNECTIONS)
+        until(lambda: module_deployment.lock_waits() == CONNECTIONS, LOCK_TIMEOUT)
+    assert {future.result().status for future in futures} == {200}
+    assert {finish(order) for order in started_orders} == {201}
+    until(lambda: module_deployment.connections() == [("idle",)] * IDLE)
+    assert module_deployment.product.workers() == [worker]
 
 
-def assert_unavailable(answer: Answer) -> None:
-    assert (answer.status, answer.slug) == (503, "unavailable")
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert int(answer.headers["retry-after"]) >= 1
-
-
-@contextmanager
-def in_bounded_time() -> Iterator[None]:
-    started = time.monotonic()
-    yield
-    assert time.monotonic() - started < LONGEST_WAIT
-
-
-def test_requests_beyond_the_pool_wait_only_briefly(site: Site) -> None:
-    customer = site.client()
-    with site.locked(), in_bounded_time():
-        holding = site.at_once(lambda: customer.get("/orders"), CONNECTIONS)
-        until(lambda: site.waiting() == CONNECTIONS)
+def test_requests_beyond_the_pool_wait_only_briefly(deployment: Deployment) -> None:
+    customer = deployment.client()
+    with deployment.locked(), within(MAX_WAIT):
+        futures = deployment.send_concurrently(lambda: customer.get("/orders"), CONNECTIONS)
+        until(lambda: deployment.lock_waits() == CONNECTIONS)
         assert_unavailable(customer.get("/health/ready"))
         assert customer.get("/health").status == 200
-        for each in holding:
-            assert_unavailable(each.result())
+        for future in futures:
+            assert_unavailable(future.result())
 
 
 @contextmanager
-def a_limit_of_the_role(site: Site) -> Iterator[None]:
-    site.rows("alter role orders_app connection limit 0")
+def role_connection_limit(deployment: Deployment) -> Iterator[None]:
+    deployment.rows("alter role orders_app connection limit 0")
     try:
         yield
     finally:
-        site.rows("alter role orders_app connection limit -1")
+        deployment.rows("alter role orders_app connection limit -1")
 
 
 @contextmanager
-def all_connections_taken(site: Site) -> Iterator[None]:
-    """By another service, but for those that are kept for superusers."""
-    with ExitStack() as held:
+def no_free_connections(deployment: Deployment) -> Iterator[None]:
+    """Another service uses all connections except those reserved for superusers."""
+    with ExitStack() as connections:
         with suppress(psycopg2.OperationalError):
             while True:
-                held.enter_context(connected(site.server.url("reporting", "postgres")))
+                connections.enter_context(connected(deployment.server.url("reporting", "postgres")))
         yield
 
 
-@pytest.mark.parametrize("taken", [a_limit_of_the_role, all_connections_taken])
+@pytest.mark.parametrize("exhausted", [role_connection_limit, no_free_connections])
 def test_exhausted_server_connections_are_503_until_freed(
-    site: Site, taken: Callable[[Site], AbstractContextManager[None]]
+    deployment: Deployment, exhausted: Callable[[Deployment], AbstractContextManager[None]]
 ) -> None:
-    customer = site.client()
-    site.disconnect()
-    with taken(site), in_bounded_time():
+    customer = deployment.client()
+    deployment.disconnect()
+    with exhausted(deployment), within(MAX_WAIT):
         assert_unavailable(customer.get("/health/ready"))
         assert_unavailable(customer.place())
         assert_unavailable(customer.get("/orders"))
@@ -194,106 +181,109 @@ def test_exhausted_server_connections_are_503_until_freed(
     assert customer.get("/health/ready").status == 200
 
 
-def test_locked_table_is_503_in_bounded_time(site: Site) -> None:
-    customer = site.client()
-    with site.locked(), in_bounded_time():
-        asked = [*site.at_once(customer.place, 2), *site.at_once(lambda: customer.get("/orders"), 2)]
-        for each in asked:
-            assert_unavailable(each.result())
+def test_locked_table_is_503_in_bounded_time(deployment: Deployment) -> None:
+    customer = deployment.client()
+    with deployment.locked(), within(MAX_WAIT):
+        futures = [
+            *deployment.send_concurrently(customer.place, 2),
+            *deployment.send_concurrently(lambda: customer.get("/orders"), 2),
+        ]
+        for future in futures:
+            assert_unavailable(future.result())
 
 
-def test_key_in_flight_does_not_block_other_tenants(site: Site) -> None:
-    """Its first request is still on its way, in another process that hangs."""
-    acme, borealis = site.client("acme"), site.client("borealis")
+def test_key_in_flight_does_not_block_other_tenants(deployment: Deployment) -> None:
+    """The first request with the key is still in flight, in another process that hangs."""
+    acme, borealis = deployment.client("acme"), deployment.client("borealis")
     assert acme.place(key="held").status == 201
-    with connected(site.server.url("postgres")) as connection, connection.cursor() as cursor:
+    with connected(deployment.server.url("postgres")) as connection, connection.cursor() as cursor:
         cursor.execute("begin; delete from idempotency_keys where idempotency_key = 'held'")
-        (held,) = site.at_once(lambda: acme.place(key="held"), 1)
-        until(lambda: site.waiting() == 1)
+        (waiting,) = deployment.send_concurrently(lambda: acme.place(key="held"), 1)
+        until(lambda: deployment.lock_waits() == 1)
         others = 0
-        while site.waiting():
+        while deployment.lock_waits():
             assert borealis.place(key="held").status == 201
             assert borealis.get("/orders?limit=1").status == 200
             others += 1
-        with in_bounded_time():
-            answer = held.result()
+        with within(MAX_WAIT):
+            answer = waiting.result()
 
     assert (answer.status, answer.slug) == (409, "idempotency-in-flight")
     assert others > 1
 
 
-def test_slow_queries_time_out_without_slowing_other_tenants(site: Site) -> None:
-    acme, borealis = site.client("acme"), site.client("borealis")
-    assert [each.place().status for each in (acme, borealis)] == [201, 201]
-    site.rows(
+def test_slow_queries_time_out_without_slowing_other_tenants(deployment: Deployment) -> None:
+    acme, borealis = deployment.client("acme"), deployment.client("borealis")
+    assert [client.place().status for client in (acme, borealis)] == [201, 201]
+    deployment.rows(
         "create policy slow on orders as restrictive for select to orders_app"
         " using (tenant_id <> 'acme' or pg_sleep(60) is not null)"
     )
     try:
-        slow = site.at_once(lambda: acme.get("/orders?limit=1"), 2)
+        slow = deployment.send_concurrently(lambda: acme.get("/orders?limit=1"), 2)
         others = 0
-        while not any(each.done() for each in slow):
+        while not any(future.done() for future in slow):
             assert borealis.get("/orders?limit=1").status == 200
             others += 1
-        with in_bounded_time():
-            for each in slow:
-                assert_unavailable(each.result())
+        with within(MAX_WAIT):
+            for future in slow:
+                assert_unavailable(future.result())
     finally:
-        site.rows("drop policy slow on orders")
+        deployment.rows("drop policy slow on orders")
 
     assert others > 1
     assert acme.get("/orders?limit=1").status == 200
 
 
-def test_read_only_database_answers_reads_and_recovers(site: Site) -> None:
-    customer = site.client()
+def test_read_only_database_answers_reads_and_recovers(deployment: Deployment) -> None:
+    customer = deployment.client()
     order_id = customer.place().json["order"]["order_id"]
 
-    site.rows("alter role orders_app set default_transaction_read_only = on")
+    deployment.rows("alter role orders_app set default_transaction_read_only = on")
     try:
-        site.disconnect()
-        with in_bounded_time():
+        deployment.disconnect()
+        with within(MAX_WAIT):
             assert_unavailable(customer.place())
             assert_unavailable(customer.place(key="refused"))
             assert customer.get(f"/orders/{order_id}").status == 200
             assert customer.get("/orders").status == 200
     finally:
-        site.rows("alter role orders_app reset default_transaction_read_only")
+        deployment.rows("alter role orders_app reset default_transaction_read_only")
 
-    # Sessions that were told so are given up at a refusal, but for those of the last moments.
+    # The pool discards read-only sessions after a refusal, but the newest may fail once more.
     until(lambda: customer.place(key="refused").status == 201)
 
 
-@pytest.mark.parametrize("asked", ["read", "written"])
-def test_silent_database_is_503_in_bounded_time(site: Site, asked: str) -> None:
-    customer = site.client()
+@pytest.mark.parametrize("operation", ["read", "written"])
+def test_silent_database_is_503_in_bounded_time(deployment: Deployment, operation: str) -> None:
+    customer = deployment.client()
     assert customer.place().status == 201
-    site.proxy.faults.arm(AnswerFault.SWALLOW, 1)
+    deployment.proxy.faults.arm(AnswerFault.SWALLOW, 1)
 
-    with in_bounded_time():
-        answer = customer.get("/orders") if asked == "read" else customer.place()
+    with within(MAX_WAIT):
+        answer = customer.get("/orders") if operation == "read" else customer.place()
 
     assert_unavailable(answer)
-    assert ("it is not known whether" in answer.json["detail"]) == (asked == "written")
+    assert ("it is not known whether" in answer.json["detail"]) == (operation == "written")
 
 
-def test_network_blackhole_is_503_in_bounded_time(site: Site) -> None:
-    customer = site.client()
-    site.disconnect()
-    with site.proxy.stalled(), in_bounded_time():
-        for each in site.at_once(lambda: customer.get("/orders"), THREADS - 1):
-            assert_unavailable(each.result())
+def test_network_blackhole_is_503_in_bounded_time(deployment: Deployment) -> None:
+    customer = deployment.client()
+    deployment.disconnect()
+    with deployment.proxy.stalled(), within(MAX_WAIT):
+        for future in deployment.send_concurrently(lambda: customer.get("/orders"), THREADS - 1):
+            assert_unavailable(future.result())
         assert customer.get("/health").status == 200
 
 
 @pytest.fixture
 def small_disk() -> Iterator[Path]:
-    """A file system with hardly any room."""
+    """A file system of 512 KB."""
     folder = Path(tempfile.mkdtemp(prefix="order-api-disk-"))
     try:
-        done = mount("-t", "tmpfs", "-o", "size=512k", "tmpfs", folder)
-        if done.returncode:
-            reason = f"No small disk to fill: as root, in a container with CAP_SYS_ADMIN. {done.stderr!r}"
+        result = mount("-t", "tmpfs", "-o", "size=512k", "tmpfs", folder)
+        if result.returncode:
+            reason = f"Cannot mount a small disk: needs root, in a container CAP_SYS_ADMIN. {result.stderr!r}"
             if os.environ.get("CI"):
                 pytest.fail(reason)
             pytest.skip(reason)
@@ -309,27 +299,27 @@ def mount(*arguments: str | Path) -> "subprocess.CompletedProcess[bytes]":
     return subprocess.run([program, *arguments], capture_output=True, check=False)
 
 
-def test_full_disk_rejects_orders_but_answers_reads(site: Site, small_disk: Path) -> None:
-    customer = site.client("full")
-    site.rows(f"create tablespace small location '{small_disk}'")
+def test_full_disk_rejects_orders_but_answers_reads(deployment: Deployment, small_disk: Path) -> None:
+    customer = deployment.client("full")
+    deployment.rows(f"create tablespace small location '{small_disk}'")
     try:
         for table in ("orders", "order_items", "idempotency_keys"):
-            site.rows(f"alter table {table} set tablespace small")
+            deployment.rows(f"alter table {table} set tablespace small")
         placed = []
-        # What cannot be compressed, so that it is soon full.
+        # Random data cannot be compressed, so the disk is full soon.
         large = seed(shipping_address=token_hex(1000))
         while (answer := customer.place(large)).status == 201:
             placed.append(answer.json["order"]["order_id"])
-        with in_bounded_time():
+        with within(MAX_WAIT):
             assert_unavailable(answer)
             assert_unavailable(customer.place(large, key="later"))
             assert customer.get("/health/ready").status == 200
             assert {customer.get(f"/orders/{order_id}").status for order_id in placed[-20:]} == {200}
-        assert site.rows("select count(*) from orders where tenant_id = 'full'") == [(len(placed),)]
+        assert deployment.rows("select count(*) from orders where tenant_id = 'full'") == [(len(placed),)]
 
         assert mount("-o", "remount,size=8m", small_disk).returncode == 0
         assert customer.place(large, key="later").status == 201
     finally:
         for table in ("orders", "order_items", "idempotency_keys"):
-            site.rows(f"alter table {table} set tablespace pg_default")
-        site.rows("drop tablespace small")
+            deployment.rows(f"alter table {table} set tablespace pg_default")
+        deployment.rows("drop tablespace small")

@@ -1,4 +1,4 @@
-"""SIGTERM, as every host sends it before it takes an instance away: what has begun is finished."""
+"""SIGTERM, which hosts send before they stop an instance: requests in flight are finished."""
 
 import http.client
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from local.database import apply_schema
-from tests.faults.test_failover import until
 from tests.support.servers import private_server
+from tests.support.waiting import until
 from tools.client import Answer, Client, over_http
 from tools.postgres_server import Server, connected
 from tools.soak.soak_environment import Door, TokenIssuer, door, rows, token_issuer
@@ -53,16 +53,16 @@ def test_sigterm_finishes_requests_in_flight_and_accepts_none(
         pool = stack.enter_context(ThreadPoolExecutor(REQUESTS + 1))
         cursor = stack.enter_context(connected(server.url("postgres"))).cursor()
         cursor.execute("begin; lock table orders in access exclusive mode")
-        placing = [pool.submit(place, number) for number in range(REQUESTS)]
-        until(lambda: waiting(server) == REQUESTS)
+        futures = [pool.submit(place, number) for number in range(REQUESTS)]
+        until(lambda: lock_waits(server) == REQUESTS)
         product.process.terminate()
         until(lambda: not is_served(product.port))
-        late = pool.submit(place, REQUESTS)
-        assert not any(each.done() for each in placing)
+        rejected = pool.submit(place, REQUESTS)
+        assert not any(future.done() for future in futures)
         cursor.execute("rollback")
-        answers = [each.result() for each in placing]
-        with pytest.raises(ConnectionError):  # gunicorn lets it connect, and hangs up at its end
-            late.result()
+        answers = [future.result() for future in futures]
+        with pytest.raises(ConnectionError):  # gunicorn accepts the connection and closes it when it exits
+            rejected.result()
 
     assert [answer.status for answer in answers] == [201] * REQUESTS
     acknowledged = {answer.json["order"]["order_id"] for answer in answers}
@@ -70,13 +70,13 @@ def test_sigterm_finishes_requests_in_flight_and_accepts_none(
     assert product.process.wait(10) == 0
 
 
-def waiting(server: Server) -> int:
-    ((waiting,),) = rows(server, "select count(*) from pg_stat_activity where wait_event_type = 'Lock'")
-    return int(waiting)
+def lock_waits(server: Server) -> int:
+    ((lock_waits,),) = rows(server, "select count(*) from pg_stat_activity where wait_event_type = 'Lock'")
+    return int(lock_waits)
 
 
 def is_served(port: int) -> bool:
-    """Whether a new connection is answered."""
+    """Whether a new connection gets an answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
     try:
         connection.request("GET", "/health")

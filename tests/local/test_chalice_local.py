@@ -1,4 +1,4 @@
-"""Plain `chalice local`: its gateway verifies nothing, so that the app must."""
+"""`chalice local`: its gateway does not verify tokens, so the app does."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ import pytest
 from chalicelib.settings.environment import SettingsError
 from tests.support.cognito import UserPool
 from tests.support.issuer import SigningKey, decoded, encoded
-from tests.support.log_leak_plugin import hear
+from tests.support.log_leak_plugin import check_log
 from tools.client import SEED_BYTES, Answer, Client, Transport, free_port, over_http
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,7 @@ PROJECT = Path(__file__).parents[2]
 def chalice_local(
     request: pytest.FixtureRequest, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Transport]:
-    """`chalice local` as its user starts it, on a free port."""
+    """`chalice local` started from the command line, on a free port."""
     port = free_port()
     log = (tmp_path_factory.mktemp("chalice-local") / "log").open("w+")
     process = subprocess.Popen(
@@ -49,7 +49,7 @@ def chalice_local(
         process.terminate()
         process.wait(10)
         log.close()
-        hear(Path(log.name))
+        check_log(Path(log.name))
 
 
 def wait_for(transport: Transport, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -93,10 +93,10 @@ def test_chalice_local_accepts_a_token_without_bearer(
 
 
 def test_chalice_local_rejects_a_missing_token(chalice_local: Transport) -> None:
-    nobody = Client(chalice_local, None)
+    anonymous = Client(chalice_local, None)
 
-    assert_unauthorized(nobody.get("/orders"))
-    assert_unauthorized(nobody.place())
+    assert_unauthorized(anonymous.get("/orders"))
+    assert_unauthorized(anonymous.place())
 
 
 @pytest.mark.parametrize("forgery", ["alg none", "no signature", "changed payload", "another key"])
@@ -131,7 +131,7 @@ def test_chalice_local_forbids_a_token_without_a_tenant(
 def test_chalice_local_drops_connections_with_unreadable_tokens(
     chalice_local: Transport, authorization: str
 ) -> None:
-    """Chalice 1.34 drops the connection: its gateway fails on the token before the app is asked."""
+    """Chalice 1.34 drops the connection: its gateway fails on the token before it calls the app."""
     headers = {"authorization": authorization, "content-type": "application/json"}
     for method, body in (("GET", b""), ("POST", SEED_BYTES)):
         with pytest.raises(ConnectionResetError):

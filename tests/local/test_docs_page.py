@@ -1,4 +1,4 @@
-"""The docs page, used as a person uses it: in a browser."""
+"""The docs page, used in a real browser."""
 
 import json
 import os
@@ -34,12 +34,12 @@ FLAGS = (
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Any]:
-    """Chromium that keeps nothing, logging what it asks for and what it complains about."""
+    """Chromium with a temporary profile, with its network and console logs enabled."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if not (chromium and driver):
-        missing = "NO BROWSER, the docs page is not tested: apt-get install chromium chromium-driver"
-        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+        reason = "NO BROWSER, the docs page is not tested: apt-get install chromium chromium-driver"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
@@ -61,10 +61,10 @@ def test_docs_page_can_place_an_order(
     assert "make token TENANT=acme USER=alice" in browser.find_element(By.TAG_NAME, "body").text
     authorize(browser, user_pool.token(tenant))
     click(browser, "#operations-orders-placeOrder .opblock-summary-control")
-    prefilled = shown(browser, "#operations-orders-placeOrder textarea").get_attribute("value")
+    prefilled = wait_for_visible(browser, "#operations-orders-placeOrder textarea").get_attribute("value")
     click(browser, "#operations-orders-placeOrder .execute")
 
-    answer = shown(browser, "#operations-orders-placeOrder .live-responses-table")
+    answer = wait_for_visible(browser, "#operations-orders-placeOrder .live-responses-table")
     status = answer.find_element(By.CSS_SELECTOR, "tbody .response-col_status").text
     placed = json.loads(answer.find_element(By.CSS_SELECTOR, ".highlight-code code").text)
     assert json.loads(prefilled) == seed()
@@ -74,7 +74,7 @@ def test_docs_page_can_place_an_order(
     assert rows("select order_id::text, total_amount::text from orders where tenant_id = %s", tenant) == [
         (order_id, "99.99")
     ]
-    assert hosts_asked(browser) == {f"{host}:{port}"}
+    assert requested_hosts(browser) == {f"{host}:{port}"}
     assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
 
 
@@ -97,7 +97,7 @@ def test_docs_serves_only_the_pages_files(http: Transport) -> None:
 
 def authorize(browser: Any, token: str) -> None:
     click(browser, ".scheme-container .authorize")
-    shown(browser, ".auth-container input").send_keys(token)
+    wait_for_visible(browser, ".auth-container input").send_keys(token)
     click(browser, ".auth-btn-wrapper .authorize")
     click(browser, ".auth-btn-wrapper .btn-done")
 
@@ -108,15 +108,17 @@ def click(browser: Any, selector: str) -> None:
     ).click()
 
 
-def shown(browser: Any, selector: str) -> Any:
+def wait_for_visible(browser: Any, selector: str) -> Any:
     return WebDriverWait(browser, 20).until(
         expected.visibility_of_element_located((By.CSS_SELECTOR, selector)), selector
     )
 
 
-def hosts_asked(browser: Any) -> set[str]:
-    """The host of every request that the page tried, answered or not."""
+def requested_hosts(browser: Any) -> set[str]:
+    """The hosts of all requests that the page sent, also of failed ones."""
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    sent = [each["params"] for each in messages if each["method"] == "Network.requestWillBeSent"]
-    urls = [urlsplit(each["request"]["url"]) for each in sent if each["documentURL"].startswith("http")]
+    sent = [message["params"] for message in messages if message["method"] == "Network.requestWillBeSent"]
+    urls = [
+        urlsplit(message["request"]["url"]) for message in sent if message["documentURL"].startswith("http")
+    ]
     return {url.netloc for url in urls if url.scheme != "data"}

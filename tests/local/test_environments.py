@@ -1,4 +1,4 @@
-"""The virtual environments that hold what one cloud's host holds."""
+"""The virtual environments with the packages of one cloud's host."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ PROJECT = environments.PROJECT
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project without any environment yet."""
+    """A project without any virtual environments."""
     (tmp_path / "shims/gcp").mkdir(parents=True)
     (tmp_path / "local/requirements").mkdir(parents=True)
     shutil.copy(environments.PROJECT / "local/requirements/lambda.txt", tmp_path / "local/requirements")
@@ -23,45 +23,45 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def hashed(*names: str) -> str:
-    """These packages, as they are pinned for development."""
-    found = {pin.name: pin for pin in pins.read(PROJECT / "requirements-dev.txt")}
-    return "".join(f"{found[name].line}\n" for name in names)
+def pinned_lines(*names: str) -> str:
+    """Requirement lines of these packages, as pinned for development."""
+    pins_by_name = {pin.name: pin for pin in pins.read(PROJECT / "requirements-dev.txt")}
+    return "".join(f"{pins_by_name[name].line}\n" for name in names)
 
 
-def modules(python: Path, *names: str) -> list[bool]:
-    """Which of these can be imported there."""
+def importable(python: Path, *names: str) -> list[bool]:
+    """For each module, whether this Python can import it."""
     code = f"from importlib.util import find_spec; print(*(bool(find_spec(name)) for name in {names}))"
-    said = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True).stdout
-    return [word == "True" for word in said.split()]
+    output = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True).stdout
+    return [word == "True" for word in output.split()]
 
 
 @pytest.mark.slow
 def test_concurrent_callers_get_one_isolated_environment(project: Path) -> None:
     def call(_: int) -> tuple[Path, list[bool]]:
         python = environments.environment("lambda")
-        return python, modules(python, "awslambdaric", "chalice", "pytest")
+        return python, importable(python, "awslambdaric", "chalice", "pytest")
 
     with ThreadPoolExecutor(6) as pool:
-        found = [*pool.map(call, range(6))]
+        results = [*pool.map(call, range(6))]
 
-    assert found == [(found[0][0], [True, False, False])] * 6
-    assert [*project.glob("build/venvs/*/bin/python")] == [found[0][0]]
+    assert results == [(results[0][0], [True, False, False])] * 6
+    assert [*project.glob("build/venvs/*/bin/python")] == [results[0][0]]
 
 
 @pytest.mark.slow
 def test_interrupted_environment_is_rebuilt(project: Path) -> None:
     requirements = project / "shims/gcp/requirements.txt"
-    requirements.write_text(hashed("six"))
+    requirements.write_text(pinned_lines("six"))
     python = environments.environment("gcp")
     (python.parent.parent / ".installed").unlink()
     shutil.rmtree(next(python.parent.parent.glob("lib/*/site-packages")) / "six-1.17.0.dist-info")
     next(python.parent.parent.glob("lib/*/site-packages/six.py")).unlink()
 
-    assert modules(environments.environment("gcp"), "six") == [True]
+    assert importable(environments.environment("gcp"), "six") == [True]
 
-    requirements.write_text(hashed("six", "idna"))
-    assert modules(environments.environment("gcp"), "idna") == [True]
+    requirements.write_text(pinned_lines("six", "idna"))
+    assert importable(environments.environment("gcp"), "idna") == [True]
     assert environments.environment("gcp") != python
 
 

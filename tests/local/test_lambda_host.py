@@ -1,4 +1,4 @@
-"""The zip for Lambda under AWS's own runtime client, behind what its template makes of API Gateway."""
+"""The Lambda zip under AWS's runtime client, behind a local API Gateway made from its template."""
 
 import http.client
 import json
@@ -26,11 +26,11 @@ pytestmark = pytest.mark.slow
 
 Json = dict[str, Any]
 Rows = Callable[..., list[tuple[Any, ...]]]
-Changed = Callable[[str, bytes], bytes | None]
-"""A member of the zip to what takes its place; None leaves it out."""
+ChangeMember = Callable[[str, bytes], bytes | None]
+"""Maps a zip member's name and content to its new content; None removes it."""
 
-SECONDS = 3
-ODD = """
+TIMEOUT = 3
+SCRIPTED_FUNCTION = """
 import json, os, sys, time
 from pathlib import Path
 
@@ -65,45 +65,48 @@ def app(event, context):
 
 @pytest.fixture(scope="module")
 def serve(environment: dict[str, str]) -> Iterator[Callable[..., Transport]]:
-    """serve(folder) serves a build until the end of the module; more variables replace those of the tests."""
-    stopping = []
+    """serve(folder) serves a build until the end of the module; keyword arguments override variables."""
+    running = []
 
     def start(built: Path, **variables: str) -> Transport:
         port = free_port()
         host = hosts.serving("lambda", built, {**environment, **variables}, "127.0.0.1", port)
         host.__enter__()
-        stopping.append(host)
+        running.append(host)
         return over_http("127.0.0.1", port)
 
     yield start
-    for host in stopping:
+    for host in running:
         host.__exit__(None, None, None)
 
 
 @pytest.fixture(scope="module")
 def orders(serve: Callable[..., Transport], aws_build: AwsBuild) -> Transport:
-    """The API as it goes to Lambda."""
+    """The API from the Lambda zip."""
     return serve(aws_build.folder)
 
 
 @pytest.fixture(scope="module")
-def odd(
+def scripted(
     serve: Callable[..., Transport], aws_build: AwsBuild, tmp_path_factory: pytest.TempPathFactory
 ) -> Transport:
-    """A function that does what a query asks for, with SECONDS to do it in, behind the same gateway."""
-    return serve(written(tmp_path_factory.mktemp("odd"), aws_build, ODD, Timeout=SECONDS), SPECIAL="yes")
+    """A function that does what the query parameter `do` says, with a timeout of TIMEOUT seconds."""
+    return serve(
+        build_with_source(tmp_path_factory.mktemp("odd"), aws_build, SCRIPTED_FUNCTION, Timeout=TIMEOUT),
+        SPECIAL="yes",
+    )
 
 
 @pytest.fixture
-def gateway(aws_build: AwsBuild, app: Any) -> ApiGateway:  # noqa: ARG001 (its variables are set for tokens)
+def gateway(aws_build: AwsBuild, app: Any) -> ApiGateway:  # noqa: ARG001 (it sets the variables for tokens)
     def never(_: bytes) -> bytes:
         raise AssertionError("the function was called")
 
     return ApiGateway(json.loads(aws_build.template.read_text()), never)
 
 
-def written(folder: Path, build: AwsBuild, source: str, **properties: Any) -> Path:
-    """A build whose function is this source."""
+def build_with_source(folder: Path, build: AwsBuild, source: str, **properties: Any) -> Path:
+    """A build whose zip has only this source as app.py."""
     package = folder / "package"
     package.mkdir()
     template = json.loads(build.template.read_text())
@@ -114,8 +117,8 @@ def written(folder: Path, build: AwsBuild, source: str, **properties: Any) -> Pa
     return folder
 
 
-def rezipped(folder: Path, build: AwsBuild, changed: Changed) -> Path:
-    """A build with other members in its zip."""
+def build_with_changed_zip(folder: Path, build: AwsBuild, changed: ChangeMember) -> Path:
+    """A copy of a build with changed members in its zip."""
     package = folder / "package"
     package.mkdir()
     (package / "sam.json").write_text(build.template.read_text())
@@ -127,7 +130,7 @@ def rezipped(folder: Path, build: AwsBuild, changed: Changed) -> Path:
     return folder
 
 
-def places_and_reads(transport: Transport, user_pool: UserPool, tenant: str) -> None:
+def assert_orders_work(transport: Transport, user_pool: UserPool, tenant: str) -> None:
     alice = Client(transport, user_pool.token(tenant))
     placed = alice.place()
     order = placed.json["order"]
@@ -139,91 +142,93 @@ def places_and_reads(transport: Transport, user_pool: UserPool, tenant: str) -> 
     assert listed.json["orders"] == [order]
 
 
-def ask(transport: Transport, what: str = "", body: bytes = b"", **headers: str) -> Any:
-    return transport("GET", f"/health?do={what}" if what else "/health", headers, body)
+def call(transport: Transport, action: str = "", body: bytes = b"", **headers: str) -> Any:
+    return transport("GET", f"/health?do={action}" if action else "/health", headers, body)
 
 
 # The zip
 
 
 def test_zip_places_and_reads_orders(orders: Transport, user_pool: UserPool, tenant: str) -> None:
-    places_and_reads(orders, user_pool, tenant)
+    assert_orders_work(orders, user_pool, tenant)
 
 
 def test_function_start_compiles_no_module(
     serve: Callable[..., Transport], aws_build: AwsBuild, tmp_path: Path, user_pool: UserPool, tenant: str
 ) -> None:
-    """Whatever is not loaded from its bytecode fails: its source does."""
+    """Every source file raises an error, so that only modules loaded from bytecode work."""
 
-    def ruined(name: str, content: bytes) -> bytes:
+    def break_source(name: str, content: bytes) -> bytes:
         return b"raise RuntimeError('compiled on Lambda')" if name.endswith(".py") else content
 
-    places_and_reads(serve(rezipped(tmp_path, aws_build, ruined)), user_pool, tenant)
+    assert_orders_work(serve(build_with_changed_zip(tmp_path, aws_build, break_source)), user_pool, tenant)
 
 
 def test_zip_works_without_token_verification_modules(
     serve: Callable[..., Transport], aws_build: AwsBuild, tmp_path: Path, user_pool: UserPool, tenant: str
 ) -> None:
     with ZipFile(aws_build.zip) as zipped:
-        shipped = {name.partition("/")[0] for name in zipped.namelist()}
+        packages = {name.partition("/")[0] for name in zipped.namelist()}
 
     def without(name: str, content: bytes) -> bytes | None:
         return None if name.startswith("chalicelib/") and "token" in name else content
 
-    bare = serve(rezipped(tmp_path, aws_build, without))
+    host = serve(build_with_changed_zip(tmp_path, aws_build, without))
 
-    assert not shipped & {"jwt", "cognitojwt", "jose", "requests", "cryptography", "boto3", "shims", "local"}
-    places_and_reads(bare, user_pool, tenant)
-    assert bare("GET", "/orders", {}, b"").status == 401
+    assert not packages & {"jwt", "cognitojwt", "jose", "requests", "cryptography", "boto3", "shims", "local"}
+    assert_orders_work(host, user_pool, tenant)
+    assert host("GET", "/orders", {}, b"").status == 401
 
 
 # The function on Lambda
 
 
-def test_function_environment_has_lambdas_but_no_token_variables(odd: Transport) -> None:
-    seen = ask(odd).json
+def test_function_environment_has_lambdas_but_no_token_variables(scripted: Transport) -> None:
+    result = call(scripted).json
 
-    variables = seen["environment"]
-    assert variables["AWS_LAMBDA_FUNCTION_NAME"] in seen["arn"]
+    variables = result["environment"]
+    assert variables["AWS_LAMBDA_FUNCTION_NAME"] in result["arn"]
     assert variables["_HANDLER"] == "app.app"
     assert variables["SPECIAL"] == "yes"
-    assert variables["LAMBDA_TASK_ROOT"] == seen["cwd"]
+    assert variables["LAMBDA_TASK_ROOT"] == result["cwd"]
     assert variables["AWS_REGION"] == variables["AWS_DEFAULT_REGION"] == "eu-west-1"
     assert variables["DATABASE_URL"]
     assert [name for name in variables if name.startswith(("AUTH_", "PYTHON"))] == ["AUTH_AUDIENCE"]
-    assert 0 < seen["left"] <= SECONDS * 1000
+    assert 0 < result["left"] <= TIMEOUT * 1000
 
 
-def test_the_function_cannot_write_its_own_folder(odd: Transport) -> None:
-    assert ask(odd, "write").json == {"error": "PermissionError"}
+def test_the_function_cannot_write_its_own_folder(scripted: Transport) -> None:
+    assert call(scripted, "write").json == {"error": "PermissionError"}
 
 
-def test_sequential_requests_reuse_one_process(odd: Transport) -> None:
-    seen = [ask(odd).json for _ in range(3)]
+def test_sequential_requests_reuse_one_process(scripted: Transport) -> None:
+    results = [call(scripted).json for _ in range(3)]
 
-    assert len({each["pid"] for each in seen}) == 1
-    assert len({each["id"] for each in seen}) == 3
+    assert len({entry["pid"] for entry in results}) == 1
+    assert len({entry["id"] for entry in results}) == 3
 
 
-def test_concurrent_requests_get_separate_processes(odd: Transport) -> None:
-    ask(odd)
+def test_concurrent_requests_get_separate_processes(scripted: Transport) -> None:
+    call(scripted)
     with ThreadPoolExecutor(2 * MAX_INSTANCES) as threads:
-        seen = [each.json for each in threads.map(lambda _: ask(odd, "nap"), range(2 * MAX_INSTANCES))]
+        results = [
+            entry.json for entry in threads.map(lambda _: call(scripted, "nap"), range(2 * MAX_INSTANCES))
+        ]
 
-    by_process = [each["pid"] for each in seen]
-    assert len({each["id"] for each in seen}) == 2 * MAX_INSTANCES
+    by_process = [entry["pid"] for entry in results]
+    assert len({entry["id"] for entry in results}) == 2 * MAX_INSTANCES
     assert len(set(by_process)) == MAX_INSTANCES
 
 
 @pytest.mark.parametrize("what", ["die", "fail", "hang", "swell"])
-def test_failing_function_is_a_500_and_recovers(odd: Transport, what: str) -> None:
+def test_failing_function_is_a_500_and_recovers(scripted: Transport, action: str) -> None:
     before = time.monotonic()
-    answer = ask(odd, what)
+    answer = call(scripted, action)
 
     assert (answer.status, answer.slug) == (500, "internal")
     assert answer.json["request_id"] == answer.headers["x-request-id"]
-    assert (time.monotonic() - before < SECONDS) == (what != "hang")
-    assert ask(odd).status == 200
+    assert (time.monotonic() - before < TIMEOUT) == (action != "hang")
+    assert call(scripted).status == 200
 
 
 def test_gateway_timeout_is_a_contract_503(
@@ -256,22 +261,22 @@ def test_gateway_timeout_is_a_contract_503(
         {"statusCode": 200, "errorMessage": "x"},
     ],
 )
-def test_malformed_function_result_is_a_contract_500(odd: Transport, result: Any) -> None:
-    answer = ask(odd, "result", json.dumps(result).encode())
+def test_malformed_function_result_is_a_contract_500(scripted: Transport, result: Any) -> None:
+    answer = call(scripted, "result", json.dumps(result).encode())
 
     assert (answer.status, answer.slug) == (500, "internal")
 
 
-def test_function_result_needs_only_a_status(odd: Transport) -> None:
-    answer = ask(odd, "result", b'{"statusCode": 204}')
+def test_function_result_needs_only_a_status(scripted: Transport) -> None:
+    answer = call(scripted, "result", b'{"statusCode": 204}')
 
     assert (answer.status, answer.body) == (204, b"")
 
 
-def test_function_result_may_repeat_headers(odd: Transport) -> None:
+def test_function_result_may_repeat_headers(scripted: Transport) -> None:
     result = {"statusCode": 200, "headers": {"A": "1", "B": 2}, "multiValueHeaders": {"B": ["3", "4"]}}
 
-    answer = ask(odd, "result", json.dumps(result).encode())
+    answer = call(scripted, "result", json.dumps(result).encode())
 
     assert (answer.headers["a"], answer.headers["b"]) == ("1", "4")
 
@@ -289,9 +294,9 @@ def test_gateway_errors_follow_the_contract(orders: Transport) -> None:
         ("PUT", "/orders"): (405, "method-not-allowed"),
     }
 
-    for (method, target), said in expected.items():
+    for (method, target), error in expected.items():
         answer = orders(method, target, {}, b"")
-        assert (answer.status, answer.slug) == said, answer
+        assert (answer.status, answer.slug) == error, answer
         assert answer.headers["access-control-allow-origin"] == "*"
         assert answer.headers["cache-control"] == "no-store"
         assert answer.headers["content-type"] == "application/problem+json"
@@ -303,7 +308,7 @@ def test_gateway_errors_follow_the_contract(orders: Transport) -> None:
     ("sent", "body"), [(10 * 1024 * 1024 + 1, b"x"), (6 * 1024 * 1024, b"x" * 6 * 1024 * 1024)]
 )
 def test_payload_over_lambdas_limit_is_a_contract_413(gateway: ApiGateway, sent: int, body: bytes) -> None:
-    """Only its beginning, when API Gateway itself refuses it; as an event, when Lambda would."""
+    """API Gateway refuses by Content-Length; below its limit Lambda refuses the size of the event."""
     status, _, answer = gateway.exchange("POST", "/health", [("Content-Length", str(sent))], body)
 
     assert (status, json.loads(answer)["type"]) == (413, "urn:order-api:problem:payload-too-large")
@@ -313,12 +318,12 @@ def test_head_has_no_body_and_preflight_skips_function(orders: Transport, gatewa
     head = orders("HEAD", "/health", {}, b"")
     status, headers, body = gateway.exchange("OPTIONS", "/orders", [], b"")
 
-    found = dict(headers)
+    preflight = dict(headers)
     assert (head.status, head.body, status, body) == (200, b"", 200, b"")
-    assert set(found["Access-Control-Allow-Methods"].split(",")) >= {"GET", "POST", "OPTIONS"}
-    assert found["Access-Control-Allow-Origin"] == "*"
-    assert "'" not in "".join(found.values())
-    assert len(found["X-Request-Id"]) == 36
+    assert set(preflight["Access-Control-Allow-Methods"].split(",")) >= {"GET", "POST", "OPTIONS"}
+    assert preflight["Access-Control-Allow-Origin"] == "*"
+    assert "'" not in "".join(preflight.values())
+    assert len(preflight["X-Request-Id"]) == 36
 
 
 def test_claims_in_headers_or_query_are_ignored(
@@ -341,9 +346,9 @@ def test_claims_in_headers_or_query_are_ignored(
 
     unsigned = orders("POST", "/orders", headers, SEED_BYTES)
     placed = orders("POST", "/orders", {**headers, **token}, SEED_BYTES)
-    asked = orders("GET", f"/orders?custom:tenant_id={victim}", {**headers, **token}, b"")
+    listed = orders("GET", f"/orders?custom:tenant_id={victim}", {**headers, **token}, b"")
 
-    assert (unsigned.status, asked.status) == (401, 400)
+    assert (unsigned.status, listed.status) == (401, 400)
     assert placed.json["order"]["tenant_id"] == tenant
     assert rows("select count(*) from orders where tenant_id = %s", victim) == [(0,)]
 
@@ -359,11 +364,11 @@ def test_claims_reach_the_function_as_text(gateway: ApiGateway, user_pool: UserP
 
 
 def test_last_of_repeated_authorization_headers_is_used(gateway: ApiGateway, user_pool: UserPool) -> None:
-    good, bad = ("Authorization", user_pool.token("t")), ("authorization", "Bearer a.b.c")
+    valid, invalid = ("Authorization", user_pool.token("t")), ("authorization", "Bearer a.b.c")
 
-    assert gateway.event(Request("GET", "/orders", [bad, good]))["requestContext"]["authorizer"]
+    assert gateway.event(Request("GET", "/orders", [invalid, valid]))["requestContext"]["authorizer"]
     with pytest.raises(Refused, match="UNAUTHORIZED"):
-        gateway.event(Request("GET", "/orders", [good, bad]))
+        gateway.event(Request("GET", "/orders", [valid, invalid]))
 
 
 # The event
@@ -452,14 +457,14 @@ def test_trailing_slash_matches_the_resource_and_is_kept(
     ids=["text", "text, asked for in base64", "bytes", "a lone surrogate"],
 )
 def test_a_body_is_text_or_base64(
-    gateway: ApiGateway, odd: Transport, body: bytes, encoded: bool, is_base64: bool
+    gateway: ApiGateway, scripted: Transport, body: bytes, encoded: bool, is_base64: bool
 ) -> None:
     event = gateway.event(Request("POST", "/health", [], body), encoded)
 
     assert event["isBase64Encoded"] == is_base64
     assert (b64decode(event["body"]) if is_base64 else event["body"].encode()) == body
     if not encoded:
-        received = odd("POST", "/health", {}, body).json["event"]
+        received = scripted("POST", "/health", {}, body).json["event"]
         assert (received["body"], received["isBase64Encoded"]) == (event["body"], is_base64)
 
 
@@ -467,7 +472,7 @@ def test_a_body_is_text_or_base64(
 
 
 @pytest.mark.parametrize(
-    ("properties", "variables", "words"),
+    ("properties", "variables", "message"),
     [
         ({"Runtime": "python3.9"}, {}, "The zip is for python3.9"),
         ({"Architectures": ["x86_64" if ARCHITECTURE == "arm64" else "arm64"]}, {}, "this machine is"),
@@ -483,9 +488,9 @@ def test_unsupported_build_is_refused_with_a_reason(
     capfd: pytest.CaptureFixture[str],
     properties: Json,
     variables: dict[str, str],
-    words: str,
+    message: str,
 ) -> None:
-    built = written(tmp_path, aws_build, ODD, **properties)
+    built = build_with_source(tmp_path, aws_build, SCRIPTED_FUNCTION, **properties)
 
     with (
         pytest.raises(SystemExit),
@@ -493,26 +498,26 @@ def test_unsupported_build_is_refused_with_a_reason(
     ):
         pass
 
-    assert words in capfd.readouterr().err
+    assert message in capfd.readouterr().err
 
 
 def test_stopped_host_leaves_no_process_or_file(
     aws_build: AwsBuild, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    built, port = written(tmp_path, aws_build, ODD), free_port()
+    built, port = build_with_source(tmp_path, aws_build, SCRIPTED_FUNCTION), free_port()
     with hosts.serving("lambda", built, environment, "127.0.0.1", port):
-        seen = ask(over_http("127.0.0.1", port)).json
-        assert psutil.pid_exists(seen["pid"])
-        busy = threading.Thread(target=_ask_in_vain, args=[port], daemon=True)
+        result = call(over_http("127.0.0.1", port)).json
+        assert psutil.pid_exists(result["pid"])
+        busy = threading.Thread(target=_call_until_stopped, args=[port], daemon=True)
         busy.start()
         time.sleep(0.3)
 
     busy.join(5)
     assert not busy.is_alive()
-    assert not psutil.pid_exists(seen["pid"])
-    assert not Path(seen["cwd"]).exists()
+    assert not psutil.pid_exists(result["pid"])
+    assert not Path(result["cwd"]).exists()
 
 
-def _ask_in_vain(port: int) -> None:
+def _call_until_stopped(port: int) -> None:
     with suppress(OSError, http.client.HTTPException):
-        assert ask(over_http("127.0.0.1", port), "hang").status == 500
+        assert call(over_http("127.0.0.1", port), "hang").status == 500

@@ -1,4 +1,4 @@
-"""`make run` itself: what it says before it starts, and what it keeps to itself."""
+"""`make run`: its error messages, private files, embedded server and signing key."""
 
 import os
 import pwd
@@ -28,7 +28,7 @@ PROJECT = Path(__file__).parents[2]
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`make run`'s command, which is expected to end by itself."""
+    """Runs the command of `make run`, which must exit by itself."""
     return subprocess.run(
         [sys.executable, "-m", "local", *(command or ("run",))],
         cwd=PROJECT,
@@ -42,27 +42,27 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("port", ["abc", "0", "65536", "-1", "8000.0", "٨"])
 def test_a_malformed_port_is_explained(port: str) -> None:
-    ended = run(PORT=port)
+    result = run(PORT=port)
 
-    assert ended.returncode == 1
-    assert ended.stderr == f"PORT is {port!r}: use a number from 1 to 65535, as in make run PORT=8001\n"
+    assert result.returncode == 1
+    assert result.stderr == f"PORT is {port!r}: use a number from 1 to 65535, as in make run PORT=8001\n"
 
 
 def test_an_unreachable_database_is_explained_without_a_traceback() -> None:
-    ended = run(DATABASE_URL="postgresql://orders_app:s3cret@127.0.0.1:1/orders")
+    result = run(DATABASE_URL="postgresql://orders_app:s3cret@127.0.0.1:1/orders")
 
-    assert ended.returncode == 1
-    assert ended.stderr.startswith("Your database cannot be used: ")
-    assert "Connection refused" in ended.stderr
-    assert "Traceback" not in ended.stderr
-    assert "s3cret" not in ended.stderr
+    assert result.returncode == 1
+    assert result.stderr.startswith("Your database cannot be used: ")
+    assert "Connection refused" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "s3cret" not in result.stderr
 
 
 def test_a_malformed_setting_is_explained_before_serving(database: database.Urls) -> None:
-    ended = run(DATABASE_URL=database.app, DB_POOL_MAX="many")
+    result = run(DATABASE_URL=database.app, DB_POOL_MAX="many")
 
-    assert ended.returncode == 1
-    assert ended.stderr == "DB_POOL_MAX is 'many': use a whole number from 5 to 86400\n"
+    assert result.returncode == 1
+    assert result.stderr == "DB_POOL_MAX is 'many': use a whole number from 5 to 86400\n"
 
 
 @pytest.mark.parametrize(
@@ -78,41 +78,43 @@ def test_a_malformed_setting_is_explained_before_serving(database: database.Urls
 def test_make_run_explains_a_malformed_url_without_password(
     database: database.Urls, name: str, url: str
 ) -> None:
-    ended = run(**{"DATABASE_URL": database.app, name: url})
+    result = run(**{"DATABASE_URL": database.app, name: url})
 
-    assert ended.returncode == 1
-    assert ended.stderr.startswith(f"{name} is not a connection URL: ")
-    assert "cret" not in ended.stderr
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"{name} is not a connection URL: ")
+    assert "cret" not in result.stderr
 
 
 @pytest.mark.parametrize("name", ["OWNER_DATABASE_URL", "DB_HOST"])
 def test_incomplete_database_settings_are_rejected(name: str) -> None:
-    ended = run(**{"DATABASE_URL": "", name: "postgresql://owner@db/orders"})
+    result = run(**{"DATABASE_URL": "", name: "postgresql://owner@db/orders"})
 
-    assert ended.returncode == 1
-    assert ended.stderr.startswith("To use your own server set DATABASE_URL")
+    assert result.returncode == 1
+    assert result.stderr.startswith("To use your own server set DATABASE_URL")
 
 
 def test_a_database_without_the_schema_is_refused(database: database.Urls) -> None:
-    ended = run(DATABASE_URL=database.app.replace("/orders?", "/postgres?"), OWNER_DATABASE_URL="")
+    result = run(DATABASE_URL=database.app.replace("/orders?", "/postgres?"), OWNER_DATABASE_URL="")
 
-    assert ended.returncode == 1
-    assert "set OWNER_DATABASE_URL too" in ended.stderr
+    assert result.returncode == 1
+    assert "set OWNER_DATABASE_URL too" in result.stderr
 
 
 @pytest.mark.parametrize("command", [["run"], ["serve", "aws"]], ids=" ".join)
 def test_unsafe_role_is_refused_unless_allowed(admin_url: str, command: list[str]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = {"PORT": str(taken.getsockname()[1])}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = {"PORT": str(listener.getsockname()[1])}
 
         refused = run(*command, DATABASE_URL=admin_url, OWNER_DATABASE_URL="", **port)
-        tried = run(*command, DATABASE_URL=admin_url, OWNER_DATABASE_URL="", DB_ALLOW_UNSAFE_ROLE="1", **port)
+        allowed = run(
+            *command, DATABASE_URL=admin_url, OWNER_DATABASE_URL="", DB_ALLOW_UNSAFE_ROLE="1", **port
+        )
 
     assert refused.stderr.startswith(
         "DATABASE_URL cannot be used: the role postgres is a superuser: log in as"
     )
     assert "DB_ALLOW_UNSAFE_ROLE=1" in refused.stderr
-    assert tried.stderr.startswith("Cannot listen on 127.0.0.1:")  # what comes after the check
+    assert allowed.stderr.startswith("Cannot listen on 127.0.0.1:")  # the error after the role check
 
 
 def test_a_password_is_kept_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,10 +140,10 @@ def test_root_gets_the_folders_to_be_opened(tmp_path: Path) -> None:
     closed.chmod(0o700)
     inner.chmod(0o755)
 
-    named = folders_to_open(inner / "data")
+    folders = folders_to_open(inner / "data")
 
-    assert closed in named
-    assert inner not in named
+    assert closed in folders
+    assert inner not in folders
     assert stat.S_IMODE(closed.stat().st_mode) == 0o700
 
 
@@ -185,14 +187,14 @@ def test_shutting_down_server_is_waited_for(databases: Path) -> None:
     with embedded(folder) as urls, connected(urls.app):
         os.kill(int((folder / "postgres/postmaster.pid").read_text().split()[0]), signal.SIGTERM)
         with ThreadPoolExecutor(1) as pool:  # PostgreSQL waits for the connection of this block to end
-            second = pool.submit(lambda: next(_entered(folder)))
+            second = pool.submit(lambda: next(_count_orders(folder)))
             with pytest.raises(TimeoutError):
                 second.result(timeout=1)
             os.kill(int((folder / "postgres/postmaster.pid").read_text().split()[0]), signal.SIGINT)
             assert second.result(timeout=20) == (0,)
 
 
-def _entered(folder: Path) -> Iterator[tuple[int]]:
+def _count_orders(folder: Path) -> Iterator[tuple[int]]:
     with embedded(folder) as urls, connected(urls.app) as connection:
         cursor = connection.cursor()
         cursor.execute("select count(*) from orders")

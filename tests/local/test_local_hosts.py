@@ -1,4 +1,4 @@
-"""`make local-<cloud>`: what was built, served by that cloud's own runtime, until it is told to stop."""
+"""`make local-<cloud>`: serves a build with that cloud's runtime until it gets a signal."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ from local import hosts
 from local.database import Urls
 from local.issuer import Issuer
 from tests.support.builds import AwsBuild
-from tests.support.log_leak_plugin import hear_text
+from tests.support.log_leak_plugin import check_log_text
 from tools.client import SEED_BYTES, Answer, Client, free_port, item, over_http, seed
 
 pytestmark = pytest.mark.slow
@@ -34,15 +34,15 @@ STARTED = "Stop: Ctrl-C"
 
 @dataclass
 class Host:
-    """`python -m local serve <cloud>`, running."""
+    """A running `python -m local serve <cloud>`."""
 
     process: "subprocess.Popen[bytes]"
     project: Path
     port: int
-    said: Path
+    log_file: Path
 
-    def text(self) -> str:
-        return self.said.read_text()
+    def output(self) -> str:
+        return self.log_file.read_text()
 
     def client(self, tenant: str = "acme") -> Client:
         token = Issuer(self.project / ".local").token(tenant, "alice")
@@ -50,12 +50,12 @@ class Host:
 
     def wait_until_started(self) -> None:
         deadline = time.monotonic() + 90
-        while STARTED not in self.text():
-            assert self.process.poll() is None, self.text()
-            assert time.monotonic() < deadline, self.text()
+        while STARTED not in self.output():
+            assert self.process.poll() is None, self.output()
+            assert time.monotonic() < deadline, self.output()
             time.sleep(0.05)
 
-    def family(self) -> list[psutil.Process]:
+    def processes(self) -> list[psutil.Process]:
         return [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
 
 
@@ -64,7 +64,7 @@ Serve = Callable[..., Host]
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project of its own, with nothing built; the virtual environments are those of this one."""
+    """A copy of the project without builds; it shares this project's virtual environments."""
     folder = tmp_path / "project"
     nothing_compiled = shutil.ignore_patterns("__pycache__", "deployments", "deployed")
     for name in ("chalicelib", "deploy", "local", "shims", ".chalice"):
@@ -79,8 +79,8 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def made(project: Path, request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """What `make build-<cloud>` does, where there is something to build."""
+def build_for(project: Path, request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Builds for a cloud like `make build-<cloud>`; does nothing for `aws`."""
 
     def build(cloud: str) -> None:
         if cloud == "lambda":
@@ -94,45 +94,45 @@ def made(project: Path, request: pytest.FixtureRequest) -> Callable[[str], None]
 
 @pytest.fixture
 def serve(project: Path, database: Urls, tmp_path: Path) -> Iterator[Serve]:
-    """Starts a host in a process group of its own, as a terminal does; all of it is gone afterwards."""
+    """Starts a host in its own process group, as a terminal does; kills the whole group afterwards."""
     started: list[Host] = []
 
     def start(cloud: str, port: int | None = None, **variables: str) -> Host:
         port = port or free_port()
-        said = tmp_path / f"said-{len(started)}"
-        given = {
+        log_file = tmp_path / f"said-{len(started)}"
+        defaults = {
             "DATABASE_URL": database.app,
             "OWNER_DATABASE_URL": "",
             "HOST": "127.0.0.1",
             "PORT": str(port),
         }
-        with said.open("wb") as file:
+        with log_file.open("wb") as file:
             process = subprocess.Popen(
                 [sys.executable, "-m", "local", "serve", cloud],
                 cwd=project,
-                env={**os.environ, **given, **variables},
+                env={**os.environ, **defaults, **variables},
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        started.append(Host(process, project, port, said))
+        started.append(Host(process, project, port, log_file))
         return started[-1]
 
     yield start
     for host in started:
         with suppress(psutil.NoSuchProcess):
-            for each in host.family():  # hosts have sessions of their own
+            for child in host.processes():  # hosts start sessions of their own
                 with suppress(psutil.NoSuchProcess):
-                    each.kill()
+                    child.kill()
         host.process.wait(10)
-        # Before, there are tokens for its user.
-        hear_text("what was said while it served", host.text().rpartition(STARTED)[2])
+        # The output before this line has tokens for the user.
+        check_log_text("the output while serving", host.output().rpartition(STARTED)[2])
 
 
-def ended(host: Host) -> str:
-    """What a host says that ends by itself, with status 1."""
-    assert host.process.wait(60) == 1, host.text()
-    return host.text()
+def failure_output(host: Host) -> str:
+    """The output of a host that exits by itself with status 1."""
+    assert host.process.wait(60) == 1, host.output()
+    return host.output()
 
 
 def stop_by_ctrl_c(host: Host) -> None:
@@ -146,9 +146,9 @@ def stop_by_sigterm(host: Host) -> None:
 @pytest.mark.parametrize("stop", [stop_by_ctrl_c, stop_by_sigterm])
 @pytest.mark.parametrize("cloud", hosts.RUNTIMES)
 def test_host_serves_orders_and_stops_with_its_processes(
-    serve: Serve, made: Callable[[str], None], cloud: str, stop: Callable[[Host], None]
+    serve: Serve, build_for: Callable[[str], None], cloud: str, stop: Callable[[Host], None]
 ) -> None:
-    made(cloud)
+    build_for(cloud)
     host = serve(cloud)
     host.wait_until_started()
     alice = host.client()
@@ -159,91 +159,95 @@ def test_host_serves_orders_and_stops_with_its_processes(
     assert (placed.status, order["tenant_id"]) == (201, "acme")
     assert alice.get(f"/orders/{order['order_id']}").json == {"order": order}
     assert host.client("globex").get(f"/orders/{order['order_id']}").status == 404
-    family = host.family()
+    processes = host.processes()
 
     stop(host)
 
     host.process.wait(30)
-    assert not psutil.wait_procs(family, timeout=5)[1]
+    assert not psutil.wait_procs(processes, timeout=5)[1]
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", host.port)).close()
-    assert host.text().endswith("\nStopped. The orders are kept.\n")
+    assert host.output().endswith("\nStopped. The orders are kept.\n")
 
 
 @pytest.mark.parametrize("cloud", hosts.RUNTIMES)
-def test_ctrl_c_before_a_host_listens_stops_it(serve: Serve, made: Callable[[str], None], cloud: str) -> None:
-    made(cloud)
+def test_ctrl_c_before_a_host_listens_stops_it(
+    serve: Serve, build_for: Callable[[str], None], cloud: str
+) -> None:
+    build_for(cloud)
     host = serve(cloud)
     deadline = time.monotonic() + 60
-    while len(family := host.family()) == 1:
-        assert host.process.poll() is None, host.text()
-        assert time.monotonic() < deadline, host.text()
+    while len(processes := host.processes()) == 1:
+        assert host.process.poll() is None, host.output()
+        assert time.monotonic() < deadline, host.output()
         time.sleep(0.01)
 
     stop_by_ctrl_c(host)
 
     host.process.wait(30)
-    assert not psutil.wait_procs(family, timeout=5)[1]
-    assert STARTED not in host.text()
-    assert host.text().endswith("\nStopped. The orders are kept.\n")
+    assert not psutil.wait_procs(processes, timeout=5)[1]
+    assert STARTED not in host.output()
+    assert host.output().endswith("\nStopped. The orders are kept.\n")
 
 
 @pytest.mark.parametrize("number", hosts.ENDING)
 def test_signal_during_fork_leaves_no_child(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The moment between a child's fork and its parent's knowing of it, which the test above seldom meets."""
-    made: list[int] = []
+    """A race that the test above rarely hits: a signal after the fork and before Popen returns."""
+    pids: list[int] = []
 
     class Interrupted(subprocess.Popen[bytes]):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
-            made.append(self.pid)
+            pids.append(self.pid)
             signal.raise_signal(number)
 
     monkeypatch.setattr(subprocess, "Popen", Interrupted)
     before = signal.signal(number, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt), hosts.serving("aws", tmp_path, {}, "127.0.0.1", free_port()):
-            pytest.fail("it went on")
+            pytest.fail("the signal was ignored")
         assert signal.getsignal(number) is signal.default_int_handler
-        lives = [pid for pid in made if psutil.pid_exists(pid)]
+        alive = [pid for pid in pids if psutil.pid_exists(pid)]
     finally:
         signal.signal(number, before)
-        for pid in made:
+        for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    assert lives == []
-    assert len(made) == 1
+    assert alive == []
+    assert len(pids) == 1
 
 
 @pytest.mark.parametrize("cloud", BUILT)
-def test_port_in_use_is_reported_with_a_hint(serve: Serve, made: Callable[[str], None], cloud: str) -> None:
-    made(cloud)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+def test_port_in_use_is_reported_with_a_hint(
+    serve: Serve, build_for: Callable[[str], None], cloud: str
+) -> None:
+    build_for(cloud)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
 
-        said = ended(serve(cloud, port=port))
+        output = failure_output(serve(cloud, port=port))
 
     hint = f"Try: make local-{cloud} PORT=8001"
-    assert said.startswith(f"Cannot listen on 127.0.0.1:{port}: Address already in use")
-    assert said.endswith(f" {hint}\n")
-    assert said.count("\n") == 1
+    assert output.startswith(f"Cannot listen on 127.0.0.1:{port}: Address already in use")
+    assert output.endswith(f" {hint}\n")
+    assert output.count("\n") == 1
 
 
 @pytest.mark.parametrize(("cloud", "target"), [*((cloud, cloud) for cloud in BUILT), ("lambda", "aws")])
 def test_missing_build_folder_is_reported(serve: Serve, project: Path, cloud: str, target: str) -> None:
-    said = ended(serve(cloud))
+    output = failure_output(serve(cloud))
 
-    assert said == f"{project / 'build' / target} is not there: run make build-{target} first\n"
+    assert output == f"{project / 'build' / target} is not there: run make build-{target} first\n"
 
 
 @pytest.mark.parametrize("cloud", [*BUILT, "aws"])
 def test_aws_lambda_function_name_does_not_disable_verification(
-    serve: Serve, made: Callable[[str], None], cloud: str
+    serve: Serve, build_for: Callable[[str], None], cloud: str
 ) -> None:
-    made(cloud)
+    build_for(cloud)
     host = serve(cloud, AWS_LAMBDA_FUNCTION_NAME="order-api-dev")
     host.wait_until_started()
     unsigned = ".".join(
@@ -252,31 +256,31 @@ def test_aws_lambda_function_name_does_not_disable_verification(
     )
 
     forged: Answer = Client(over_http("127.0.0.1", host.port), unsigned).get("/orders")
-    good = host.client().place()
+    valid = host.client().place()
 
-    assert (forged.status, good.status) == (401, 201)
+    assert (forged.status, valid.status) == (401, 201)
 
 
 @pytest.mark.parametrize("cloud", ["azure", "gcp"])
 def test_host_that_fails_to_start_explains_why(
-    serve: Serve, project: Path, made: Callable[[str], None], cloud: str
+    serve: Serve, project: Path, build_for: Callable[[str], None], cloud: str
 ) -> None:
-    made(cloud)
+    build_for(cloud)
     built = project / "build" / cloud
     shutil.rmtree(built / "__pycache__")
     (built / "app.py").write_text('raise RuntimeError("broken on purpose")\n')
 
-    said = ended(serve(cloud))
+    output = failure_output(serve(cloud))
 
-    assert "RuntimeError: broken on purpose" in said
-    assert said.endswith("The host did not start: see its output above\n")
+    assert "RuntimeError: broken on purpose" in output
+    assert output.endswith("The host did not start: see its output above\n")
 
 
 @pytest.mark.parametrize("cloud", BUILT)
 def test_a_host_that_dies_later_ends_the_command(
-    serve: Serve, made: Callable[[str], None], cloud: str
+    serve: Serve, build_for: Callable[[str], None], cloud: str
 ) -> None:
-    made(cloud)
+    build_for(cloud)
     host = serve(cloud)
     host.wait_until_started()
     runtime = next(
@@ -287,25 +291,27 @@ def test_a_host_that_dies_later_ends_the_command(
 
     runtime.kill()
 
-    assert ended(host).endswith("The host has ended: see its output above\n")
+    assert failure_output(host).endswith("The host has ended: see its output above\n")
 
 
 @pytest.mark.parametrize("cloud", BUILT)
-def test_malformed_database_url_stops_the_host(serve: Serve, made: Callable[[str], None], cloud: str) -> None:
-    made(cloud)
+def test_malformed_database_url_stops_the_host(
+    serve: Serve, build_for: Callable[[str], None], cloud: str
+) -> None:
+    build_for(cloud)
 
     host = serve(cloud, DATABASE_URL="mysql://a:s3cret@h/x")
 
-    said = ended(host)
-    assert said.startswith("DATABASE_URL is not a connection URL: ")
-    assert "s3cret" not in said
+    output = failure_output(host)
+    assert output.startswith("DATABASE_URL is not a connection URL: ")
+    assert "s3cret" not in output
 
 
 @pytest.mark.parametrize("cloud", hosts.RUNTIMES)
 def test_host_receives_the_settings_of_a_deployed_function(
-    serve: Serve, made: Callable[[str], None], cloud: str
+    serve: Serve, build_for: Callable[[str], None], cloud: str
 ) -> None:
-    made(cloud)
+    build_for(cloud)
     host = serve(cloud, RATE_LIMIT="5/h", DEFAULT_CURRENCY="JPY", AUTH_PROVIDER="oidc", BASE_PATH="/shop")
     host.wait_until_started()
 
@@ -319,29 +325,29 @@ def test_host_receives_the_settings_of_a_deployed_function(
 
 
 def test_host_receives_all_variables_except_locally_set_ones(
-    serve: Serve, made: Callable[[str], None]
+    serve: Serve, build_for: Callable[[str], None]
 ) -> None:
     own = {"DB_ALLOW_UNSAFE_ROLE": "0", "DB_PREPARE": "off", "DB_SSLMODE": "prefer", "RATE_LIMIT": "5/s"}
     otel = {name: "http://127.0.0.1:1" for name in builds.HANDED_ON if name.endswith("_ENDPOINT")}
     headers = {"OTEL_EXPORTER_OTLP_HEADERS": "authorization=a", "OTEL_METRICS_EXPORTER": "none"}
-    given = {**own, **otel, **headers, "DB_POOL_SIZE": "2", "CORS_ORIGIN": "https://shop.example"}
-    made("oci")
-    host = serve("oci", **given, DB_HOST="elsewhere", DB_PASSWORD="s3cret", AUTH_TENANT_CLAIM="company")
+    variables = {**own, **otel, **headers, "DB_POOL_SIZE": "2", "CORS_ORIGIN": "https://shop.example"}
+    build_for("oci")
+    host = serve("oci", **variables, DB_HOST="elsewhere", DB_PASSWORD="s3cret", AUTH_TENANT_CLAIM="company")
     host.wait_until_started()
 
-    (runtime,) = [each for each in host.family() if "fdk" in " ".join(each.cmdline())]
+    (runtime,) = [process for process in host.processes() if "fdk" in " ".join(process.cmdline())]
 
-    told = runtime.environ()
-    assert {name: told.get(name) for name in given} == given
-    assert told["AUTH_TENANT_CLAIM"] == ""
-    assert not {"DB_HOST", "DB_PASSWORD"} & told.keys()
+    received = runtime.environ()
+    assert {name: received.get(name) for name in variables} == variables
+    assert received["AUTH_TENANT_CLAIM"] == ""
+    assert not {"DB_HOST", "DB_PASSWORD"} & received.keys()
 
 
-@pytest.mark.parametrize(("cloud", "told"), [("aws", True), ("gcp", False)])
+@pytest.mark.parametrize(("cloud", "passed"), [("aws", True), ("gcp", False)])
 def test_db_sslrootcert_is_passed_only_without_a_build(
-    serve: Serve, made: Callable[[str], None], tmp_path: Path, cloud: str, told: bool
+    serve: Serve, build_for: Callable[[str], None], tmp_path: Path, cloud: str, passed: bool
 ) -> None:
-    made(cloud)
+    build_for(cloud)
     authority = tmp_path / "authority.pem"
     authority.write_text("-----BEGIN CERTIFICATE-----\n")
     host = serve(cloud, DB_SSLROOTCERT=str(authority))
@@ -349,23 +355,27 @@ def test_db_sslrootcert_is_passed_only_without_a_build(
 
     runtime = psutil.Process(host.process.pid).children()[0]
 
-    assert runtime.environ().get("DB_SSLROOTCERT") == (str(authority) if told else None)
+    assert runtime.environ().get("DB_SSLROOTCERT") == (str(authority) if passed else None)
 
 
 @pytest.mark.parametrize("cloud", ["aws", "gcp"])
 def test_malformed_setting_is_reported_before_a_host_serves(
-    serve: Serve, made: Callable[[str], None], cloud: str
+    serve: Serve, build_for: Callable[[str], None], cloud: str
 ) -> None:
-    made(cloud)
+    build_for(cloud)
 
-    assert ended(serve(cloud, RATE_LIMIT="fast")).startswith("RATE_LIMIT is 'fast': use requests per second")
-    assert ended(serve(cloud, CORS_ORIGIN="shop")).startswith("CORS_ORIGIN is 'shop': use * or one origin")
+    assert failure_output(serve(cloud, RATE_LIMIT="fast")).startswith(
+        "RATE_LIMIT is 'fast': use requests per second"
+    )
+    assert failure_output(serve(cloud, CORS_ORIGIN="shop")).startswith(
+        "CORS_ORIGIN is 'shop': use * or one origin"
+    )
 
 
-def test_hosts_share_the_stored_orders(serve: Serve, made: Callable[[str], None]) -> None:
+def test_hosts_share_the_stored_orders(serve: Serve, build_for: Callable[[str], None]) -> None:
     placed: list[str] = []
     for cloud in BUILT:
-        made(cloud)
+        build_for(cloud)
         host = serve(cloud)
         host.wait_until_started()
         answer = host.client("moving").send(

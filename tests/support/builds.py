@@ -13,8 +13,8 @@ from chalicelib.settings.table import SETTINGS
 
 PROJECT = Path(__file__).parents[2]
 ARCHITECTURE = "arm64" if platform.machine() in ("aarch64", "arm64") else "x86_64"
-"""Lambda's name of this machine's."""
-AWS_ALONE = ("AWS_", "SECURITY_", "SUBNET_")
+"""This machine's architecture, as Lambda names it."""
+AWS_PREFIXES = ("AWS_", "SECURITY_", "SUBNET_")
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class AwsBuild:
 def python_m_deploy(
     *arguments: str | Path, variables: Mapping[str, str] | None = None, project: Path = PROJECT
 ) -> subprocess.CompletedProcess[str]:
-    """Run it with these settings and no others."""
+    """Runs `python -m deploy` with these settings and none from the environment."""
     inherited = {
         name: value
         for name, value in os.environ.items()
-        if name not in SETTINGS and not name.startswith(AWS_ALONE)
+        if name not in SETTINGS and not name.startswith(AWS_PREFIXES)
     }
     return subprocess.run(
         [sys.executable, "-m", "deploy", *arguments],
@@ -49,11 +49,13 @@ def python_m_deploy(
     )
 
 
-def build_aws(into: Path, architecture: str = ARCHITECTURE, stage: str = "dev", **variables: str) -> AwsBuild:
-    arguments = ("--into", into, "--arch", architecture, "--stage", stage)
-    done = python_m_deploy("build", "aws", *arguments, variables=variables)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return AwsBuild(into)
+def build_aws(
+    folder: Path, architecture: str = ARCHITECTURE, stage: str = "dev", **variables: str
+) -> AwsBuild:
+    arguments = ("--into", folder, "--arch", architecture, "--stage", stage)
+    result = python_m_deploy("build", "aws", *arguments, variables=variables)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return AwsBuild(folder)
 
 
 def copy_of_project(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Certificates for a database of our own, each signed by itself: it is its own authority."""
+"""Self-signed certificates for a test's database; each is its own authority."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,7 +12,7 @@ HOST = "db.example"
 
 
 def certify(folder: Path) -> Path:
-    """A key for HOST in `folder`, server.key, and the certificate beside it, server.crt."""
+    """Writes server.key and server.crt for HOST into `folder`; returns the certificate's path."""
     key = rsa.generate_private_key(65537, 2048)
     name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, HOST)]), datetime.now(UTC)
     certificate = (

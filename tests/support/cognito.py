@@ -1,4 +1,4 @@
-"""A Cognito user pool of moto's, with its keys served over HTTP on loopback."""
+"""A Cognito user pool from moto, with its keys served over HTTP on loopback."""
 
 import os
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ from moto.server import ThreadedMotoServer
 from moto.utilities.utils import load_resource
 
 REGION = "eu-west-1"
-PASSWORD = "Correct-horse-7"  # of users that exist in this process only
+PASSWORD = "Correct-horse-7"  # for users that exist in this process only
 
 
 class UserPool:
-    """A pool with `custom:tenant_id`, one app client, and users made on demand."""
+    """A pool with `custom:tenant_id`, one app client, and users created on demand."""
 
     def __init__(self, endpoint: str, name: str) -> None:
         self._endpoint = endpoint
@@ -61,8 +61,8 @@ class UserPool:
         return self.tokens(tenant, user, self.client_id)[kind]
 
     def tokens(self, tenant: str | None, user: str, client_id: str) -> dict[str, str]:
-        known = self._tokens.get((tenant, user, client_id))
-        return known or self._tokens.setdefault(
+        cached = self._tokens.get((tenant, user, client_id))
+        return cached or self._tokens.setdefault(
             (tenant, user, client_id), self._sign_in(tenant, user, client_id)
         )
 
@@ -94,7 +94,7 @@ def start() -> tuple[ThreadedMotoServer, str]:
 
 
 def signed(claims: Mapping[str, Any]) -> str:
-    """A token with the signature of moto's key, whatever it says: all of moto's pools have this one key."""
+    """A token with any claims, signed with the one key that all of moto's pools share."""
     key, kid = _moto_key()
     return str(jwt.encode(dict(claims), key, algorithm="RS256", headers={"kid": kid}))
 

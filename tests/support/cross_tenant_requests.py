@@ -16,8 +16,8 @@ from tools.client import Answer, Transport, item, seed
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request before it is written down."""
+class RequestDraft:
+    """A request that is not serialised yet."""
 
     method: str
     template: str
@@ -27,14 +27,14 @@ class Asked:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Any = None
 
-    def sent(self, send: Transport) -> Answer:
+    def send_through(self, send: Transport) -> Answer:
         authorization = (
             {} if self.claims is None else {"authorization": f"Bearer {_token(json.dumps(self.claims))}"}
         )
         body = b"" if self.body is None else json.dumps(self.body).encode()
-        written = {"content-type": "application/json"} if body else {}
+        content_type = {"content-type": "application/json"} if body else {}
         target = self.path + (f"?{urlencode(self.query)}" if self.query else "")
-        return send(self.method, target, {**authorization, **written, **self.headers}, body)
+        return send(self.method, target, {**authorization, **content_type, **self.headers}, body)
 
 
 @lru_cache(maxsize=64)
@@ -44,13 +44,13 @@ def _token(claims: str) -> str:
 
 @dataclass(frozen=True)
 class Way:
-    """A way to name the victim, and by which part of the request."""
+    """One way to name the victim in a request."""
 
     by: str
-    """`header`, `token`, `query`, `body`, `id`, `no id`, `path`, `cursor`, `own cursor`, `mine`, `key` or
-    `nothing`."""
+    """The changed part of the request: `header`, `token`, `query`, `body`, `id`, `no id`, `path`, `cursor`,
+    `own cursor`, `mine`, `key` or `nothing`."""
     name: str
-    change: Callable[[Asked, Tenant], Asked]
+    change: Callable[[RequestDraft, Tenant], RequestDraft]
 
     def __str__(self) -> str:
         return f"{self.by}: {self.name}"
@@ -67,8 +67,8 @@ def _unsigned(victim: Tenant) -> str:
     return f"{encoded({'alg': 'none'})}.{encoded(_claims_of(victim))}."
 
 
-def _event(victim: Tenant) -> Json:
-    """What API Gateway hands to Lambda for a request of the victim's."""
+def _gateway_event(victim: Tenant) -> Json:
+    """The event that API Gateway sends to Lambda for a request by the victim."""
     authorizer = {"claims": _claims_of(victim), "jwt": {"claims": _claims_of(victim)}, **_claims_of(victim)}
     context = {"resourcePath": "/orders", "httpMethod": "GET", "authorizer": authorizer}
     return {
@@ -81,39 +81,43 @@ def _event(victim: Tenant) -> Json:
 
 
 def _principal(victim: Tenant) -> str:
-    """App Service's header, as base64 of JSON."""
-    listed = [{"typ": name, "val": value} for name, value in _claims_of(victim).items()]
-    listed.append({"typ": "tid", "val": victim.tenant})
-    return b64encode(json.dumps({"auth_typ": "aad", "claims": listed}).encode()).decode()
+    """App Service's principal header: base64 of JSON."""
+    claim_list = [{"typ": name, "val": value} for name, value in _claims_of(victim).items()]
+    claim_list.append({"typ": "tid", "val": victim.tenant})
+    return b64encode(json.dumps({"auth_typ": "aad", "claims": claim_list}).encode()).decode()
 
 
 HEADERS: dict[str, Callable[[Tenant], str]] = {
     **dict.fromkeys(
         (
-            *(
-                "x-tenant-id",
-                "x-tenant",
-                "tenant",
-                "tenant-id",
-                "x-custom-tenant-id",
-                "custom-tenant_id",
-                "tid",
-            ),
-            *(
-                "x-org-id",
-                "x-hasura-tenant-id",
-                "x-ms-client-principal-idp",
-                "x-scope-orgid",
-                "fn-http-h-tenant",
-            ),
-            *("x-claims-tenant-id", "x-auth-tenant", "x-amzn-tenant-id", "x-jwt-claim-tenant_id"),
+            "x-tenant-id",
+            "x-tenant",
+            "tenant",
+            "tenant-id",
+            "x-custom-tenant-id",
+            "custom-tenant_id",
+            "tid",
+            "x-org-id",
+            "x-hasura-tenant-id",
+            "x-ms-client-principal-idp",
+            "x-scope-orgid",
+            "fn-http-h-tenant",
+            "x-claims-tenant-id",
+            "x-auth-tenant",
+            "x-amzn-tenant-id",
+            "x-jwt-claim-tenant_id",
         ),
         lambda victim: victim.tenant,
     ),
     **dict.fromkeys(
         (
-            *("x-user-id", "x-forwarded-user", "x-remote-user", "x-amzn-oidc-identity", "oci-subject-id"),
-            *("x-ms-client-principal-id", "x-goog-authenticated-user-id"),
+            "x-user-id",
+            "x-forwarded-user",
+            "x-remote-user",
+            "x-amzn-oidc-identity",
+            "oci-subject-id",
+            "x-ms-client-principal-id",
+            "x-goog-authenticated-user-id",
         ),
         lambda victim: victim.user,
     ),
@@ -123,8 +127,14 @@ HEADERS: dict[str, Callable[[Tenant], str]] = {
     ),
     **dict.fromkeys(
         (
-            *("x-amzn-oidc-data", "x-amzn-oidc-accesstoken", "x-ms-token-aad-id-token", "x-authorization"),
-            *("x-goog-iap-jwt-assertion", "x-forwarded-access-token", "proxy-authorization", "x-id-token"),
+            "x-amzn-oidc-data",
+            "x-amzn-oidc-accesstoken",
+            "x-ms-token-aad-id-token",
+            "x-authorization",
+            "x-goog-iap-jwt-assertion",
+            "x-forwarded-access-token",
+            "proxy-authorization",
+            "x-id-token",
         ),
         _unsigned,
     ),
@@ -134,7 +144,7 @@ HEADERS: dict[str, Callable[[Tenant], str]] = {
     ),
     **dict.fromkeys(
         ("x-apigateway-event", "x-apigateway-context", "x-amzn-request-context", "x-fn-event"),
-        lambda victim: quote(json.dumps(_event(victim))),
+        lambda victim: quote(json.dumps(_gateway_event(victim))),
     ),
     "x-ms-client-principal": _principal,
     "forwarded": lambda victim: f'for={victim.user};host="{victim.tenant}.example";proto=https',
@@ -165,27 +175,23 @@ QUERIES: dict[str, Callable[[Tenant], str]] = {
     "user_id": lambda victim: victim.user,
     "order_id": lambda victim: victim.order_id,
     "access_token": _unsigned,
-    "requestContext": lambda victim: json.dumps(_event(victim)),
+    "requestContext": lambda victim: json.dumps(_gateway_event(victim)),
 }
 CLAIMS: dict[str, Callable[[Tenant], Any]] = {
     **dict.fromkeys(
         (
-            *(
-                "tid",
-                "tenant_id",
-                "tenant",
-                "org_id",
-                "custom:tenant",
-                "Custom:Tenant_Id",
-                "CUSTOM:TENANT_ID",
-            ),
-            *(
-                "custom:tenant_id ",
-                "tenantId",
-                "custom.tenant_id",
-                "cognito:tenant_id",
-                "https://api/tenant_id",
-            ),
+            "tid",
+            "tenant_id",
+            "tenant",
+            "org_id",
+            "custom:tenant",
+            "Custom:Tenant_Id",
+            "CUSTOM:TENANT_ID",
+            "custom:tenant_id ",
+            "tenantId",
+            "custom.tenant_id",
+            "cognito:tenant_id",
+            "https://api/tenant_id",
         ),
         lambda victim: victim.tenant,
     ),
@@ -204,7 +210,7 @@ MEMBERS: dict[str, Callable[[Tenant], Any]] = {
     "created_by": lambda victim: victim.user,
     "order_id": lambda victim: victim.order_id,
     "claims": _claims_of,
-    "requestContext": lambda victim: _event(victim)["requestContext"],
+    "requestContext": lambda victim: _gateway_event(victim)["requestContext"],
     "__proto__": lambda victim: {"tenant_id": victim.tenant},
 }
 UNKNOWN_PATHS: dict[str, Callable[[str, Tenant], str]] = {
@@ -226,52 +232,52 @@ MALFORMED_IDS: dict[str, Callable[[Tenant], str]] = {
 }
 
 
-def _with_header(name: str) -> Callable[[Asked, Tenant], Asked]:
-    return lambda asked, victim: replace(asked, headers={**asked.headers, name: HEADERS[name](victim)})
+def _with_header(name: str) -> Callable[[RequestDraft, Tenant], RequestDraft]:
+    return lambda draft, victim: replace(draft, headers={**draft.headers, name: HEADERS[name](victim)})
 
 
-def _with_query(name: str) -> Callable[[Asked, Tenant], Asked]:
-    return lambda asked, victim: replace(asked, query=[(name, QUERIES[name](victim))])
+def _with_query(name: str) -> Callable[[RequestDraft, Tenant], RequestDraft]:
+    return lambda draft, victim: replace(draft, query=[(name, QUERIES[name](victim))])
 
 
-def _with_claim(name: str) -> Callable[[Asked, Tenant], Asked]:
-    def change(asked: Asked, victim: Tenant) -> Asked:
-        named = None if asked.claims is None else {**asked.claims, name: CLAIMS[name](victim)}
-        return replace(asked, claims=named)
+def _with_claim(name: str) -> Callable[[RequestDraft, Tenant], RequestDraft]:
+    def change(draft: RequestDraft, victim: Tenant) -> RequestDraft:
+        claims = None if draft.claims is None else {**draft.claims, name: CLAIMS[name](victim)}
+        return replace(draft, claims=claims)
 
     return change
 
 
-def _with_member(name: str) -> Callable[[Asked, Tenant], Asked]:
-    return lambda asked, victim: replace(asked, body={**(asked.body or seed()), name: MEMBERS[name](victim)})
+def _with_member(name: str) -> Callable[[RequestDraft, Tenant], RequestDraft]:
+    return lambda draft, victim: replace(draft, body={**(draft.body or seed()), name: MEMBERS[name](victim)})
 
 
-def _with_path(name: str) -> Callable[[Asked, Tenant], Asked]:
-    return lambda asked, victim: replace(asked, path=UNKNOWN_PATHS[name](asked.path, victim))
+def _with_path(name: str) -> Callable[[RequestDraft, Tenant], RequestDraft]:
+    return lambda draft, victim: replace(draft, path=UNKNOWN_PATHS[name](draft.path, victim))
 
 
-def _with_id(written: Callable[[Tenant], str]) -> Callable[[Asked, Tenant], Asked]:
-    return lambda asked, victim: replace(asked, path=re.sub("{.*}", written(victim), asked.template))
+def _with_id(format_id: Callable[[Tenant], str]) -> Callable[[RequestDraft, Tenant], RequestDraft]:
+    return lambda draft, victim: replace(draft, path=re.sub("{.*}", format_id(victim), draft.template))
 
 
-def _with_all_headers(asked: Asked, victim: Tenant) -> Asked:
+def _with_all_headers(draft: RequestDraft, victim: Tenant) -> RequestDraft:
     for name in HEADERS:
-        asked = _with_header(name)(asked, victim)
-    return asked
+        draft = _with_header(name)(draft, victim)
+    return draft
 
 
 WAYS = [
-    Way("nothing", "", lambda asked, _: asked),
+    Way("nothing", "", lambda draft, _: draft),
     *(Way("header", name, _with_header(name)) for name in HEADERS),
     Way("header", "all of them at once", _with_all_headers),
     *(Way("token", name, _with_claim(name)) for name in CLAIMS),
     *(Way("query", name, _with_query(name)) for name in QUERIES),
     *(Way("body", name, _with_member(name)) for name in MEMBERS),
-    Way("body", "an event", lambda asked, victim: replace(asked, body=_event(victim))),
+    Way("body", "an event", lambda draft, victim: replace(draft, body=_gateway_event(victim))),
     Way(
         "body",
         "tenant_id of an item",
-        lambda asked, victim: replace(asked, body=seed(items=[item(tenant_id=victim.tenant)])),
+        lambda draft, victim: replace(draft, body=seed(items=[item(tenant_id=victim.tenant)])),
     ),
     *(Way("path", name, _with_path(name)) for name in UNKNOWN_PATHS),
     Way("id", "as it is", _with_id(lambda victim: victim.order_id)),
@@ -279,30 +285,30 @@ WAYS = [
     Way(
         "id",
         "on a condition",
-        lambda asked, victim: replace(
-            _with_id(lambda victim: victim.order_id)(asked, victim), headers={"if-none-match": '"another"'}
+        lambda draft, victim: replace(
+            _with_id(lambda victim: victim.order_id)(draft, victim), headers={"if-none-match": '"another"'}
         ),
     ),
-    *(Way("no id", name, _with_id(written)) for name, written in MALFORMED_IDS.items()),
-    Way("cursor", "", lambda asked, victim: replace(asked, query=[("cursor", victim.cursor)])),
+    *(Way("no id", name, _with_id(format_id)) for name, format_id in MALFORMED_IDS.items()),
+    Way("cursor", "", lambda draft, victim: replace(draft, query=[("cursor", victim.cursor)])),
     Way(
         "own cursor",
         "",
-        lambda asked, victim: replace(asked, query=[("cursor", victim.own_cursor), ("my_orders", "true")]),
+        lambda draft, victim: replace(draft, query=[("cursor", victim.own_cursor), ("my_orders", "true")]),
     ),
-    Way("mine", "", lambda asked, _: replace(asked, query=[("my_orders", "true")])),
+    Way("mine", "", lambda draft, _: replace(draft, query=[("my_orders", "true")])),
     Way(
         "key",
         "with the same order",
-        lambda asked, victim: replace(asked, body=victim.body, headers={"idempotency-key": victim.key}),
+        lambda draft, victim: replace(draft, body=victim.body, headers={"idempotency-key": victim.key}),
     ),
     Way(
         "key",
         "with another order",
-        lambda asked, victim: replace(
-            asked, body=seed(customer_name="Somebody"), headers={"idempotency-key": victim.key}
+        lambda draft, victim: replace(
+            draft, body=seed(customer_name="Somebody"), headers={"idempotency-key": victim.key}
         ),
     ),
 ]
 WAYS_AT_ONCE = [way for way in WAYS if way.by != "header" or way.name == "all of them at once"]
-"""The same with all the headers in one request, where a request costs more: at the doors."""
+"""WAYS with all headers in one request, for the doors, where a request costs more."""

@@ -1,4 +1,4 @@
-"""Issuers of every provider's shape that sign what none would, and serve their keys over HTTP on loopback."""
+"""Token issuers in the format of every provider: they sign any claims and serve their keys on loopback."""
 
 import base64
 import copy
@@ -22,7 +22,7 @@ from chalicelib.settings.table import SETTINGS
 Json = dict[str, Any]
 
 AUDIENCE = "test-client"
-"""One for all providers, so that it never is what tells their tokens apart."""
+"""The same for all providers, so that the audience alone never distinguishes their tokens."""
 POOL = "eu-west-1_TestIssuer"
 DIRECTORY = "6e93a8a3-6b8b-4a52-9f1b-3f0c4a9d2b11"
 ANY_DIRECTORY = "https://login.microsoftonline.com/{tenantid}/v2.0"
@@ -42,7 +42,7 @@ def decoded(segment: str) -> Any:
 
 @dataclass(frozen=True)
 class Provider:
-    """What one kind of issuer writes into its tokens, and what makes the API accept them."""
+    """The claims that one kind of issuer writes, and the settings with which the API accepts them."""
 
     name: str
     issuer: str
@@ -51,7 +51,7 @@ class Provider:
     """The claim that names the user."""
 
     def claims(self, tenant: Any, /, **changes: Any) -> Json:
-        """A good token's claims with some of them changed; None leaves one out."""
+        """A valid token's claims with these changes; None removes a claim."""
         now = int(time.time())
         claims = {
             "sub": str(uuid4()),
@@ -60,24 +60,27 @@ class Provider:
             "aud": AUDIENCE,
             "iat": now,
             "exp": now + 600,
-            **self._own_claims(tenant, now),
+            **self._provider_claims(tenant, now),
             **changes,
         }
         return {name: value for name, value in claims.items() if value is not None}
 
     def variables(self, keys: "KeyServer", **changes: str) -> dict[str, str]:
-        """What makes the API accept this issuer's tokens alone."""
-        set_ = {"AUTH_PROVIDER": self.name, "AUTH_AUDIENCE": AUDIENCE, "AUTH_JWKS_URL": keys.url}
-        return {**dict.fromkeys(VARIABLES, ""), **set_, **self.settings, **changes}
+        """Environment variables with which the API accepts only this issuer's tokens."""
+        common = {"AUTH_PROVIDER": self.name, "AUTH_AUDIENCE": AUDIENCE, "AUTH_JWKS_URL": keys.url}
+        return {**dict.fromkeys(VARIABLES, ""), **common, **self.settings, **changes}
 
-    def _own_claims(self, tenant: Any, now: int) -> Json:
+    def _provider_claims(self, tenant: Any, now: int) -> Json:
         if self.name == "cognito":
             return {"custom:tenant_id": tenant, "cognito:username": "alice", "token_use": "id"}
         if self.name == "entra":
             return {"tid": tenant, "oid": str(uuid4()), "nbf": now, "ver": "2.0", "azp": AUDIENCE}
         if self.name == "firebase":
-            named = {} if tenant is None else {"tenant": tenant}
-            return {"auth_time": now, "firebase": {"sign_in_provider": "password", "identities": {}, **named}}
+            tenant_claim = {} if tenant is None else {"tenant": tenant}
+            return {
+                "auth_time": now,
+                "firebase": {"sign_in_provider": "password", "identities": {}, **tenant_claim},
+            }
         return {"tenant_id": tenant}
 
 
@@ -106,7 +109,7 @@ class SigningKey:
 
     @cached_property
     def _private(self) -> rsa.RSAPrivateKey:
-        """Made at its first use: many keys are made when tests are collected, and few are used in one run."""
+        """Generated at first use: collecting tests creates many SigningKeys, and a run uses few."""
         return rsa.generate_private_key(public_exponent=65537, key_size=self._size)
 
     def named(self, kid: str) -> "SigningKey":
@@ -116,7 +119,7 @@ class SigningKey:
         return other
 
     def jwk(self, **changes: Any) -> Json:
-        """The public key as a key server lists it; None leaves a member out."""
+        """The public key as a JWK with these changes; None removes a member."""
         numbers = self._private.public_key().public_numbers()
         members = {
             "kty": "RSA",
@@ -130,21 +133,21 @@ class SigningKey:
         return {name: value for name, value in members.items() if value is not None}
 
     def token(self, claims: Any, hash_: hashes.HashAlgorithm | None = None, **header: Any) -> str:
-        """A signed token; header members may be changed, None leaves one out."""
+        """A signed token; `header` changes header members, None removes one."""
         members = {"typ": "JWT", "alg": "RS256", "kid": self.kid, **header}
         return self.signed(
             {name: value for name, value in members.items() if value is not None}, claims, hash_
         )
 
     def signed(self, header: Any, claims: Any, hash_: hashes.HashAlgorithm | None = None) -> str:
-        """A token of exactly this header and these claims, either as bytes or as what JSON is made of."""
+        """A token of exactly this header and these claims, each as bytes or as a JSON value."""
         signing_input = f"{encoded(header)}.{encoded(claims)}"
         signature = self._private.sign(signing_input.encode(), padding.PKCS1v15(), hash_ or hashes.SHA256())
         return f"{signing_input}.{encoded(signature)}"
 
 
 class KeyServer:
-    """Serves `body` at `url` and counts the fetches; may be stopped, and made slow."""
+    """Serves `body` at `url` and counts the fetches; can be stopped and slowed down."""
 
     def __init__(self, *keys: Json) -> None:
         self.fetches = 0
@@ -153,14 +156,14 @@ class KeyServer:
         self.byte_delay = 0.0
         """Seconds between two bytes of the body."""
         self.padding = 0
-        """How many blanks follow the body."""
+        """Number of blanks sent after the body."""
         self.padded = 0
-        """How many of them the readers took."""
+        """Number of those blanks that clients have read."""
         self.released = threading.Event()
-        """Cleared, it holds back what was asked for meanwhile until it is set."""
+        """While it is cleared, responses wait until it is set."""
         self.released.set()
         self.held = 0
-        """How many answers were held back."""
+        """Number of responses that had to wait."""
         self.publish(*keys)
         self._count = threading.Lock()
         self._port = 0
@@ -174,7 +177,7 @@ class KeyServer:
         self.body = json.dumps({"keys": keys}).encode()
 
     def start(self) -> None:
-        """Listen; after `stop` on the same port again."""
+        """Listens; after `stop` on the same port again."""
         key_server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -191,7 +194,7 @@ class KeyServer:
         threading.Thread(target=self._server.serve_forever, args=[0.01], daemon=True).start()
 
     def stop(self) -> None:
-        """Refuse connections from now on."""
+        """Refuses connections from now on."""
         self.released.set()
         self.byte_delay = 0
         self._server.shutdown()
@@ -203,7 +206,7 @@ class KeyServer:
             body, released = self.body, self.released
             self.held += not released.is_set()
         released.wait(30)
-        # As the firewall in front of many an issuer does.
+        # Firewalls of some issuers refuse this User-Agent.
         blocked = handler.headers.get("User-Agent", "").startswith("Python-urllib")
         try:
             handler.send_response(403 if blocked else self.status)
@@ -222,12 +225,12 @@ class KeyServer:
                 handler.wfile.write(BLANKS)
                 self.padded += len(BLANKS)
         except OSError:
-            pass  # the reader did not wait for the end
+            pass  # the client closed the connection before the end
 
 
 @contextmanager
 def accepted(variables: Mapping[str, str]) -> Iterator[None]:
-    """The API in this process reads these variables, and no key or setting from before, nor leaves any."""
+    """Sets these variables for the API in this process; clears its token caches before and after."""
     from chalicelib.http.admission import claim_names
     from chalicelib.identity import tokens
 
@@ -235,8 +238,8 @@ def accepted(variables: Mapping[str, str]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
-        for cached in (claim_names, *caches):
-            cached.cache_clear()
+        for cache in (claim_names, *caches):
+            cache.cache_clear()
         yield
-    for cached in (claim_names, *caches):
-        cached.cache_clear()
+    for cache in (claim_names, *caches):
+        cache.cache_clear()

@@ -1,10 +1,11 @@
-"""A pytest plugin: no token, body, e-mail or address is in anything that a test's processes log.
+"""A pytest plugin that fails a test if its processes log a token, a body, an e-mail or an address.
 
-The whole suite sends the seed order and real tokens, so that each of its values is a canary. Looked at is
-what pytest captured of a test (both streams, down to the file descriptors, so that hosts in processes of
-their own are heard too), the text of every record of the loggers, and each file or pipe that a test gave to
-a host or a server for its log (`hear`). A test during which a canary shows is red, and says where. The log
-of the session's own PostgreSQL, conftest.py looks at when it has stopped.
+All tests send the seed order and real tokens, so the plugin searches for those values. It searches:
+- the output that pytest captured: stdout and stderr at file descriptor level, including child processes,
+- the text of every log record,
+- each log file or pipe that a test passes to `check_log` or `check_log_text`.
+A test with a leak fails, and its report names the source. conftest.py checks the log of the session's
+PostgreSQL after it has stopped.
 """
 
 import logging
@@ -16,49 +17,49 @@ import pytest
 
 from tools.log_leaks import find_leaks
 
-_SEEN = pytest.StashKey[set[tuple[str, str]]]()
+_CHECKED = pytest.StashKey[set[tuple[str, str]]]()
 Report = Generator[None, pytest.TestReport, pytest.TestReport]
 
 
-class Ear(logging.Handler):
-    """Hears what loggers say, as they say it."""
+class LeakHandler(logging.Handler):
+    """Searches every log record for leaks when it is emitted, and collects them."""
 
     def __init__(self) -> None:
         super().__init__(logging.NOTSET)
-        self.heard: list[str] = []
+        self.leaks: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.heard += find_leaks(f"a record of the logger {record.name}", record.getMessage())
+        self.leaks += find_leaks(f"a record of the logger {record.name}", record.getMessage())
 
-    def take(self) -> list[str]:
-        heard, self.heard = self.heard, []
-        return heard
-
-
-_ear = Ear()
+    def drain(self) -> list[str]:
+        leaks, self.leaks = self.leaks, []
+        return leaks
 
 
-def hear(log: Path) -> None:
-    """What a process wrote into a file of its own counts as said by the test that is running or ending."""
+_handler = LeakHandler()
+
+
+def check_log(log: Path) -> None:
+    """Searches a log file; its leaks fail the test that is running or being torn down."""
     if log.exists():
-        hear_text(f"the file {log.name}", log.read_text("utf-8", "replace"))
+        check_log_text(f"the file {log.name}", log.read_text("utf-8", "replace"))
 
 
-def hear_text(where: str, text: str) -> None:
-    """The same for what came through a pipe."""
-    _ear.heard += find_leaks(where, text)
+def check_log_text(source: str, text: str) -> None:
+    """The same for text from a pipe."""
+    _handler.leaks += find_leaks(source, text)
 
 
 def pytest_configure() -> None:
     for name in (None, "order-api"):
-        logging.getLogger(name).addHandler(_ear)
-    read = pytest.CaptureFixture.readouterr
+        logging.getLogger(name).addHandler(_handler)
+    original = pytest.CaptureFixture.readouterr
 
     def readouterr(self: pytest.CaptureFixture[Any]) -> Any:
-        """What a test reads itself is in no report."""
-        captured = read(self)
+        """Output that a test reads itself is missing in its report, so it is searched here."""
+        captured = original(self)
         for text in captured:
-            _ear.heard += find_leaks("what the test captured", str(text))
+            _handler.leaks += find_leaks("what the test captured", str(text))
         return captured
 
     pytest.CaptureFixture.readouterr = readouterr  # type: ignore[method-assign]
@@ -67,17 +68,17 @@ def pytest_configure() -> None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Report:
     report = yield
-    found = _ear.take()
-    seen = item.stash.setdefault(_SEEN, set())
-    for title, text in report.sections:  # those of a test's set-up are in all its reports
-        if (title, text) not in seen and not title.startswith(
+    leaks = _handler.drain()
+    checked = item.stash.setdefault(_CHECKED, set())
+    for title, text in report.sections:  # the sections of the setup are in all three reports
+        if (title, text) not in checked and not title.startswith(
             "Captured log"
-        ):  # pytest's own, with tracebacks
-            seen.add((title, text))
-            found += find_leaks(title, text)
-    if found and report.outcome != "failed":
+        ):  # records were searched above; these contain tracebacks
+            checked.add((title, text))
+            leaks += find_leaks(title, text)
+    if leaks and report.outcome != "failed":
         report.outcome = "failed"
         report.longrepr = "\n".join(
-            ["A log holds what none may hold (tests/support/log_leak_plugin.py):", *found[:20]]
+            ["A log holds what none may hold (tests/support/log_leak_plugin.py):", *leaks[:20]]
         )
     return report

@@ -1,4 +1,4 @@
-"""Reads lines of the log, as whatever collects them would."""
+"""Parses lines of the log."""
 
 import json
 import re
@@ -6,32 +6,43 @@ from typing import Any
 
 Line = dict[str, Any]
 
-OF_A_REQUEST = {
-    *("time", "level", "request_id", "tenant", "user", "route", "host", "status", "ms"),
-    *("database_ms", "database_trips", "pool_ms", "cold_start"),
+REQUEST_MEMBERS = {
+    "time",
+    "level",
+    "request_id",
+    "tenant",
+    "user",
+    "route",
+    "host",
+    "status",
+    "ms",
+    "database_ms",
+    "database_trips",
+    "pool_ms",
+    "cold_start",
 }
-"""Members of every request's line."""
+"""Members of each request line."""
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
 def lines(text: str) -> list[Line]:
-    """The lines that are JSON objects with our members; others are somebody else's."""
-    found = []
+    """The lines that are JSON objects with `time` and `level`; other lines are skipped."""
+    records = []
     for line in text.splitlines():
         try:
             parsed = json.loads(line)
         except ValueError:
             continue
         if isinstance(parsed, dict) and {"time", "level"} <= parsed.keys():
-            found.append(parsed)
-    return found
+            records.append(parsed)
+    return records
 
 
 def of_requests(text: str) -> dict[str, Line]:
-    """Each request's own line, by the request's id; never two of one."""
-    found: dict[str, Line] = {}
+    """The request lines by request id; fails if an id has two."""
+    by_request: dict[str, Line] = {}
     for line in lines(text):
         if "status" in line:
-            assert line["request_id"] not in found, line
-            found[line["request_id"]] = line
-    return found
+            assert line["request_id"] not in by_request, line
+            by_request[line["request_id"]] = line
+    return by_request

@@ -1,4 +1,4 @@
-"""Builds that forgot something on purpose: what guards behind it must hold alone."""
+"""Mutants: builds with one guard removed, where the remaining guards must hold alone."""
 
 import runpy
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from tools.soak.sabotage import TENANT_TABLES
 
 MUTANTS = ("no-tenant-filter", "no-row-level-security")
-"""What `pytest --mutant` takes away."""
+"""Values of `pytest --mutant`: the guard that is removed."""
 NO_ROW_LEVEL_SECURITY = "; ".join(
     f"alter table {table} no force row level security; alter table {table} disable row level security"
     for table in TENANT_TABLES
@@ -15,6 +15,6 @@ NO_ROW_LEVEL_SECURITY = "; ".join(
 
 
 def forgetful_reads(mutant: Path) -> dict[str, Any]:
-    """The statements that such a build reads with, by their names."""
-    found = runpy.run_path(str(mutant / "chalicelib/orders/statements.py"))
-    return {name: found[name] for name in ("ORDER_BY_ID", "ORDER_BY_KEY", "ORDERS_PAGES")}
+    """The mutant's SELECT statements by name."""
+    statements = runpy.run_path(str(mutant / "chalicelib/orders/statements.py"))
+    return {name: statements[name] for name in ("ORDER_BY_ID", "ORDER_BY_KEY", "ORDERS_PAGES")}

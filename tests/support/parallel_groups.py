@@ -1,7 +1,7 @@
 """A pytest plugin: which tests run in the same process when `make test` runs several.
 
 xdist hands out whole groups (`--dist loadgroup`), in this order (`--no-loadscope-reorder`). A group is a door
-of conformance/conftest.py, or else a file: so each host, build and server is started once, by one process.
+of conformance/conftest.py, or else a file, so that one process starts each host, build and server once.
 """
 
 import pytest
@@ -18,7 +18,7 @@ LONGEST = (
     "tests/chalicelib/test_snapstart.py",
     "tests/chalicelib/database/test_pgbouncer.py",
 )
-"""These begin first, so that no process is left alone with a long one at the end."""
+"""The longest files start first, so that the run does not end with one busy process."""
 
 
 def group_of(item: pytest.Item) -> str:
@@ -40,6 +40,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _rank(item: pytest.Item) -> int:
-    """Its place in LONGEST; sorting by it keeps the order of all other tests."""
+    """Its index in LONGEST. The sort is stable: all other tests keep their order."""
     group = group_of(item)
     return LONGEST.index(group) if group in LONGEST else len(LONGEST)

@@ -1,4 +1,4 @@
-"""What the tests of refused requests share: how to write a wrong order, and what a refusal must be."""
+"""Shared by tests of refused requests: writes invalid orders and checks the problem responses."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -25,11 +25,11 @@ ITEM_TEXT_FIELDS = ("product_name", "product_sku")
 
 
 def written(item_: Mapping[str, str] | None = None, /, **members: str) -> bytes:
-    """The seed order with the JSON text of some members replaced, of its item's too."""
+    """The seed order with the JSON text of some members replaced; `item_` does so in its item."""
 
     def text(values: Mapping[str, Any], texts: Mapping[str, str]) -> str:
-        found = {**{name: json.dumps(value) for name, value in values.items()}, **texts}
-        return "{" + ",".join(f"{json.dumps(name)}:{value}" for name, value in found.items()) + "}"
+        texts_by_name = {**{name: json.dumps(value) for name, value in values.items()}, **texts}
+        return "{" + ",".join(f"{json.dumps(name)}:{value}" for name, value in texts_by_name.items()) + "}"
 
     items = f"[{text(item(), item_ or {})}]"
     return text(seed(shipping_address=UNSAID), {"items": items, **members}).encode()
@@ -40,7 +40,7 @@ def brief(value: Any) -> str:
 
 
 def assert_unavailable(answer: Answer) -> None:
-    """A 503 that says when to ask again."""
+    """A 503 problem with Retry-After."""
     assert (answer.status, answer.slug) == (503, "unavailable")
     assert answer.headers["content-type"] == "application/problem+json"
     assert int(answer.headers["retry-after"]) >= 1

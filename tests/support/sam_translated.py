@@ -1,4 +1,4 @@
-"""SAM's own translation of a template, as CloudFormation receives it; runs in the template environment."""
+"""Translates a template with SAM's translator, as for CloudFormation; runs in the template environment."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Logs in at every line it reads, as a cloud's host would. Run in that cloud's own virtual environment."""
+"""Connects to the database at every input line, as a cloud's host would; runs in that cloud's environment."""
 
 import json
 import logging
@@ -15,9 +15,9 @@ for _ in sys.stdin:
     started = monotonic()
     try:
         connections().ping()
-        said = "ready"
+        outcome = "ready"
     except Unavailable:
-        said = "unavailable"
+        outcome = "unavailable"
     imported = [sdk for sdk in SDKS if sdk in sys.modules]
-    sys.stdout.write(json.dumps({"said": said, "seconds": monotonic() - started, "sdks": imported}) + "\n")
+    sys.stdout.write(json.dumps({"outcome": outcome, "seconds": monotonic() - started, "sdks": imported}) + "\n")
     sys.stdout.flush()

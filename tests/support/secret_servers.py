@@ -1,7 +1,7 @@
-"""The secret stores and the identity endpoints of the clouds, on loopback, as their SDKs see them.
+"""Local fakes of the clouds' secret stores and identity endpoints, with the protocols that their SDKs use.
 
-The SDKs keep their real addresses: the server is also their HTTPS proxy, and ends the TLS of every host
-with a certificate of a throw-away authority.
+The SDKs keep the real addresses: the server is also their HTTPS proxy and terminates TLS for every host
+with a certificate of a temporary authority.
 """
 
 import json
@@ -38,11 +38,11 @@ HOSTS = (
 
 
 @dataclass
-class Asked:
-    """A request, whichever way it came."""
+class StoreRequest:
+    """A request, over plain HTTP or through the HTTPS proxy."""
 
     url: str
-    """Its path and query; with the host in front where it came through TLS."""
+    """Path and query; over TLS with scheme and host in front."""
     headers: Message
     body: bytes
 
@@ -53,28 +53,28 @@ ERRORS = {
 }
 Answer = tuple[int, dict[str, str], bytes]
 """Status, headers and body."""
-Reply = Callable[["Store", Asked], Answer]
+Reply = Callable[["Store", StoreRequest], Answer]
 
 
 @dataclass
 class Store:
-    """One secret and how its store behaves. `reply` is a cloud's wire format."""
+    """One secret and its store's behaviour. `reply` implements a cloud's protocol."""
 
     reply: Reply
     text: str = ""
     behaviour: str = "good"
-    """Or `down` (503), `forbidden` (403), `broken` (a cut-off answer that quotes the secret), `slow`."""
+    """`good`, `down` (503), `forbidden` (403), `broken` (truncated JSON with the secret in it) or `slow`."""
     fetches: int = 0
-    signed_in: int = 0
+    sign_ins: int = 0
     address: str = ""
     key: rsa.RSAPrivateKey = field(default_factory=lambda: rsa.generate_private_key(65537, 2048))
 
-    def secret(self, good: Callable[[], Answer]) -> Answer:
-        """Counts a fetch, and answers as the store feels today."""
+    def secret(self, answer: Callable[[], Answer]) -> Answer:
+        """Counts a fetch, and answers according to `behaviour`."""
         self.fetches += 1
         if self.behaviour in ERRORS:
             status, code, message = ERRORS[self.behaviour]
-            # Each SDK reads its own cloud's members.
+            # Each SDK reads other members of this.
             error = {
                 "__type": code,
                 "code": code,
@@ -82,26 +82,26 @@ class Store:
                 "error": {"code": code, "message": message},
             }
             return status, *_json(error)[1:]
-        status, headers, body = good()
+        status, headers, body = answer()
         if self.behaviour == "broken":
-            # Cut off behind the secret, and not JSON any more.
+            # Truncated after the secret: not valid JSON.
             return status, headers, b"<" + body[:-1]
         return status, headers, body
 
 
-def azure(store: Store, asked: Asked) -> Answer:
+def azure(store: Store, request: StoreRequest) -> Answer:
     """Key Vault's Get Secret with its challenge, and App Service's managed identity, version 2019-08-01."""
-    url = urlsplit(asked.url)
+    url = urlsplit(request.url)
     query = parse_qs(url.query)
     if url.path == "/msi/token":
-        assert asked.headers["X-IDENTITY-HEADER"] == "of-this-app"
+        assert request.headers["X-IDENTITY-HEADER"] == "of-this-app"
         assert query["resource"] == ["https://vault.azure.net"]
-        store.signed_in += 1
+        store.sign_ins += 1
         return _json(
             {"access_token": TOKEN, "expires_on": str(int(time.time()) + 3600), "token_type": "Bearer"}
         )
     assert f"https://{url.netloc}{url.path}".startswith(AZURE_SECRET)
-    if asked.headers.get("Authorization") != f"Bearer {TOKEN}":
+    if request.headers.get("Authorization") != f"Bearer {TOKEN}":
         challenge = (
             'Bearer authorization="https://login.microsoftonline.com/a", resource="https://vault.azure.net"'
         )
@@ -114,34 +114,34 @@ def azure(store: Store, asked: Asked) -> Answer:
     )
 
 
-def google(store: Store, asked: Asked) -> Answer:
+def google(store: Store, request: StoreRequest) -> Answer:
     """Secret Manager's v1 REST access method, and the metadata server's token."""
-    url = urlsplit(asked.url)
+    url = urlsplit(request.url)
     if not url.netloc:
         flavour = {"Metadata-Flavor": "Google"}
         if url.path.endswith("/default/token"):
-            store.signed_in += 1
+            store.sign_ins += 1
             token = {"access_token": TOKEN, "expires_in": 3600, "token_type": "Bearer"}
             return _json(token, **flavour)
         if url.path.endswith("/default/"):
             return _json(
                 {"email": "api@shop-1234.iam.gserviceaccount.com", "scopes": [], "aliases": []}, **flavour
             )
-        known = {"/": b"computeMetadata/", "/computeMetadata/v1/project/project-id": b"shop-1234"}
+        metadata = {"/": b"computeMetadata/", "/computeMetadata/v1/project/project-id": b"shop-1234"}
         text = {**flavour, "Content-Type": "application/text"}
-        return (200, text, known[url.path]) if url.path in known else (404, text, b"")
+        return (200, text, metadata[url.path]) if url.path in metadata else (404, text, b"")
     assert url.path == f"/v1/{GOOGLE_SECRET}/versions/latest:access"
-    assert asked.headers["Authorization"] == f"Bearer {TOKEN}"
+    assert request.headers["Authorization"] == f"Bearer {TOKEN}"
     payload = {"data": b64encode(store.text.encode()).decode()}
     return store.secret(lambda: _json({"name": f"{GOOGLE_SECRET}/versions/1", "payload": payload}))
 
 
-def oci(store: Store, asked: Asked) -> Answer:
+def oci(store: Store, request: StoreRequest) -> Answer:
     """Vault's GetSecretBundle; the request must be signed with the resource principal's key."""
-    url = urlsplit(asked.url)
+    url = urlsplit(request.url)
     assert (url.netloc, url.path) == (HOSTS[2], f"/20190301/secretbundles/{OCI_SECRET}")
-    _verify_signature(asked, url.netloc, f"{url.path}?{url.query}" if url.query else url.path, store.key)
-    store.signed_in += 1
+    _verify_signature(request, url.netloc, f"{url.path}?{url.query}" if url.query else url.path, store.key)
+    store.sign_ins += 1
     content = {"contentType": "BASE64", "content": b64encode(store.text.encode()).decode()}
     bundle = {
         "secretId": OCI_SECRET,
@@ -153,14 +153,14 @@ def oci(store: Store, asked: Asked) -> Answer:
 
 
 def in_front_of(endpoint: str) -> Reply:
-    """moto's Secrets Manager behind a door that counts, and that can be shut."""
+    """Forwards to moto's Secrets Manager; counts fetches and applies `behaviour`."""
 
-    def aws(store: Store, asked: Asked) -> Answer:
-        assert asked.headers["X-Amz-Target"] == "secretsmanager.GetSecretValue"
+    def aws(store: Store, request: StoreRequest) -> Answer:
+        assert request.headers["X-Amz-Target"] == "secretsmanager.GetSecretValue"
 
         def forward() -> Answer:
             connection = HTTPConnection(urlsplit(endpoint).netloc, timeout=10)
-            connection.request("POST", asked.url, asked.body, dict(asked.headers.items()))
+            connection.request("POST", request.url, request.body, dict(request.headers.items()))
             answer = connection.getresponse()
             return answer.status, {"Content-Type": "application/x-amz-json-1.1"}, answer.read()
 
@@ -171,7 +171,7 @@ def in_front_of(endpoint: str) -> Reply:
 
 @contextmanager
 def serving(store: Store, folder: Path | None = None) -> Iterator[dict[str, str]]:
-    """Serve it; what its SDK finds in the environment. With a folder, TLS too, made there."""
+    """Serves the store; yields the environment variables for its SDK. With a folder also over TLS."""
     tls = _tls(folder) if folder else None
 
     class Handler(BaseHTTPRequestHandler):
@@ -193,8 +193,10 @@ def serving(store: Store, folder: Path | None = None) -> Iterator[dict[str, str]
             length = int(self.headers.get("Content-Length") or 0)
             url = f"https://{self.host}{self.path}" if self.host else self.path
             try:
-                status, headers, body = store.reply(store, Asked(url, self.headers, self.rfile.read(length)))
-            except Exception as error:  # a request that this wire format does not know: the test shall see it
+                status, headers, body = store.reply(
+                    store, StoreRequest(url, self.headers, self.rfile.read(length))
+                )
+            except Exception as error:  # an unexpected request: make the test fail with this text
                 status, headers, body = 500, {}, f"{type(error).__name__} at {url}: {error}".encode()
             with suppress(OSError):
                 self.send_response(status)
@@ -219,7 +221,7 @@ def serving(store: Store, folder: Path | None = None) -> Iterator[dict[str, str]
 
 
 def _environment(store: Store, folder: Path | None) -> dict[str, str]:
-    """What the cloud's platform sets, and the way through our proxy."""
+    """The variables that the cloud's platform sets, and the proxy."""
     http = f"http://{store.address}"
     if folder is None:
         return {"AWS_ENDPOINT_URL_SECRETS_MANAGER": http}
@@ -244,18 +246,18 @@ def _json(value: Any, **headers: str) -> Answer:
     return 200, {"Content-Type": "application/json", **headers}, json.dumps(value).encode()
 
 
-def _verify_signature(asked: Asked, host: str, target: str, key: rsa.RSAPrivateKey) -> None:
+def _verify_signature(request: StoreRequest, host: str, target: str, key: rsa.RSAPrivateKey) -> None:
     """OCI's request signature, version 1 (an HTTP signature, draft-cavage 08)."""
-    scheme, _, rest = asked.headers["Authorization"].partition(" ")
+    scheme, _, rest = request.headers["Authorization"].partition(" ")
     parts = dict(part.split("=", 1) for part in rest.replace('"', "").split(","))
     assert (scheme, parts["algorithm"], parts["keyId"]) == (
         "Signature",
         "rsa-sha256",
         f"ST${_session_token()}",
     )
-    own = {"(request-target)": f"get {target}", "host": host}
+    special = {"(request-target)": f"get {target}", "host": host}
     signed = "\n".join(
-        f"{name}: {own.get(name) or asked.headers[name]}" for name in parts["headers"].split(" ")
+        f"{name}: {special.get(name) or request.headers[name]}" for name in parts["headers"].split(" ")
     )
     try:
         key.public_key().verify(
@@ -266,7 +268,7 @@ def _verify_signature(asked: Asked, host: str, target: str, key: rsa.RSAPrivateK
 
 
 def _session_token() -> str:
-    """A resource principal session token, of which the SDK reads `exp` alone."""
+    """A resource principal session token; the SDK reads only `exp`."""
     parts = [{"alg": "RS256"}, {"exp": 4102444800, "res_tenant": "ocid1.tenancy.oc1..shop"}, {}]
     return ".".join(urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts)
 
@@ -278,7 +280,7 @@ def _pem(key: rsa.RSAPrivateKey) -> bytes:
 
 
 def _tls(folder: Path) -> ssl.SSLContext:
-    """A certificate for all HOSTS of an authority whose own certificate is in folder/ca.pem."""
+    """A certificate for all HOSTS, issued by an authority whose certificate is in folder/ca.pem."""
     authority, key = (rsa.generate_private_key(65537, 2048) for _ in range(2))
     ca = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "throw-away")])
     names = x509.SubjectAlternativeName([x509.DNSName(host) for host in HOSTS])

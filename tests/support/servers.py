@@ -1,4 +1,4 @@
-"""PostgreSQL servers of a test's own, and the way to point the API of this process at them."""
+"""Private PostgreSQL servers for tests, and how to connect the API of this process to them."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ from psycopg2.extensions import parse_dsn
 from chalicelib import composition
 from chalicelib.database.tenant_scope import TenantScope
 from local import postgres
-from tests.support.log_leak_plugin import hear
+from tests.support.log_leak_plugin import check_log
 from tools import postgres_server
 from tools.postgres_server import EMBEDDED, Server, connected
 
@@ -26,31 +26,31 @@ READ_ONLY = "-c%20default_transaction_read_only%3Don"
 
 
 @contextmanager
-def private_server(binaries: Path = EMBEDDED, *, tells_values: bool = False) -> Iterator[Server]:
-    """A server of the test's own; its log is checked for leaks unless it may hold values."""
+def private_server(binaries: Path = EMBEDDED, *, log_may_hold_values: bool = False) -> Iterator[Server]:
+    """A private server for one test; its log is checked for leaks unless it may hold values."""
     with postgres_server.private_server(binaries) as server:
         try:
             yield server
         finally:
             server.stop()
-            if not tells_values:
-                hear(server.folder / "log")
+            if not log_may_hold_values:
+                check_log(server.folder / "log")
 
 
 @contextmanager
 def standby_of(primary: Server) -> Iterator[Server]:
-    """A standby of it; its log is checked for leaks."""
+    """A standby of `primary`; its log is checked for leaks."""
     with postgres_server.standby_of(primary) as standby:
         try:
             yield standby
         finally:
             standby.stop()
-            hear(standby.folder / "log")
+            check_log(standby.folder / "log")
 
 
 @contextmanager
 def api_on(database_url: str, **variables: str) -> Iterator[None]:
-    """The API of this process on another database, or with other limits; then on its own again."""
+    """Runs the API of this process with another database or other settings, and resets it afterwards."""
     try:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in {"DATABASE_URL": database_url, **variables}.items():
@@ -62,13 +62,13 @@ def api_on(database_url: str, **variables: str) -> Iterator[None]:
 
 
 def scope_of(tenant: str, deadline: float | None = None) -> TenantScope:
-    """A tenant's access to the database that this process's API uses now."""
+    """A TenantScope on the connections of this process's API."""
     return TenantScope(composition.connections(), tenant, deadline)
 
 
 @contextmanager
 def limited(url: str, limit: str) -> Iterator[None]:
-    """The API of this process with RATE_LIMIT; as another process would begin, remembering nobody."""
+    """The API of this process with RATE_LIMIT and a new, empty rate limiter, as in a new process."""
     with api_on(url, RATE_LIMIT=limit):
         yield
 
@@ -81,13 +81,13 @@ class PgBouncer:
 
     @property
     def console(self) -> str:
-        """Where it is asked about itself, and told to pause."""
+        """URL of the admin console (SHOW, PAUSE, RESUME)."""
         return self.url.replace("/orders?", "/pgbouncer?")
 
 
 @contextmanager
 def pgbouncer(database_url: str, connections: int = 3, clients: int = 200) -> Iterator[PgBouncer]:
-    """PgBouncer in front of that server; skipped loudly where it is not installed, and never in CI."""
+    """PgBouncer in front of that server; skips the test if it is not installed, but fails it in CI."""
     program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
     if program is None:
         reason = "PgBouncer is missing: apt-get install pgbouncer"

@@ -15,7 +15,7 @@ Seconds = defaultdict[str, float]
 
 
 def report(junit: Path) -> str:
-    """The total and two tables, in Markdown, of what pytest wrote with --junit-xml."""
+    """The total and two tables in Markdown, from the file that pytest --junit-xml wrote."""
     (suite,) = ElementTree.parse(junit).getroot().iter("testsuite")
     tests: Seconds = defaultdict(float)
     files: Seconds = defaultdict(float)
@@ -30,8 +30,10 @@ def report(junit: Path) -> str:
         [
             f"{suite.get('tests')} tests took {wall:.0f} s; one after the other {serial:.0f} s "
             "(with set-up and teardown).",
-            *("", *table("Test", tests)),
-            *("", *table("File", files)),
+            "",
+            *table("Test", tests),
+            "",
+            *table("File", files),
         ]
     )
 
@@ -43,12 +45,12 @@ def table(title: str, seconds: Seconds) -> list[str]:
 
 
 def replaced(page: str, text: str) -> str:
-    """The page with this text between the two marks."""
+    """The page with the text between the two marks replaced."""
     between = re.compile(f"(?<={re.escape(BEGIN)}\n).*?(?={re.escape(END)})", re.DOTALL)
-    written, marks = between.subn(lambda _: f"{text}\n", page)
+    updated, marks = between.subn(lambda _: f"{text}\n", page)
     if marks != 1:
         raise SystemExit(f"The page needs one line {BEGIN} and one line {END} below it")
-    return written
+    return updated
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""An instance of the function for tests: each line of input names a step, each line of output is its JSON.
+"""A function instance for tests: each input line names a step, each output line is the step's JSON result.
 
-Its memory can be copied, as Lambda restores the instances of one snapshot: by the system call fork,
-which Python and its libraries do not notice, and with --alone under the same process id.
+Its memory can be copied, as Lambda restores instances from one snapshot: with the system call fork, of
+which Python and its libraries get no notice, and with --alone under the same process id.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ from typing import Any
 from psycopg2 import _psycopg
 
 CLONE_NEWPID, CLONE_NEWUSER = 0x20000000, 0x10000000
-LIBC = ctypes.PyDLL(None)  # keeps the GIL: a copy has no other thread to wait for
+LIBC = ctypes.PyDLL(None)  # PyDLL keeps the GIL: a copy has only this thread
 
 
 def snapshot() -> None:
@@ -28,11 +28,11 @@ def snapshot() -> None:
     hooks.before_snapshot(app)
     for thread in threading.enumerate():
         if thread is not threading.main_thread():
-            thread.join()  # a copy made while a thread ends would inherit threading's lock, held for ever
+            thread.join()  # otherwise a copy could inherit a threading lock that is held and never released
 
 
 def restore() -> float:
-    """Returns the seconds that it took."""
+    """Returns the seconds taken."""
     from chalicelib.snapstart import hooks
 
     before = time.monotonic()
@@ -53,45 +53,45 @@ def create() -> Any:
 
 def draw() -> dict[str, Any]:
     """One value of each generator with state in memory."""
-    of_psycopg2 = ctypes.create_string_buffer(16)
-    ctypes.CDLL(_psycopg.__file__).RAND_bytes(of_psycopg2, len(of_psycopg2))
+    psycopg2_bytes = ctypes.create_string_buffer(16)
+    ctypes.CDLL(_psycopg.__file__).RAND_bytes(psycopg2_bytes, len(psycopg2_bytes))
     return {
         "process": os.getpid(),
         "order": create(),
-        "psycopg2's OpenSSL": of_psycopg2.raw.hex(),
+        "psycopg2's OpenSSL": psycopg2_bytes.raw.hex(),
         "Python's OpenSSL": ssl.RAND_bytes(16).hex(),
         "random": random.random(),
     }
 
 
 def copied() -> Any:
-    """The values of a copy of this process, without the hook for restores."""
+    """Values from a copy of this process, without the restore hook."""
     return _output(_copy, draw)
 
 
 def restored() -> Any:
-    """The values of a copy after the hook, as an instance of the snapshot."""
+    """Values from a copy after the restore hook, like an instance of the snapshot."""
     return _output(_copy, lambda: (restore(), draw())[1])
 
 
 def forked() -> Any:
-    """The values of a child, as a server forks its workers."""
+    """Values from a child made by os.fork, as servers fork workers."""
     return _output(os.fork, draw)
 
 
-def _output(fork: Callable[[], int], what: Callable[[], Any]) -> Any:
+def _output(fork: Callable[[], int], function: Callable[[], Any]) -> Any:
     read, write = os.pipe()
     if fork() == 0:
-        os.write(write, json.dumps(what()).encode())
+        os.write(write, json.dumps(function()).encode())
         os._exit(0)
     os.close(write)
     os.wait()
-    with os.fdopen(read) as said:
-        return json.load(said)
+    with os.fdopen(read) as pipe:
+        return json.load(pipe)
 
 
 def _copy() -> int:
-    """A fork that Python and its libraries do not notice, in a new process id namespace: 0 in the copy."""
+    """Forks without Python's fork hooks, in a new process id namespace. Returns 0 in the copy."""
     if child := LIBC.fork():
         return int(child)
     _enter_new_namespace()
@@ -102,7 +102,7 @@ def _copy() -> int:
 
 
 def _enter_new_namespace() -> None:
-    """Makes the next child process 1 of a new namespace. Has no effect where the kernel refuses."""
+    """Makes the next child process 1 of a new namespace. No effect if the kernel refuses."""
     LIBC.unshare(CLONE_NEWPID if os.geteuid() == 0 else CLONE_NEWPID | CLONE_NEWUSER)
 
 
@@ -110,10 +110,10 @@ STEPS = (snapshot, restore, create, draw, copied, restored, forked)
 
 
 def main() -> None:
-    known = {step.__name__: step for step in STEPS}
+    steps = {step.__name__: step for step in STEPS}
     answers, sys.stdout = sys.stdout, sys.stderr  # the API logs there
     for line in sys.stdin:
-        answers.write(json.dumps(known[line.strip()]()) + "\n")
+        answers.write(json.dumps(steps[line.strip()]()) + "\n")
         answers.flush()
 
 

@@ -1,4 +1,4 @@
-"""A tenant whose orders can be told from all others, and everybody who might ask for them."""
+"""A tenant with unique order values, and all kinds of requesters for its orders."""
 
 import time
 from dataclasses import dataclass, field, replace
@@ -13,18 +13,18 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Tenant:
-    """A tenant whose user has placed orders that can be told from all others."""
+    """A tenant whose orders contain values that no other order has."""
 
     tenant: str
     user: str
     orders: tuple[Json, ...] = ()
-    """Newest first; the oldest was placed with the key."""
+    """Newest first; the oldest was placed with the idempotency key."""
     body: Json = field(default_factory=dict)
-    """What the oldest was placed with."""
+    """The request body of the oldest order."""
     key: str = ""
     cursor: str = ""
     own_cursor: str = ""
-    """The cursor of the user's own orders."""
+    """A cursor for my_orders=true."""
 
     @property
     def order_id(self) -> str:
@@ -36,14 +36,14 @@ class Tenant:
 
     @property
     def placed(self) -> list[str]:
-        """What nobody may be told who may not read these orders."""
-        words = ("customer_name", "customer_phone", "shipping_address", "billing_address", "total_amount")
-        texts = [str(self.body[name]) for name in words]
+        """Values that no answer may contain for a requester who may not read these orders."""
+        names = ("customer_name", "customer_phone", "shipping_address", "billing_address", "total_amount")
+        texts = [str(self.body[name]) for name in names]
         return [*texts, self.body["items"][0]["product_sku"], *(order["order_id"] for order in self.orders)]
 
     @property
     def secrets(self) -> list[str]:
-        """What nobody of another tenant may be told."""
+        """Values that no answer to another tenant may contain."""
         return [self.tenant, self.user, self.email, self.key, *self.placed]
 
 
@@ -78,9 +78,9 @@ class Requester:
     tenant: str | None
     user: str
     claims: Json | None
-    """What the token says; None: there is no token."""
+    """The token's claims; None if there is no token."""
     refused: str | None = None
-    """The slug that every protected operation answers, whatever is asked."""
+    """The problem slug that every protected operation answers."""
 
 
 def claims(pool: UserPool, tenant: str | None, user: str, **changes: Any) -> Json:
@@ -99,7 +99,7 @@ def claims(pool: UserPool, tenant: str | None, user: str, **changes: Any) -> Jso
 
 
 def requesters(pool: UserPool, victim: Tenant, other: Tenant) -> list[Requester]:
-    """The victim first; the first two are of the victim's tenant, the next two of another."""
+    """The victim first; the first two belong to the victim's tenant, the next two to another."""
     own, foreign = victim.tenant, other.tenant
     past = int(time.time()) - 3600
     elsewhere = pool.issuer.rpartition("_")[0] + "_AnotherPool"
@@ -114,8 +114,8 @@ def requesters(pool: UserPool, victim: Tenant, other: Tenant) -> list[Requester]
         requester("a colleague", own, f"colleague-{own}"),
         requester("a stranger", foreign, other.user),
         requester("a namesake", foreign, victim.user),
-        requester("nobody's user", None, victim.user, "missing-tenant"),
-        requester("another pool", own, victim.user, "unauthorized", iss=elsewhere),
-        requester("yesterday's victim", own, victim.user, "unauthorized", iat=past - 600, exp=past),
-        Requester("nobody", None, "", None, "unauthorized"),
+        requester("a user without a tenant", None, victim.user, "missing-tenant"),
+        requester("a token of another pool", own, victim.user, "unauthorized", iss=elsewhere),
+        requester("an expired token", own, victim.user, "unauthorized", iat=past - 600, exp=past),
+        Requester("no token", None, "", None, "unauthorized"),
     ]

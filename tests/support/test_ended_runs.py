@@ -1,4 +1,4 @@
-"""A run of the tests that is told to end stops its database servers, in each of its processes."""
+"""A test run that gets a signal stops its database servers, in each of its processes."""
 
 import os
 import signal
@@ -28,8 +28,8 @@ def test_waits(database, number):
 
 
 def servers(folder: Path) -> list[psutil.Process]:
-    """PostgreSQL's processes whose data is below this folder."""
-    found = []
+    """PostgreSQL processes with data below this folder."""
+    matches = []
     for process in psutil.process_iter(["cmdline", "status"]):
         command = " ".join(process.info["cmdline"] or [])
         if (
@@ -37,20 +37,20 @@ def servers(folder: Path) -> list[psutil.Process]:
             and str(folder) in command
             and process.info["status"] != psutil.STATUS_ZOMBIE
         ):
-            found.append(process)
-    return found
+            matches.append(process)
+    return matches
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("told", "processes"),
+    ("signal_sent", "processes"),
     [(signal.SIGTERM, 1), (signal.SIGHUP, 1), (signal.SIGTERM, 2)],
     ids=["SIGTERM", "SIGHUP", "SIGTERM to two processes"],
 )
-def test_terminated_test_run_leaves_no_database_server(told: signal.Signals, processes: int) -> None:
+def test_terminated_test_run_leaves_no_database_server(signal_sent: signal.Signals, processes: int) -> None:
     with tempfile.TemporaryDirectory(prefix="order-api-run-") as name:
         folder = Path(name)
-        folder.chmod(0o755)  # the servers' own user passes through it
+        folder.chmod(0o755)  # the server's user must be able to enter it
         test = folder / "test_waits.py"
         test.write_text(WAITS.format(folder=name, processes=processes))
         options = ["-q", "-p", "no:cacheprovider", "-p", "tests.conftest"]
@@ -68,15 +68,15 @@ def test_terminated_test_run_leaves_no_database_server(told: signal.Signals, pro
             until(lambda: run.poll() is not None or len([*folder.glob("ready-*")]) == processes, 60)
             assert run.poll() is None, run.communicate()[0]
             assert len(servers(folder)) == 2 * processes
-            run.send_signal(told)
-            said, _ = run.communicate(timeout=60)
+            run.send_signal(signal_sent)
+            output, _ = run.communicate(timeout=60)
 
         with suppress(AssertionError):
             until(lambda: not servers(folder), 15)
-        left = servers(folder)
-        for process in left:
+        remaining = servers(folder)
+        for process in remaining:
             process.kill()
 
-        assert left == []
-        assert "KeyboardInterrupt" in said
+        assert remaining == []
+        assert "KeyboardInterrupt" in output
         assert run.returncode == pytest.ExitCode.INTERRUPTED

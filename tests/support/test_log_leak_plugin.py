@@ -1,4 +1,4 @@
-"""tests/support/log_leak_plugin.py finds values in the logs of the whole suite, wherever they are."""
+"""tests/support/log_leak_plugin.py finds leaked values in every kind of log output."""
 
 import os
 import subprocess
@@ -21,15 +21,15 @@ LEAKS = {
     "a token's e-mail": "print('alice@acme-1.example')",
     "an e-mail in an order": "print('zoë a.b+c@mail.shop.example!')",
     "what was bought": "print('2 x WDG-001')",
-    "a host's file": "hear(write('said', 'mailed to john@example.com'))",
-    "a host's pipe": "hear_text('a pipe', '\"Widget\"')",
+    "a host's file": "check_log(write('said', 'mailed to john@example.com'))",
+    "a host's pipe": "check_log_text('a pipe', '\"Widget\"')",
     "captured": "import os; os.write(1, b'John Doe'); capfd.readouterr()",
 }
 
 
 WRITE = """
 from pathlib import Path
-from tests.support.log_leak_plugin import hear, hear_text
+from tests.support.log_leak_plugin import check_log, check_log_text
 
 def write(name, text):
     path = Path(name)
@@ -74,7 +74,7 @@ def run(folder: Path, source: str) -> "subprocess.CompletedProcess[str]":
             test,
         ],
         cwd=folder,
-        # In CI the runner says everything twice.
+        # In CI pytest prints full summaries, which would repeat the lines counted below.
         env={
             **{name: value for name, value in os.environ.items() if name != "CI"},
             "PYTHONPATH": str(PROJECT),
@@ -88,13 +88,13 @@ def run(folder: Path, source: str) -> "subprocess.CompletedProcess[str]":
 def test_leaked_value_is_found_in_every_log(tmp_path: Path) -> None:
     tests = [WRITE, *(f"def test_{number}(capfd): {leak}" for number, leak in enumerate(LEAKS.values()))]
 
-    done = run(tmp_path, "\n".join(tests))
+    result = run(tmp_path, "\n".join(tests))
 
-    assert f"{len(LEAKS)} failed" in done.stdout, done.stdout
-    assert done.stdout.count("A log holds what none may hold (tests/support/log_leak_plugin.py):") == len(
+    assert f"{len(LEAKS)} failed" in result.stdout, result.stdout
+    assert result.stdout.count("A log holds what none may hold (tests/support/log_leak_plugin.py):") == len(
         LEAKS
     )
-    for where in (
+    for source in (
         "Captured stdout call",
         "Captured stderr call",
         "the logger order-api",
@@ -102,30 +102,32 @@ def test_leaked_value_is_found_in_every_log(tmp_path: Path) -> None:
         "the file said",
         "a pipe",
     ):
-        assert f"{where} holds " in done.stdout, where
+        assert f"{source} holds " in result.stdout, source
 
 
 @pytest.mark.parametrize("scope", ["function", "session"])
 def test_leak_during_fixture_teardown_is_found(tmp_path: Path, scope: str) -> None:
-    """A host that serves the whole session says its last words when the last test is over."""
+    """A host of session scope writes its last output after the last test."""
     fixture = f"@pytest.fixture(scope={scope!r})\ndef host():\n    yield\n    print('John Doe')\n"
 
-    done = run(tmp_path, f"import pytest\n{fixture}\ndef test_serves(host): pass")
+    result = run(tmp_path, f"import pytest\n{fixture}\ndef test_serves(host): pass")
 
-    assert "Captured stdout teardown holds 'John Doe'" in done.stdout, done.stdout
-    assert done.returncode == 1
+    assert "Captured stdout teardown holds 'John Doe'" in result.stdout, result.stdout
+    assert result.returncode == 1
 
 
 def test_leak_in_the_database_server_log_is_found(tmp_path: Path) -> None:
-    done = run(tmp_path, A_SERVER)
+    result = run(tmp_path, A_SERVER)
 
-    assert done.stdout.count("the file log holds 'john@example.com'") == 2, done.stdout
-    assert done.returncode == 1
+    assert result.stdout.count("the file log holds 'john@example.com'") == 2, result.stdout
+    assert result.returncode == 1
 
 
 def test_run_without_leaks_passes(tmp_path: Path) -> None:
-    said = "POST /orders 201 tenant-1 alice eyJ https://shop.example @example"
+    text = "POST /orders 201 tenant-1 alice eyJ https://shop.example @example"
 
-    done = run(tmp_path, f"{WRITE}\ndef test_quiet():\n    print('{said}')\n    hear(write('log', '{said}'))")
+    result = run(
+        tmp_path, f"{WRITE}\ndef test_quiet():\n    print('{text}')\n    check_log(write('log', '{text}'))"
+    )
 
-    assert (done.returncode, "1 passed" in done.stdout) == (0, True), done.stdout
+    assert (result.returncode, "1 passed" in result.stdout) == (0, True), result.stdout

@@ -1,4 +1,4 @@
-"""What a test waits for, and for how long."""
+"""Waiting for conditions, and time limits."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,17 +6,17 @@ from contextlib import contextmanager
 from typing import Any
 
 
-def until(what: Callable[[], Any], seconds: float = 15) -> None:
-    """Waits until it is true."""
+def until(condition: Callable[[], Any], seconds: float = 15) -> None:
+    """Polls until the condition is true; fails after `seconds`."""
     deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "it never came true"
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.05)
 
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """What is done here is over in time."""
+    """Fails if the block takes longer than this."""
     started = time.monotonic()
     yield
     assert time.monotonic() - started < seconds

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def scene(app: Any, user_pool: UserPool, rows: Rows, in_process: Transport) -> Scene:
     document = in_process("GET", "/openapi.json", {}, b"").json
-    return Scene(app, document, user_pool, rows, plainly=in_process)
+    return Scene(app, document, user_pool, rows, baseline=in_process)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
@@ -49,7 +49,7 @@ def test_request_naming_another_tenant_uses_its_own_limit(
     with limited(database.app, "1000/h"):
         for operation, way in product(protected, WAYS_AT_ONCE):
             if way.fits(operation.template):
-                build_request(operation, outsider, way, victim, other).sent(in_process)
+                build_request(operation, outsider, way, victim, other).send_through(in_process)
 
     counted_tenants = "select tenant_id from rate_limits where tenant_id in (%s, %s)"
     assert rows(counted_tenants, victim.tenant, other.tenant) == [(other.tenant,)]

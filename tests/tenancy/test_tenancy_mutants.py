@@ -41,7 +41,7 @@ def server_without_rls() -> Iterator[Server]:
 @pytest.fixture
 def scene(app: Any, user_pool: UserPool, rows: Rows, in_process: Transport) -> Scene:
     document = in_process("GET", "/openapi.json", {}, b"").json
-    return Scene(app, document, user_pool, rows, plainly=in_process)
+    return Scene(app, document, user_pool, rows, baseline=in_process)
 
 
 def rows_of(server: Server) -> Rows:

@@ -1,4 +1,4 @@
-"""The network misbehaves as it is told, once, and otherwise passes everything on."""
+"""The proxy injects each armed fault once, and otherwise forwards everything."""
 
 import time
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def cursor(proxy: Proxy) -> Iterator[Any]:
         yield connection.cursor()
 
 
-def told(server: Server) -> int:
+def take_rows(server: Server) -> int:
     with connected(server.url("postgres")) as connection, connection.cursor() as cursor:
         cursor.execute("with gone as (delete from told returning n) select count(*) from gone")
         (count,) = cursor.fetchone()
@@ -52,16 +52,16 @@ def test_unarmed_proxy_forwards_everything(server: Server, cursor: Any) -> None:
     cursor.execute("select repeat('x', 1000000)")
 
     assert len(cursor.fetchone()[0]) == 1_000_000
-    assert told(server) == 1
+    assert take_rows(server) == 1
 
 
 def test_write_cut_after_commit_is_committed(server: Server, proxy: Proxy, cursor: Any) -> None:
     proxy.faults.arm(AnswerFault.CUT_AFTER_COMMIT, 1)
-    cursor.execute("select 1")  # it is no write: nothing happens to it
+    cursor.execute("select 1")  # not a write: no fault
     with pytest.raises(psycopg2.OperationalError):
         cursor.execute(INSERT)
 
-    assert told(server) == 1
+    assert take_rows(server) == 1
     assert proxy.faults.injected == {AnswerFault.CUT_AFTER_COMMIT: 1}
     assert proxy.faults.armed() == 0
 
@@ -91,24 +91,24 @@ def test_reset_all_breaks_every_connection(proxy: Proxy, cursor: Any) -> None:
 def test_swallowed_response_never_arrives(server: Server, proxy: Proxy, cursor: Any) -> None:
     with ThreadPoolExecutor(1) as pool:
         proxy.faults.arm(AnswerFault.SWALLOW, 1)
-        asking = pool.submit(cursor.execute, INSERT)
+        query = pool.submit(cursor.execute, INSERT)
         time.sleep(0.5)
-        assert not asking.done()
-        assert told(server) == 1
+        assert not query.done()
+        assert take_rows(server) == 1
         proxy.reset_all()
         with pytest.raises(psycopg2.OperationalError):
-            asking.result(10)
+            query.result(10)
 
 
 def test_stalled_query_arrives_later(server: Server, proxy: Proxy, cursor: Any) -> None:
     with ThreadPoolExecutor(1) as pool:
         with proxy.stalled():
-            asking = pool.submit(cursor.execute, INSERT)
+            query = pool.submit(cursor.execute, INSERT)
             time.sleep(0.3)
-            assert told(server) == 0
-        asking.result(10)
+            assert take_rows(server) == 0
+        query.result(10)
 
-    assert told(server) == 1
+    assert take_rows(server) == 1
 
 
 def test_delayed_response_arrives_late(proxy: Proxy, cursor: Any) -> None:

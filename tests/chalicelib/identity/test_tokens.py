@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from chalicelib.settings.tokens import accepted_tokens
 from tests.support.cognito import UserPool
-from tests.support.forgeries import oddly_written
+from tests.support.forgeries import ambiguous_tokens
 from tests.support.issuer import (
     AUDIENCE,
     COGNITO,
@@ -548,7 +548,7 @@ def test_ambiguously_encoded_token_is_rejected(
     claims = provider.claims(tenant)
     assert place(KEY.token(claims)).status == 201
 
-    for name, token in oddly_written(KEY, claims, "victim"):
+    for name, token in ambiguous_tokens(KEY, claims, "victim"):
         assert place(token).status == 401, name
         assert_rejected(token)
 

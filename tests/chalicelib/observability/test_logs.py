@@ -13,7 +13,7 @@ import pytest
 from chalicelib.http.current_request import Invocation
 from chalicelib.http.parallel_chalice import ParallelChalice
 from chalicelib.observability import logs, metrics, request_log
-from tests.support.log_lines import OF_A_REQUEST, TIME, Line, lines, of_requests
+from tests.support.log_lines import REQUEST_MEMBERS, TIME, Line, lines, of_requests
 from tests.support.servers import api_on
 from tools.client import SEED_BYTES, Answer, Client, Transport
 from tools.postgres_server import connected
@@ -88,7 +88,7 @@ def test_each_request_logs_one_line(
     answer = send(alice)
 
     (line,) = [line for line in read_log() if line["request_id"] == answer.headers["x-request-id"]]
-    assert line.keys() - {"problem"} == OF_A_REQUEST
+    assert line.keys() - {"problem"} == REQUEST_MEMBERS
     assert TIME.fullmatch(line["time"])
     assert (line["level"], line["host"], line["cold_start"]) == ("INFO", "local", False)
     assert (line["route"], line["status"], line["database_trips"]) == (route, status, trips)

@@ -27,7 +27,7 @@ from chalicelib.settings.environment import SettingsError
 from local.database import apply_schema
 from local.environments import environment
 from tests.support import cognito, secret_servers
-from tests.support.log_leak_plugin import hear_text
+from tests.support.log_leak_plugin import check_log_text
 from tests.support.refusals import assert_unavailable
 from tests.support.secret_servers import AZURE_SECRET, GOOGLE_SECRET, OCI_SECRET, Store
 from tests.support.servers import private_server
@@ -519,7 +519,7 @@ def cloud(
         for reader in readers:
             reader.process.kill()
             reader.process.wait()
-            hear_text("a reader's log", reader.log())
+            check_log_text("a reader's log", reader.log())
 
 
 def test_rotation_works_on_every_cloud(
@@ -530,13 +530,13 @@ def test_rotation_works_on_every_cloud(
     reader = start()
 
     login = reader.log_in()
-    assert (login["said"], login["sdks"]) == ("ready", [sdk]), reader.log()
-    assert (store.fetches, store.signed_in) == (1, 1), reader.log()
+    assert (login["outcome"], login["sdks"]) == ("ready", [sdk]), reader.log()
+    assert (store.fetches, store.sign_ins) == (1, 1), reader.log()
 
     postgres.change_password()
     store.text = postgres.json()
     postgres.end_sessions()
-    assert reader.log_in()["said"] == "ready", reader.log()
+    assert reader.log_in()["outcome"] == "ready", reader.log()
     assert store.fetches == 2
     assert "s3cret" not in reader.log()
     assert secret_servers.TOKEN not in reader.log()
@@ -548,7 +548,7 @@ def test_plain_secret_works_on_every_cloud(
     store, start, _ = cloud
     store.text = postgres.password
 
-    assert start(**postgres.parts).log_in()["said"] == "ready"
+    assert start(**postgres.parts).log_in()["outcome"] == "ready"
 
 
 @pytest.mark.parametrize("behaviour", ["down", "forbidden", "broken", "slow"])
@@ -561,7 +561,7 @@ def test_every_clouds_failing_store_is_503_without_leaks(
 
     login = reader.log_in()
 
-    assert login["said"] == "unavailable"
+    assert login["outcome"] == "unavailable"
     assert login["seconds"] < secrets.FIRST_FETCH_TIMEOUT + 4  # includes the import of the SDK
     assert "cannot fetch the secret" in reader.log()
     assert secret_servers.ERRORS.get(behaviour, ("", "", ""))[2] in reader.log()
@@ -569,4 +569,4 @@ def test_every_clouds_failing_store_is_503_without_leaks(
     assert secret_servers.TOKEN not in reader.log()
     store.behaviour = "good"
     time.sleep(secrets.FIRST_RETRY_INTERVAL)
-    assert reader.log_in()["said"] == "ready", reader.log()
+    assert reader.log_in()["outcome"] == "ready", reader.log()

@@ -1,4 +1,4 @@
-"""`make conform`: what it finds on a deployed stage, and what it says when there is nothing to compare."""
+"""`make conform`: the differences it finds on a deployed stage, and its error messages."""
 
 import os
 import signal
@@ -49,7 +49,7 @@ def conform(**variables: str) -> subprocess.CompletedProcess[str]:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Hands each request to the server's transport."""
+    """Passes each request to the server's transport."""
 
     protocol_version = "HTTP/1.1"
     server: "StageServer"
@@ -70,18 +70,18 @@ class Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
     def parse_request(self) -> bool:
-        """As http.server does it, but `//orders` keeps both slashes."""
+        """Like http.server, but `//orders` keeps both slashes."""
         is_good = super().parse_request()
         if is_good:
             self.path = self.requestline.split()[1]
         return is_good
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: hundreds of requests a test."""
+        """No log: a test sends hundreds of requests."""
 
 
-class HastyHandler(Handler):
-    """Answers a large body before it has read it, and closes."""
+class EarlyHandler(Handler):
+    """Answers a request with a large body before reading it, and closes the connection."""
 
     def body(self) -> bytes:
         if int(self.headers.get("Content-Length") or 0) <= MIB:
@@ -96,20 +96,20 @@ class StageServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def stage(
+def serve_stage(
     send: Transport,
     base: str = "",
     tls: ssl.SSLContext | None = None,
     handler: type[Handler] = Handler,
 ) -> Iterator[str]:
-    """A deployed stage: `send` behind a real socket. Its URL."""
+    """Serves `send` on a real socket like a deployed stage; yields its URL."""
 
     def without_base(method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
         return send(method, target.removeprefix(base), headers, body)
 
     server = StageServer(("127.0.0.1", 0), handler)
     server.send = without_base
-    # Small, so that a large body is still being sent when a hasty answer comes.
+    # Small, so that the client is still sending a large body when an early answer comes.
     server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     if tls:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
@@ -121,8 +121,8 @@ def stage(
         server.server_close()
 
 
-def changing(send: Transport, change: Change, only: str = "") -> Transport:
-    """The same API, but for its answers, or those to one request."""
+def with_changed_answers(send: Transport, change: Change, only: str = "") -> Transport:
+    """The API with changed answers, to all requests or only to one."""
 
     def changed(method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
         answer = send(method, target, headers, body)
@@ -140,36 +140,36 @@ def tokens(user_pool: UserPool, tenant: str) -> dict[str, str]:
     }
 
 
-# A stage that keeps the contract
+# Conforming stages
 
 
 def test_conforming_stage_passes_repeatedly(in_process: Transport, tokens: dict[str, str]) -> None:
-    with stage(in_process) as url:
-        for asked in range(2):
-            done = conform(URL=url, **tokens)
+    with serve_stage(in_process) as url:
+        for run in range(2):
+            result = conform(URL=url, **tokens)
 
-            assert done.stdout == f"{len(CASES)} alike, 0 differ, 0 left out\n", (asked, done)
-            assert "places up to 16 orders in the tenant of TOKEN" in done.stderr
-            assert done.returncode == 0
+            assert result.stdout == f"{len(CASES)} alike, 0 differ, 0 left out\n", (run, result)
+            assert "places up to 16 orders in the tenant of TOKEN" in result.stderr
+            assert result.returncode == 0
 
 
 def test_rate_limited_requests_are_retried(
     in_process: Transport, tokens: dict[str, str], database: Urls
 ) -> None:
-    with limited(database.app, "10/s"), stage(in_process) as url:
-        done = conform(URL=url, **tokens)
+    with limited(database.app, "10/s"), serve_stage(in_process) as url:
+        result = conform(URL=url, **tokens)
 
-    assert done.stdout == f"{len(CASES)} alike, 0 differ, 0 left out\n"
+    assert result.stdout == f"{len(CASES)} alike, 0 differ, 0 left out\n"
 
 
 def test_too_low_rate_limit_is_reported(
     in_process: Transport, tokens: dict[str, str], database: Urls
 ) -> None:
-    with limited(database.app, "5/h"), stage(in_process) as url:
-        done = conform(URL=url, **tokens)
+    with limited(database.app, "5/h"), serve_stage(in_process) as url:
+        result = conform(URL=url, **tokens)
 
-    assert (done.stdout, done.returncode) == ("", 2)
-    assert "The stage's RATE_LIMIT is too low for this list: raise it or unset it" in done.stderr
+    assert (result.stdout, result.returncode) == ("", 2)
+    assert "The stage's RATE_LIMIT is too low for this list: raise it or unset it" in result.stderr
 
 
 def test_make_conform_passes_its_variables_on(
@@ -178,8 +178,8 @@ def test_make_conform_passes_its_variables_on(
     installed = tmp_path / "installed"
     installed.touch()
     make = ["make", "--silent", "conform", f"READY={installed}", f"BIN={Path(sys.executable).parent}"]
-    with stage(in_process) as url:
-        done = subprocess.run(
+    with serve_stage(in_process) as url:
+        result = subprocess.run(
             [*make, f"URL={url}", *(f"{name}={token}" for name, token in tokens.items())],
             cwd=PROJECT,
             env=INHERITED,
@@ -189,8 +189,8 @@ def test_make_conform_passes_its_variables_on(
             check=False,
         )
 
-    assert done.stdout == f"{len(CASES)} alike, 0 differ, 0 left out\n", done
-    assert done.returncode == 0
+    assert result.stdout == f"{len(CASES)} alike, 0 differ, 0 left out\n", result
+    assert result.returncode == 0
 
 
 def test_base_path_prefixes_targets_without_normalizing_them(
@@ -198,14 +198,14 @@ def test_base_path_prefixes_targets_without_normalizing_them(
 ) -> None:
     targets = []
 
-    def noting(method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
+    def recording(method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
         targets.append(target)
         return in_process(method, target, headers, body)
 
-    with stage(noting, base="/shops/dev") as url:
-        done = conform(URL=f"{url}/", **tokens)
+    with serve_stage(recording, base="/shops/dev") as url:
+        result = conform(URL=f"{url}/", **tokens)
 
-    assert done.stdout.startswith(f"{len(CASES)} alike, 0 differ"), done.stdout
+    assert result.stdout.startswith(f"{len(CASES)} alike, 0 differ"), result.stdout
     assert {"//orders", "/health//ready", "/health/../orders", "/orders/a%2Fb", "/orders/%zz"} <= {*targets}
 
 
@@ -218,40 +218,40 @@ def test_other_settings_conform_when_given_as_variables(
     with hosts.serving("gcp", tmp_path / "gcp", {**environment, **other}, "127.0.0.1", port):
         url = f"http://127.0.0.1:{port}/shop"
 
-        named = conform(URL=url, **tokens, ORIGIN=origin, CURRENCY="JPY")
-        unnamed = conform(URL=url, **tokens)
+        with_settings = conform(URL=url, **tokens, ORIGIN=origin, CURRENCY="JPY")
+        without_settings = conform(URL=url, **tokens)
 
-    assert named.stdout == f"{len(CASES)} alike, 0 differ, 0 left out\n"
-    assert unnamed.returncode == 1
-    assert '"default": "JPY"' in unnamed.stdout
+    assert with_settings.stdout == f"{len(CASES)} alike, 0 differ, 0 left out\n"
+    assert without_settings.returncode == 1
+    assert '"default": "JPY"' in without_settings.stdout
 
 
 def test_docs_case_is_skipped_when_docs_are_off(
     in_process: Transport, tokens: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DOCS", "off")
-    with stage(in_process) as url:
-        done = conform(URL=url, **tokens)
+    with serve_stage(in_process) as url:
+        result = conform(URL=url, **tokens)
 
-    assert done.stdout == f"{len(CASES) - 1} alike, 0 differ, 1 left out (1 since DOCS is off)\n"
-    assert done.returncode == 0
+    assert result.stdout == f"{len(CASES) - 1} alike, 0 differ, 1 left out (1 since DOCS is off)\n"
+    assert result.returncode == 0
 
 
 def test_cases_without_their_token_are_skipped_and_counted(
     in_process: Transport, tokens: dict[str, str]
 ) -> None:
-    needed = [sum(case.caller == caller for case in CASES) for caller in ("stranger", "tenantless")]
-    with stage(in_process) as url:
-        done = conform(URL=url, TOKEN=f" Bearer {tokens['TOKEN']}\n")
+    counts = [sum(case.caller == caller for case in CASES) for caller in ("stranger", "tenantless")]
+    with serve_stage(in_process) as url:
+        result = conform(URL=url, TOKEN=f" Bearer {tokens['TOKEN']}\n")
 
-    assert done.stdout == (
-        f"{len(CASES) - sum(needed)} alike, 0 differ, {sum(needed)} left out "
-        f"({needed[0]} for want of OTHER_TOKEN, {needed[1]} for want of TENANTLESS_TOKEN)\n"
+    assert result.stdout == (
+        f"{len(CASES) - sum(counts)} alike, 0 differ, {sum(counts)} left out "
+        f"({counts[0]} for want of OTHER_TOKEN, {counts[1]} for want of TENANTLESS_TOKEN)\n"
     )
-    assert done.returncode == 0
+    assert result.returncode == 0
 
 
-# What differs
+# Differences
 
 
 @pytest.mark.parametrize(
@@ -284,114 +284,114 @@ def test_cases_without_their_token_are_skipped_and_counted(
 def test_differing_response_is_a_row(
     in_process: Transport, tokens: dict[str, str], change: Change, row: list[str]
 ) -> None:
-    with stage(changing(in_process, change, "GET /nowhere")) as url:
-        done = conform(URL=url, **tokens)
+    with serve_stage(with_changed_answers(in_process, change, "GET /nowhere")) as url:
+        result = conform(URL=url, **tokens)
 
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines()]
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines()]
     assert any(
         len(cells) == 4
         and cells[:2] == row[:2]
         and all(part in cell for part, cell in zip(row[2:], cells[2:], strict=True))
         for cells in rows
-    ), done.stdout
-    assert done.stdout.endswith(f"{len(CASES) - 1} alike, 1 differ, 0 left out\n")
-    assert done.returncode == 1
+    ), result.stdout
+    assert result.stdout.endswith(f"{len(CASES) - 1} alike, 1 differ, 0 left out\n")
+    assert result.returncode == 1
 
 
 def test_cases_depending_on_a_failed_one_are_skipped(in_process: Transport, tokens: dict[str, str]) -> None:
-    def failing(answer: Answer) -> Answer:
+    def fail(answer: Answer) -> Answer:
         return replace(answer, status=503, body=b"<html>") if answer.status == 201 else answer
 
-    with stage(changing(in_process, failing, "POST /orders")) as url:
-        done = conform(URL=url, **tokens)
+    with serve_stage(with_changed_answers(in_process, fail, "POST /orders")) as url:
+        result = conform(URL=url, **tokens)
 
-    assert " not reached)" in done.stdout
-    assert "{first.order_id}" not in done.stdout
-    assert done.returncode == 1
+    assert " not reached)" in result.stdout
+    assert "{first.order_id}" not in result.stdout
+    assert result.returncode == 1
 
 
 def test_cross_tenant_list_leak_is_detected(in_process: Transport, tokens: dict[str, str]) -> None:
-    def leaking(method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        mine = {**headers, "Authorization": f"Bearer {tokens['TOKEN']}"}
+    def leak(method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        own_token = {**headers, "Authorization": f"Bearer {tokens['TOKEN']}"}
         stranger = headers.get("Authorization", "").endswith(tokens["OTHER_TOKEN"])
-        return in_process(method, target, mine if stranger and target == "/orders" else headers, body)
+        return in_process(method, target, own_token if stranger and target == "/orders" else headers, body)
 
-    with stage(in_process) as url:
+    with serve_stage(in_process) as url:
         assert conform(URL=url, TOKEN=tokens["OTHER_TOKEN"]).returncode == 0
-    with stage(leaking) as url:
-        done = conform(URL=url, **tokens)
+    with serve_stage(leak) as url:
+        result = conform(URL=url, **tokens)
 
-    assert "a stranger's list" in done.stdout
-    assert done.returncode == 1
+    assert "a stranger's list" in result.stdout
+    assert result.returncode == 1
 
 
 def test_tokens_of_the_same_tenant_are_reported(
     in_process: Transport, user_pool: UserPool, tenant: str
 ) -> None:
-    with stage(in_process) as url:
-        done = conform(URL=url, TOKEN=user_pool.token(tenant), OTHER_TOKEN=user_pool.token(tenant, "bob"))
+    with serve_stage(in_process) as url:
+        result = conform(URL=url, TOKEN=user_pool.token(tenant), OTHER_TOKEN=user_pool.token(tenant, "bob"))
 
-    assert "Is OTHER_TOKEN of another tenant than TOKEN?" in done.stdout
-    assert done.returncode == 1
+    assert "Is OTHER_TOKEN of another tenant than TOKEN?" in result.stdout
+    assert result.returncode == 1
 
 
-# Ends on the way
+# Interrupted runs
 
 
 def test_ctrl_c_prints_the_results_so_far(in_process: Transport, tokens: dict[str, str]) -> None:
-    reached, go_on = threading.Event(), threading.Event()
+    reached, proceed = threading.Event(), threading.Event()
 
-    def hanging(answer: Answer) -> Answer:
+    def hang(answer: Answer) -> Answer:
         reached.set()
-        go_on.wait(30)
+        proceed.wait(30)
         return answer
 
-    with stage(changing(in_process, hanging, "GET /orders?limit=0")) as url:
+    with serve_stage(with_changed_answers(in_process, hang, "GET /orders?limit=0")) as url:
         process = subprocess.Popen(
             COMMAND, cwd=PROJECT, env={**INHERITED, "URL": url, **tokens}, stdout=-1, stderr=-1, text=True
         )
         assert reached.wait(30)
         process.send_signal(signal.SIGINT)
-        seen, said = process.communicate(timeout=30)
-        go_on.set()
+        output, errors = process.communicate(timeout=30)
+        proceed.set()
 
     before = [case.name for case in CASES].index("limit 0")
     assert (
-        seen
+        output
         == f"{before} alike, 0 differ, {len(CASES) - before} left out ({len(CASES) - before} not reached)\n"
     )
-    assert "Traceback" not in said
+    assert "Traceback" not in errors
     assert process.returncode == 130
 
 
 def test_unreachable_stage_ends_the_run(in_process: Transport, tokens: dict[str, str]) -> None:
-    left = iter(range(20))
+    remaining = iter(range(20))
 
-    def dying(method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        next(left)  # then its thread ends, and with it the connection
+    def die(method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        next(remaining)  # StopIteration then ends the handler's thread and its connection
         return in_process(method, target, headers, body)
 
-    with stage(dying) as url:
-        done = conform(URL=url, **tokens)
+    with serve_stage(die) as url:
+        result = conform(URL=url, **tokens)
 
-    assert "The API has stopped answering." in done.stderr
-    assert "3 differ" in done.stdout
-    assert "no answer: RemoteDisconnected" in done.stdout
-    assert done.returncode == 1
+    assert "The API has stopped answering." in result.stderr
+    assert "3 differ" in result.stdout
+    assert "no answer: RemoteDisconnected" in result.stdout
+    assert result.returncode == 1
 
 
 def test_early_response_before_the_whole_body_is_used(in_process: Transport, tokens: dict[str, str]) -> None:
-    with stage(in_process, handler=HastyHandler) as url:
-        done = conform(URL=url, **tokens)
+    with serve_stage(in_process, handler=EarlyHandler) as url:
+        result = conform(URL=url, **tokens)
 
-    assert done.stdout == f"{len(CASES)} alike, 0 differ, 0 left out\n"
+    assert result.stdout == f"{len(CASES)} alike, 0 differ, 0 left out\n"
 
 
-# Nothing to compare
+# Usage errors and unusable stages
 
 
 @pytest.mark.parametrize(
-    ("variables", "says"),
+    ("variables", "message"),
     [
         ({}, "URL and TOKEN must be set."),
         ({"URL": "http://127.0.0.1:8000"}, "TOKEN must be set."),
@@ -409,24 +409,24 @@ def test_early_response_before_the_whole_body_is_used(in_process: Transport, tok
         ({"URL": "https://api.example.com", "TOKEN": "t", "OTHER_TOKEN": "t"}, "must be of three different"),
     ],
 )
-def test_wrong_usage_is_explained(variables: dict[str, str], says: str) -> None:
-    done = conform(**variables)
+def test_wrong_usage_is_explained(variables: dict[str, str], message: str) -> None:
+    result = conform(**variables)
 
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
 
 
 def test_missing_variables_are_reported_with_instructions() -> None:
-    done = conform()
+    result = conform()
 
-    assert "TOKEN=$(make -s token)" in done.stderr
-    assert "OrderApiUrl" in done.stderr
+    assert "TOKEN=$(make -s token)" in result.stderr
+    assert "OrderApiUrl" in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("answer", "says"),
+    ("answer", "message"),
     [
         (Answer(200, {}, b"<html>Welcome</html>"), "This is not the order API: {url}/health answers 200 "),
         (Answer(404, {}, b'{"message":"Not Found"}'), "This is not the order API: {url}/health answers 404 "),
@@ -437,56 +437,58 @@ def test_missing_variables_are_reported_with_instructions() -> None:
     ],
     ids=["HTML", "404", "redirect"],
 )
-def test_non_order_api_is_reported_in_one_sentence(in_process: Transport, answer: Answer, says: str) -> None:
-    with stage(changing(in_process, lambda _: answer)) as url:
-        done = conform(URL=url, TOKEN="t")
+def test_non_order_api_is_reported_in_one_sentence(
+    in_process: Transport, answer: Answer, message: str
+) -> None:
+    with serve_stage(with_changed_answers(in_process, lambda _: answer)) as url:
+        result = conform(URL=url, TOKEN="t")
 
-    assert done.stderr.startswith(says.format(url=url))
-    assert len(done.stderr.splitlines()) == 1
-    assert (done.returncode, done.stdout) == (2, "")
+    assert result.stderr.startswith(message.format(url=url))
+    assert len(result.stderr.splitlines()) == 1
+    assert (result.returncode, result.stdout) == (2, "")
 
 
 def test_rejected_token_is_reported_in_one_sentence(in_process: Transport, tokens: dict[str, str]) -> None:
-    with stage(in_process) as url:
-        ends = [
+    with serve_stage(in_process) as url:
+        results = [
             conform(URL=url, TOKEN="a.b.c"),
             conform(URL=url, TOKEN=tokens["TOKEN"], OTHER_TOKEN="a.b.c"),
             conform(URL=url, TOKEN=tokens["TENANTLESS_TOKEN"]),
         ]
 
-    assert [done.stderr.partition(":")[0] for done in ends] == [
+    assert [result.stderr.partition(":")[0] for result in results] == [
         "TOKEN is refused",
         "OTHER_TOKEN is refused",
         "TOKEN names no tenant",
     ]
-    assert {(done.returncode, done.stdout) for done in ends} == {(2, "")}
+    assert {(result.returncode, result.stdout) for result in results} == {(2, "")}
 
 
 def test_unavailable_database_is_reported_in_one_sentence(in_process: Transport) -> None:
     problem = Answer(503, {"x-request-id": "8f2c"}, b'{"title":"Unavailable"}')
-    with stage(changing(in_process, lambda _: problem, "GET /orders?limit=1")) as url:
-        done = conform(URL=url, TOKEN="a.b.c")
+    with serve_stage(with_changed_answers(in_process, lambda _: problem, "GET /orders?limit=1")) as url:
+        result = conform(URL=url, TOKEN="a.b.c")
 
-    assert done.stderr.startswith(f"{url}/orders with TOKEN answers 503 ")
-    assert "8f2c" in done.stderr
-    assert done.returncode == 2
+    assert result.stderr.startswith(f"{url}/orders with TOKEN answers 503 ")
+    assert "8f2c" in result.stderr
+    assert result.returncode == 2
 
 
 def test_refused_connection_is_reported_in_one_sentence() -> None:
     url = f"http://127.0.0.1:{free_port()}"
 
-    done = conform(URL=url, TOKEN="t")
+    result = conform(URL=url, TOKEN="t")
 
-    assert done.stderr == f"{url}/health cannot be reached: Connection refused\n"
-    assert done.returncode == 2
+    assert result.stderr == f"{url}/health cannot be reached: Connection refused\n"
+    assert result.returncode == 2
 
 
 def test_unknown_host_is_reported_in_one_sentence() -> None:
-    done = conform(URL="https://api.invalid/dev", TOKEN="t")
+    result = conform(URL="https://api.invalid/dev", TOKEN="t")
 
-    assert done.stderr.startswith("https://api.invalid/dev/health cannot be reached: ")
-    assert "Traceback" not in done.stderr
-    assert done.returncode == 2
+    assert result.stderr.startswith("https://api.invalid/dev/health cannot be reached: ")
+    assert "Traceback" not in result.stderr
+    assert result.returncode == 2
 
 
 # TLS
@@ -494,11 +496,11 @@ def test_unknown_host_is_reported_in_one_sentence() -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Key and certificate of 127.0.0.1, signed by itself."""
+    """A self-signed certificate for 127.0.0.1 with its key."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.now(UTC)
-    signed = (
+    self_signed = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - timedelta(minutes=1))
         .not_valid_after(now + timedelta(hours=1))
@@ -509,7 +511,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tls") / "server.pem"
     pem, plain = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
     private = key.private_bytes(pem, plain, serialization.NoEncryption())
-    path.write_bytes(private + signed.public_bytes(pem))
+    path.write_bytes(private + self_signed.public_bytes(pem))
     return path
 
 
@@ -518,7 +520,7 @@ def test_https_accepts_only_a_trusted_certificate(
 ) -> None:
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate)
-    with stage(in_process, base="/dev", tls=tls) as url:
+    with serve_stage(in_process, base="/dev", tls=tls) as url:
         untrusted = conform(URL=url, **tokens)
         trusted = conform(URL=url, **tokens, SSL_CERT_FILE=str(certificate))
 
@@ -529,8 +531,8 @@ def test_https_accepts_only_a_trusted_certificate(
 
 
 def test_https_to_an_http_port_is_explained(in_process: Transport) -> None:
-    with stage(in_process) as url:
-        done = conform(URL=url.replace("http:", "https:"), TOKEN="t")
+    with serve_stage(in_process) as url:
+        result = conform(URL=url.replace("http:", "https:"), TOKEN="t")
 
-    assert "does not speak TLS" in done.stderr
-    assert done.returncode == 2
+    assert "does not speak TLS" in result.stderr
+    assert result.returncode == 2

@@ -1,4 +1,4 @@
-"""What `make soak` is told is checked before anything is started."""
+"""`make soak` checks its variables before it starts anything."""
 
 import os
 import subprocess
@@ -10,16 +10,16 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("name", "values", "way_out"),
+    ("name", "values", "advice"),
     [
         ("MINUTES", ["abc", "nan", "inf", "0", "-1"], "a number above 0, such as 10 or 0.5"),
         ("SEED", ["x", "1.5", "-1"], "a whole number"),
         ("SABOTAGE", ["rsl"], "one of "),
     ],
 )
-def test_malformed_soak_variable_is_explained(name: str, values: list[str], way_out: str) -> None:
+def test_malformed_soak_variable_is_explained(name: str, values: list[str], advice: str) -> None:
     for value in values:
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-m", "tools.soak"],
             env={**os.environ, name: value},
             capture_output=True,
@@ -28,6 +28,6 @@ def test_malformed_soak_variable_is_explained(name: str, values: list[str], way_
             check=False,
         )
 
-        assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr.startswith(f"{name} is {value!r}: use {way_out}")
-        assert done.stderr.count("\n") == 1
+        assert (result.returncode, result.stdout) == (1, "")
+        assert result.stderr.startswith(f"{name} is {value!r}: use {advice}")
+        assert result.stderr.count("\n") == 1

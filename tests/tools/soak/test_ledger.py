@@ -1,4 +1,4 @@
-"""The reckoning can fail: each kind of broken promise shows in its own column."""
+"""The soak ledger: each kind of broken promise is counted in its own column."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,36 +11,36 @@ from tools.soak.ledger import Ledger, Order, RequestedOrder, Verdict
 
 
 class Scenario:
-    """A ledger, and the rows of a database in which every order is what was requested."""
+    """A ledger, and database rows that match every requested order."""
 
     def __init__(self) -> None:
         self.ledger = Ledger()
         self.orders: list[Order] = []
 
     def place(self, name: str = "acme/1", *, user: str = "alice", acknowledged: bool = True) -> Order:
-        """As it rests."""
+        """Requests an order and stores it; returns the stored row."""
         requested = RequestedOrder(name.partition("/")[0], user, name, "key", [1, 2])
-        order = shown(requested)
+        order = as_stored(requested)
         self.ledger.add(requested)
         self.orders.append(order)
         if acknowledged:
-            self.ledger.acknowledge(requested, shown(requested, order_id=order["order_id"]))
+            self.ledger.acknowledge(requested, as_stored(requested, order_id=order["order_id"]))
         return order
 
     def verdict(self) -> Verdict:
         return self.ledger.verdict((order,) for order in self.orders)
 
 
-def shown(requested: RequestedOrder, **changes: Any) -> Order:
-    """As an answer shows it, or a row."""
+def as_stored(requested: RequestedOrder, **changes: Any) -> Order:
+    """A requested order as an answer or a row shows it, with these changes."""
     order = requested.order
-    items = [{"line_no": n, **each} for n, each in enumerate(order["items"], start=1)]
+    items = [{"line_no": n, **item} for n, item in enumerate(order["items"], start=1)]
     owner = {"order_id": str(uuid4()), "tenant_id": requested.tenant, "created_by": requested.user}
     return {**order, **owner, "status": "pending", "items": items, **changes}
 
 
-def changed_item(order: Order, **changes: Any) -> Order:
-    """The same order, but for its first item."""
+def with_changed_item(order: Order, **changes: Any) -> Order:
+    """The order with these changes to its first item."""
     first, *others = order["items"]
     return {**order, "items": [{**first, **changes}, *others]}
 
@@ -59,7 +59,7 @@ def test_intact_orders_give_a_clean_verdict(scenario: Scenario) -> None:
     assert scenario.verdict() == Verdict(lost=0, doubled=0, crossed=0)
 
 
-def gone(scenario: Scenario) -> None:
+def lost(scenario: Scenario) -> None:
     scenario.place()
     scenario.orders.clear()
 
@@ -78,7 +78,7 @@ def listed_without_an_item(scenario: Scenario) -> None:
     scenario.ledger.seen("acme", [{**order, "items": order["items"][:1]}])
 
 
-def not_found_by_its_customer(scenario: Scenario) -> None:
+def not_found_by_customer(scenario: Scenario) -> None:
     order = scenario.place()
     scenario.ledger.read(scenario.ledger.requested["acme/1"], order["order_id"], Answer(404, {}, b""))
 
@@ -88,23 +88,23 @@ def placed_twice(scenario: Scenario) -> None:
     scenario.orders.append({**scenario.orders[0], "order_id": str(uuid4())})
 
 
-def shown_to_another(scenario: Scenario) -> None:
+def listed_for_another_tenant(scenario: Scenario) -> None:
     scenario.ledger.seen("borealis", [scenario.place()])
 
 
-def shown_under_another_name(scenario: Scenario) -> None:
+def listed_with_another_name(scenario: Scenario) -> None:
     scenario.ledger.seen("acme", [{**scenario.place(), "customer_name": "borealis/1"}])
 
 
-def listed_though_nobody_wanted_it(scenario: Scenario) -> None:
+def listed_but_never_requested(scenario: Scenario) -> None:
     scenario.ledger.seen("acme", [{**scenario.place(), "customer_name": "acme/7"}])
 
 
-def listed_as_a_colleagues(scenario: Scenario) -> None:
+def listed_with_another_user(scenario: Scenario) -> None:
     scenario.ledger.seen("acme", [{**scenario.place(), "created_by": "bob"}])
 
 
-def a_colleagues_among_my_orders(scenario: Scenario) -> None:
+def listed_in_my_orders_of_another_user(scenario: Scenario) -> None:
     scenario.ledger.seen("acme", [scenario.place(user="bob")], user="alice")
 
 
@@ -117,61 +117,61 @@ def listed_with_an_item_twice(scenario: Scenario) -> None:
     scenario.ledger.seen("acme", [{**order, "items": [*order["items"], order["items"][0]]}])
 
 
-def resting_with_another(scenario: Scenario) -> None:
+def stored_for_another_tenant(scenario: Scenario) -> None:
     scenario.place()["tenant_id"] = "borealis"
 
 
-def resting_with_anothers_items(scenario: Scenario) -> None:
+def stored_with_anothers_items(scenario: Scenario) -> None:
     scenario.place()["items"] = scenario.place("borealis/1")["items"][:1]
 
 
-def wanted_by_nobody(scenario: Scenario) -> None:
-    scenario.orders.append(shown(RequestedOrder("acme", "alice", "acme/7", None, [])))
+def stored_but_never_requested(scenario: Scenario) -> None:
+    scenario.orders.append(as_stored(RequestedOrder("acme", "alice", "acme/7", None, [])))
 
 
 @pytest.mark.parametrize(
-    ("breaks", "verdict"),
+    ("break_promise", "verdict"),
     [
-        (gone, Verdict(lost=1)),
+        (lost, Verdict(lost=1)),
         (without_an_item, Verdict(lost=1)),
         (acknowledged_without_an_item, Verdict(lost=1)),
         (listed_without_an_item, Verdict(lost=1)),
-        (not_found_by_its_customer, Verdict(lost=1)),
+        (not_found_by_customer, Verdict(lost=1)),
         (placed_twice, Verdict(doubled=1)),
-        (shown_to_another, Verdict(crossed=1)),
-        (shown_under_another_name, Verdict(crossed=1)),
-        (listed_though_nobody_wanted_it, Verdict(crossed=1)),
-        (listed_as_a_colleagues, Verdict(crossed=1)),
-        (a_colleagues_among_my_orders, Verdict(crossed=1)),
+        (listed_for_another_tenant, Verdict(crossed=1)),
+        (listed_with_another_name, Verdict(crossed=1)),
+        (listed_but_never_requested, Verdict(crossed=1)),
+        (listed_with_another_user, Verdict(crossed=1)),
+        (listed_in_my_orders_of_another_user, Verdict(crossed=1)),
         (listed_with_anothers_items, Verdict(crossed=1)),
         (listed_with_an_item_twice, Verdict(crossed=1)),
-        (resting_with_another, Verdict(crossed=1)),
-        (resting_with_anothers_items, Verdict(crossed=1)),
-        (wanted_by_nobody, Verdict(crossed=1)),
+        (stored_for_another_tenant, Verdict(crossed=1)),
+        (stored_with_anothers_items, Verdict(crossed=1)),
+        (stored_but_never_requested, Verdict(crossed=1)),
     ],
 )
 def test_broken_promise_shows_in_its_column(
-    scenario: Scenario, breaks: Callable[[Scenario], None], verdict: Verdict
+    scenario: Scenario, break_promise: Callable[[Scenario], None], verdict: Verdict
 ) -> None:
-    breaks(scenario)
+    break_promise(scenario)
 
     assert scenario.verdict() == verdict
 
 
-def swapped(order: Order, other: Order) -> Iterable[Order]:
-    """The order, with one thing after the other as it stands in the other one."""
+def with_swapped_fields(order: Order, other: Order) -> Iterable[Order]:
+    """Copies of the order, each with one field of the other order."""
     for name in other:
         if name not in ("order_id", "status", "currency", "items", "tenant_id", "created_by"):
             yield {**order, name: other[name]}
     for name in ("product_name", "product_sku", "unit_price", "quantity"):
-        yield changed_item(order, **{name: other["items"][1][name]})
+        yield with_changed_item(order, **{name: other["items"][1][name]})
 
 
 def test_every_swapped_field_counts_as_crossed(scenario: Scenario) -> None:
     order, other = scenario.place("acme/1"), scenario.place("acme/2")
-    each = list(swapped(order, other))
-    for number, shows in enumerate(each, start=1):
-        scenario.ledger.seen("acme", [shows])
-        assert scenario.verdict().crossed == number, shows
+    variants = list(with_swapped_fields(order, other))
+    for number, variant in enumerate(variants, start=1):
+        scenario.ledger.seen("acme", [variant])
+        assert scenario.verdict().crossed == number, variant
 
-    assert len(each) == 6 + 4
+    assert len(variants) == 6 + 4

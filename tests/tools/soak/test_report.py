@@ -1,4 +1,4 @@
-"""A run that saw a promise broken says so, and so does one that could not have seen it."""
+"""The soak report: broken promises are problems, and so is a run that could not have detected them."""
 
 import time
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from tools.soak.soak_environment import MAX_IDLE_CONNECTIONS, MAX_REQUEST_SECOND
 WORKER_KILLED = 100.0
 
 
-def clean(**changes: object) -> Report:
-    """Of a run in which a commit was cut, and a worker killed half a second after WORKER_KILLED."""
+def clean_report(**changes: object) -> Report:
+    """A report of a run with one cut commit, and one worker killed half a second after WORKER_KILLED."""
     report = Report(Plan(60, 1, seed=0), Ledger(), verdict=Verdict())
     report.add("cut after commit", 90, Injected(91, hits=6))
     report.add("kill worker", WORKER_KILLED, Injected(WORKER_KILLED + 0.5))
@@ -25,13 +25,13 @@ def clean(**changes: object) -> Report:
     return report
 
 
-def hears_nothing(report: Report, started: float, ended: float) -> None:
+def connection_closed(report: Report, started: float, ended: float) -> None:
     report.ledger.sent(NO_ANSWER, started, ended)
 
 
 def test_a_clean_run_has_no_problems() -> None:
-    report = clean()
-    hears_nothing(report, WORKER_KILLED - 1, WORKER_KILLED + 0.6)
+    report = clean_report()
+    connection_closed(report, WORKER_KILLED - 1, WORKER_KILLED + 0.6)
 
     assert report.problems() == []
     assert report.exit_status() == 0
@@ -41,7 +41,7 @@ def no_commit_cut(report: Report) -> None:
     report.hits.clear()
 
 
-def nothing_to_hit(report: Report) -> None:
+def fault_without_target(report: Report) -> None:
     report.add("truncate", 100, Injected(110, hits=0))
 
 
@@ -53,23 +53,23 @@ def slow(report: Report) -> None:
     report.ledger.sent(201, 100, 101 + MAX_REQUEST_SECONDS)
 
 
-def hung_up_on_before_the_kill(report: Report) -> None:
-    hears_nothing(report, WORKER_KILLED - 2, WORKER_KILLED - 0.1)
+def closed_before_the_kill(report: Report) -> None:
+    connection_closed(report, WORKER_KILLED - 2, WORKER_KILLED - 0.1)
 
 
-def hung_up_on_after_the_kill(report: Report) -> None:
-    hears_nothing(report, WORKER_KILLED + 0.6, WORKER_KILLED + 0.7)
+def closed_after_the_kill(report: Report) -> None:
+    connection_closed(report, WORKER_KILLED + 0.6, WORKER_KILLED + 0.7)
 
 
-def hung_up_on_long_after_the_kill(report: Report) -> None:
-    hears_nothing(report, WORKER_KILLED, WORKER_KILLED + 8)
+def closed_long_after_the_kill(report: Report) -> None:
+    connection_closed(report, WORKER_KILLED, WORKER_KILLED + 8)
 
 
-def never_reckoned_up(report: Report) -> None:
+def without_verdict(report: Report) -> None:
     report.verdict = None
 
 
-def back_late(report: Report) -> None:
+def slow_recovery(report: Report) -> None:
     report.recoveries["stall"] = [0.1, 5.1, 0.1]
 
 
@@ -81,51 +81,51 @@ def never_acknowledged(report: Report) -> None:
     report.ledger.add(RequestedOrder("acme", "alice", "acme/1", "key", [1]))
 
 
-def an_error(report: Report) -> None:
+def server_error(report: Report) -> None:
     report.ledger.add_unexpected(Answer(500, {}, b""))
 
 
 @pytest.mark.parametrize(
-    ("breaks", "said"),
+    ("cause_problem", "problem"),
     [
         (no_commit_cut, "no connection was cut after a commit"),
-        (nothing_to_hit, "truncate had no target 1 times"),
+        (fault_without_target, "truncate had no target 1 times"),
         (timed_out, "1 requests timed out"),
         (slow, f"a request took 21.0 s, more than {MAX_REQUEST_SECONDS:g}"),
-        (hung_up_on_before_the_kill, "1 requests got no answer though no worker was killed"),
-        (hung_up_on_after_the_kill, "1 requests got no answer though no worker was killed"),
-        (hung_up_on_long_after_the_kill, "1 requests got no answer though no worker was killed"),
-        (never_reckoned_up, "the database was not checked"),
-        (back_late, "the service recovered after 5.1 s"),
+        (closed_before_the_kill, "1 requests got no answer though no worker was killed"),
+        (closed_after_the_kill, "1 requests got no answer though no worker was killed"),
+        (closed_long_after_the_kill, "1 requests got no answer though no worker was killed"),
+        (without_verdict, "the database was not checked"),
+        (slow_recovery, "the service recovered after 5.1 s"),
         (connections_left, f"{MAX_IDLE_CONNECTIONS + 1} connections left of at most {MAX_IDLE_CONNECTIONS}"),
         (never_acknowledged, "1 orders with a key were never acknowledged"),
-        (an_error, "1 unexpected answers, such as [\"500 b''\"]"),
+        (server_error, "1 unexpected answers, such as [\"500 b''\"]"),
     ],
 )
-def test_every_kind_of_failure_is_a_problem(breaks: Callable[[Report], None], said: str) -> None:
-    report = clean()
+def test_every_kind_of_failure_is_a_problem(cause_problem: Callable[[Report], None], problem: str) -> None:
+    report = clean_report()
 
-    breaks(report)
+    cause_problem(report)
 
-    assert report.problems() == [said]
+    assert report.problems() == [problem]
     assert report.exit_status() == 1
 
 
 def test_fault_without_a_target_is_not_counted() -> None:
-    report = clean()
+    report = clean_report()
 
-    nothing_to_hit(report)
+    fault_without_target(report)
 
     assert report.faults["truncate"] == 0
 
 
 def test_interrupted_run_tolerates_unfinished_work() -> None:
-    """Its customers would still be asking, and a worker may have been killed in that moment."""
-    report = clean()
+    """When it stops, requests may be unfinished and a worker may just have been killed."""
+    report = clean_report()
     report.interrupt()
-    for breaks in (no_commit_cut, connections_left, never_acknowledged):
-        breaks(report)
-    hears_nothing(report, time.monotonic() - 1, time.monotonic())
+    for cause_problem in (no_commit_cut, connections_left, never_acknowledged):
+        cause_problem(report)
+    connection_closed(report, time.monotonic() - 1, time.monotonic())
 
     assert report.problems() == []
     assert report.exit_status() == 130
@@ -133,7 +133,7 @@ def test_interrupted_run_tolerates_unfinished_work() -> None:
 
 @pytest.mark.parametrize("verdict", [Verdict(lost=1), Verdict(doubled=1), Verdict(crossed=1), None])
 def test_broken_promise_fails_an_interrupted_run(verdict: Verdict | None) -> None:
-    report = clean(verdict=verdict)
+    report = clean_report(verdict=verdict)
     report.interrupt()
 
     assert report.exit_status() == 1

@@ -1,4 +1,4 @@
-"""A build that forgot its guard is seen to have forgotten it, in its source and in its bytecode."""
+"""The sabotaged build has no tenant filter, neither in its source nor in its bytecode."""
 
 import runpy
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_mutant_reads_have_no_tenant_filter(build: Path) -> None:
 
 
 def test_mutant_bytecode_has_no_tenant_filter(build: Path) -> None:
-    """A host reads nothing else."""
+    """Hosts load the bytecode, not the source."""
     bytecode = next((build / "chalicelib/orders/__pycache__").glob("statements.*.pyc"))
     assert b"orders.tenant_id = " in bytecode.read_bytes()
 

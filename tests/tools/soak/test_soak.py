@@ -1,4 +1,4 @@
-"""`make soak` in short: zeros, and what it prints when a guard was taken away."""
+"""Short runs of `make soak`: no broken promises, and the right ones when a guard is removed."""
 
 import os
 import random
@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.waiting import until
 from tools.soak.injections import KILLS
 from tools.soak.report import Plan, Report
 from tools.soak.soak import soak
@@ -59,7 +59,7 @@ def test_sabotaged_run_breaks_the_matching_promise(sabotage: str, broken: str) -
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """For all that a soak writes; PostgreSQL's own user may enter it."""
+    """TMPDIR of a soak; PostgreSQL's user can enter it."""
     folder = Path(tempfile.mkdtemp(prefix="order-api-soak-"))
     folder.chmod(0o755)
     yield folder
@@ -71,15 +71,15 @@ def is_starting(folder: Path) -> bool:
 
 
 def is_under_load(folder: Path) -> bool:
-    """Something was broken already, and something acknowledged."""
-    return bool(re.search(r" [1-9]\d* faults, .* [1-9]\d* acknowledged", (folder / "said").read_text()))
+    """Some faults were injected, and some orders acknowledged."""
+    return bool(re.search(r" [1-9]\d* faults, .* [1-9]\d* acknowledged", (folder / "output").read_text()))
 
 
-@pytest.mark.parametrize("it", [is_starting, is_under_load])
-def test_interrupted_soak_reports_and_cleans_up(folder: Path, it: Callable[[Path], bool]) -> None:
-    """Ctrl-C, which a terminal sends to all of its processes."""
-    said = folder / "said"
-    with said.open("wb") as file:
+@pytest.mark.parametrize("state", [is_starting, is_under_load])
+def test_interrupted_soak_reports_and_cleans_up(folder: Path, state: Callable[[Path], bool]) -> None:
+    """SIGINT to the process group, as a terminal sends it for Ctrl-C."""
+    log = folder / "output"
+    with log.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "tools.soak", "--minutes", "5"],
             cwd=PROJECT,
@@ -89,39 +89,32 @@ def test_interrupted_soak_reports_and_cleans_up(folder: Path, it: Callable[[Path
             start_new_session=True,
         )
     try:
-        until(lambda: it(folder), 180)
-        until(lambda: all_run(folder))  # a fault may just have killed one of them
+        until(lambda: state(folder), 180)
+        until(lambda: all_processes_run(folder))  # a fault may have killed one of them
     finally:
         os.killpg(process.pid, signal.SIGINT)
 
     status = process.wait(60)
-    text = said.read_text()
+    text = log.read_text()
     assert status == 130, text
     assert "all started processes have ended" in text
-    until(lambda: not running_from(folder))
-    assert [path.name for path in folder.iterdir()] == ["said"]
-    if it is is_under_load:
+    until(lambda: not processes_of(folder))
+    assert [path.name for path in folder.iterdir()] == ["output"]
+    if state is is_under_load:
         assert re.search(r"cut after commit +│ +[1-9]", text), text
         assert re.search(r"(│ +[1-9]\d* +){3}(│ 0 +){3}│", text), text
 
 
-def all_run(folder: Path) -> bool:
-    names = " ".join(each.name() for each in running_from(folder))
+def all_processes_run(folder: Path) -> bool:
+    names = " ".join(process.name() for process in processes_of(folder))
     return "postgres" in names and "functions-f" in names
 
 
-def running_from(folder: Path) -> list[psutil.Process]:
-    """Processes that were started with this folder for temporary files."""
-    found = []
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Processes whose TMPDIR is this folder."""
+    processes = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if process.environ().get("TMPDIR") == str(folder):
-                found.append(process)
-    return found
-
-
-def until(what: Callable[[], bool], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.1)
+                processes.append(process)
+    return processes
