@@ -17,8 +17,8 @@ from deploy import hosts as builds
 from local.database import Urls, embedded
 from tests.support import cognito
 from tests.support.builds import AwsBuild, build_aws
-from tests.support.mutants import MUTANTS, NO_ROW_LEVEL_SECURITY, forgetful_reads
-from tests.support.refusals import STATUS, UNSAID, Refused
+from tests.support.mutants import MUTANTS, NO_ROW_LEVEL_SECURITY, unfiltered_reads
+from tests.support.refusals import PRIVATE_ADDRESS, STATUS, CheckRefusal
 from tools.client import Answer, Client, Transport, over_http
 from tools.log_leaks import find_leaks
 from tools.postgres_server import connected
@@ -67,8 +67,8 @@ def database(databases: Path, pytestconfig: pytest.Config) -> Iterator[Urls]:
                 connection.cursor().execute(NO_ROW_LEVEL_SECURITY)
             os.environ["DB_ALLOW_UNSAFE_ROLE"] = "1"
         yield urls
-    written = (databases / "main" / "postgres" / "log").read_text()
-    assert not find_leaks("PostgreSQL's log", written)
+    log = (databases / "main" / "postgres" / "log").read_text()
+    assert not find_leaks("PostgreSQL's log", log)
 
 
 @pytest.fixture(scope="session")
@@ -127,7 +127,7 @@ def app(environment: dict[str, str], request: pytest.FixtureRequest) -> Iterator
     from chalicelib.orders import statements
 
     if "no-tenant-filter" in request.config.getoption("mutant"):
-        for name, statement in forgetful_reads(request.getfixturevalue("mutant")).items():
+        for name, statement in unfiltered_reads(request.getfixturevalue("mutant")).items():
             setattr(orders, name, statement)
             setattr(statements, name, statement)
     yield app
@@ -164,7 +164,7 @@ def drop_tenant_filter(mutant: Path, app: Any, monkeypatch: pytest.MonkeyPatch) 
     from chalicelib.orders import repository as orders
 
     def replace_statements() -> None:
-        for name, statement in forgetful_reads(mutant).items():
+        for name, statement in unfiltered_reads(mutant).items():
             assert repr(statement) != repr(getattr(orders, name))
             monkeypatch.setattr(orders, name, statement)
 
@@ -224,10 +224,10 @@ def anonymous(in_process: Transport) -> Client:
 
 
 @pytest.fixture
-def refused(rows: Callable[..., list[tuple[Any, ...]]], tenant: str) -> Refused:
+def refused(rows: Callable[..., list[tuple[Any, ...]]], tenant: str) -> CheckRefusal:
     """Asserts the problem response, that it echoes no rejected value, and that no row was stored."""
 
-    def check(answer: Answer, slug: str, *fields: str, unsaid: str = UNSAID) -> None:
+    def check(answer: Answer, slug: str, *fields: str, absent: str = PRIVATE_ADDRESS) -> None:
         assert (answer.status, answer.slug) == (STATUS[slug], slug), answer.body
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.json["status"] == answer.status
@@ -235,8 +235,8 @@ def refused(rows: Callable[..., list[tuple[Any, ...]]], tenant: str) -> Refused:
             assert answer.fields == list(fields)
         assert all(error["message"] for error in answer.json["errors"])
         text = json.dumps({**answer.json, "request_id": ""}, ensure_ascii=False)
-        assert UNSAID not in text
-        assert unsaid not in text
+        assert PRIVATE_ADDRESS not in text
+        assert absent not in text
         assert rows(
             "select (select count(*) from orders where tenant_id = %s)"
             " + (select count(*) from order_items where tenant_id = %s)"

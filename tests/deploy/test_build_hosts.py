@@ -230,7 +230,8 @@ def test_folder_with_another_app_is_not_overwritten(tmp_path: Path, cloud: str) 
 
 def test_shims_have_equal_functions_and_no_branches() -> None:
     trees = {
-        cloud: ast.parse((PROJECT / "shims" / cloud / hosts.SHIM_FILES[cloud][0]).read_text()) for cloud in CLOUDS
+        cloud: ast.parse((PROJECT / "shims" / cloud / hosts.SHIM_FILES[cloud][0]).read_text())
+        for cloud in CLOUDS
     }
 
     for cloud, tree in trees.items():

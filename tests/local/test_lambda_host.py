@@ -220,7 +220,7 @@ def test_concurrent_requests_get_separate_processes(scripted: Transport) -> None
     assert len(set(by_process)) == MAX_INSTANCES
 
 
-@pytest.mark.parametrize("what", ["die", "fail", "hang", "swell"])
+@pytest.mark.parametrize("action", ["die", "fail", "hang", "swell"])
 def test_failing_function_is_a_500_and_recovers(scripted: Transport, action: str) -> None:
     before = time.monotonic()
     answer = call(scripted, action)

@@ -14,7 +14,7 @@ NO_ROW_LEVEL_SECURITY = "; ".join(
 )
 
 
-def forgetful_reads(mutant: Path) -> dict[str, Any]:
+def unfiltered_reads(mutant: Path) -> dict[str, Any]:
     """The mutant's SELECT statements by name."""
     statements = runpy.run_path(str(mutant / "chalicelib/orders/statements.py"))
     return {name: statements[name] for name in ("ORDER_BY_ID", "ORDER_BY_KEY", "ORDERS_PAGES")}

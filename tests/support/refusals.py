@@ -6,10 +6,10 @@ from typing import Any
 
 from tools.client import Answer, item, seed
 
-Refused = Callable[..., None]
+CheckRefusal = Callable[..., None]
 
 MIB = 1024 * 1024
-UNSAID = "12 Never-Repeated-Street"
+PRIVATE_ADDRESS = "12 Never-Repeated-Street"
 STATUS = {
     "malformed-request": 400,
     "unauthorized": 401,
@@ -24,7 +24,7 @@ TEXT_FIELDS = ("customer_name", "customer_email", "customer_phone", "shipping_ad
 ITEM_TEXT_FIELDS = ("product_name", "product_sku")
 
 
-def written(item_: Mapping[str, str] | None = None, /, **members: str) -> bytes:
+def order_body(item_: Mapping[str, str] | None = None, /, **members: str) -> bytes:
     """The seed order with the JSON text of some members replaced; `item_` does so in its item."""
 
     def text(values: Mapping[str, Any], texts: Mapping[str, str]) -> str:
@@ -32,10 +32,10 @@ def written(item_: Mapping[str, str] | None = None, /, **members: str) -> bytes:
         return "{" + ",".join(f"{json.dumps(name)}:{value}" for name, value in texts_by_name.items()) + "}"
 
     items = f"[{text(item(), item_ or {})}]"
-    return text(seed(shipping_address=UNSAID), {"items": items, **members}).encode()
+    return text(seed(shipping_address=PRIVATE_ADDRESS), {"items": items, **members}).encode()
 
 
-def brief(value: Any) -> str:
+def short_id(value: Any) -> str:
     return ascii(value)[:40]
 
 

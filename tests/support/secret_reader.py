@@ -19,5 +19,7 @@ for _ in sys.stdin:
     except Unavailable:
         outcome = "unavailable"
     imported = [sdk for sdk in SDKS if sdk in sys.modules]
-    sys.stdout.write(json.dumps({"outcome": outcome, "seconds": monotonic() - started, "sdks": imported}) + "\n")
+    sys.stdout.write(
+        json.dumps({"outcome": outcome, "seconds": monotonic() - started, "sdks": imported}) + "\n"
+    )
     sys.stdout.flush()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import NewClient
-from tests.support.refusals import MIB, UNSAID, Refused, brief, written
+from tests.support.refusals import MIB, PRIVATE_ADDRESS, CheckRefusal, order_body, short_id
 from tools.client import SEED_BYTES, Answer, Client, seed
 
 # The order of the checks
@@ -33,7 +33,9 @@ def send_broken(client: NewClient, anonymous: Client, *broken: str) -> Answer:
     caller = client(tenant=None) if "tenant" in broken else client()
     if "token" in broken:
         caller = anonymous
-    body = json.dumps(seed(shipping_address=UNSAID, quantity=1) if "fields" in broken else seed()).encode()
+    body = json.dumps(
+        seed(shipping_address=PRIVATE_ADDRESS, quantity=1) if "fields" in broken else seed()
+    ).encode()
     body = body[:-1] if "syntax" in broken else body
     return caller.send(
         "PUT" if "method" in broken else "POST",
@@ -45,7 +47,7 @@ def send_broken(client: NewClient, anonymous: Client, *broken: str) -> Answer:
 
 @pytest.mark.parametrize(("first", "second"), list(combinations(CHECKS, 2)))
 def test_first_of_two_failing_checks_is_reported(
-    client: NewClient, anonymous: Client, refused: Refused, first: str, second: str
+    client: NewClient, anonymous: Client, refused: CheckRefusal, first: str, second: str
 ) -> None:
     answer = send_broken(client, anonymous, first, second)
 
@@ -54,7 +56,7 @@ def test_first_of_two_failing_checks_is_reported(
 
 @pytest.mark.parametrize("first", range(len(CHECKS)))
 def test_first_of_all_failing_checks_is_reported(
-    client: NewClient, anonymous: Client, refused: Refused, first: int
+    client: NewClient, anonymous: Client, refused: CheckRefusal, first: int
 ) -> None:
     broken = list(CHECKS)[first:]
 
@@ -67,9 +69,9 @@ def test_request_that_passes_every_check_is_placed(client: NewClient, anonymous:
     assert send_broken(client, anonymous).status == 201
 
 
-def test_malformed_json_is_reported_before_field_errors(alice: Client, refused: Refused) -> None:
+def test_malformed_json_is_reported_before_field_errors(alice: Client, refused: CheckRefusal) -> None:
     for syntax_error in ('{"deep":' * 32 + "1" + "}" * 32, '{"a":1,"a":2}', "NaN"):
-        answer = alice.place(raw=written(currency='"nothing"', unknown=syntax_error))
+        answer = alice.place(raw=order_body(currency='"nothing"', unknown=syntax_error))
         refused(answer, "malformed-request", *(["a"] if '"a"' in syntax_error else []))
 
 
@@ -80,8 +82,10 @@ def test_body_of_one_mebibyte_is_accepted(alice: Client) -> None:
     assert alice.place(raw=SEED_BYTES.ljust(MIB)).status == 201
 
 
-@pytest.mark.parametrize("body", [b" " * (MIB + 1), b"x" * (3 * MIB), SEED_BYTES.ljust(MIB + 1)], ids=brief)
-def test_body_over_one_mebibyte_is_too_large(alice: Client, refused: Refused, body: bytes) -> None:
+@pytest.mark.parametrize(
+    "body", [b" " * (MIB + 1), b"x" * (3 * MIB), SEED_BYTES.ljust(MIB + 1)], ids=short_id
+)
+def test_body_over_one_mebibyte_is_too_large(alice: Client, refused: CheckRefusal, body: bytes) -> None:
     refused(alice.place(raw=body), "payload-too-large")
 
 
@@ -100,10 +104,10 @@ def test_body_over_one_mebibyte_is_too_large(alice: Client, refused: Refused, bo
         "wrong",
     ],
 )
-def test_other_content_types_are_refused(alice: Client, refused: Refused, content_type: str) -> None:
-    answer = alice.send("POST", "/orders", written(), {"content-type": content_type})
+def test_other_content_types_are_refused(alice: Client, refused: CheckRefusal, content_type: str) -> None:
+    answer = alice.send("POST", "/orders", order_body(), {"content-type": content_type})
 
-    refused(answer, "unsupported-media-type", unsaid=content_type)
+    refused(answer, "unsupported-media-type", absent=content_type)
 
 
 @pytest.mark.parametrize(
@@ -183,15 +187,17 @@ def test_text_body_is_read_without_decoding(post: Callable[..., Answer]) -> None
 @pytest.mark.parametrize(
     "body",
     ["!", "garbage!!", "e30", "=", "%%%%", "Zoë", "\ud800", "", "/////w==", base64.b64encode(b"{").decode()],
-    ids=brief,
+    ids=short_id,
 )
-def test_a_garbled_base64_body_is_malformed(post: Callable[..., Answer], refused: Refused, body: str) -> None:
+def test_a_garbled_base64_body_is_malformed(
+    post: Callable[..., Answer], refused: CheckRefusal, body: str
+) -> None:
     refused(post(body, is_base64=True), "malformed-request")
 
 
-@pytest.mark.parametrize("body", [None, "", "\ud800", '{"a":"\ud800"}'], ids=brief)
+@pytest.mark.parametrize("body", [None, "", "\ud800", '{"a":"\ud800"}'], ids=short_id)
 def test_non_unicode_text_body_is_malformed(
-    post: Callable[..., Answer], refused: Refused, body: str | None
+    post: Callable[..., Answer], refused: CheckRefusal, body: str | None
 ) -> None:
     refused(post(body), "malformed-request")
 
@@ -216,45 +222,45 @@ def test_base64_body_size_counts_decoded_bytes(post: Callable[..., Answer]) -> N
         b"nothing",
         b"<order/>",
         b"customer_name=J",
-        written()[:-1],
-        written() + b"x",
-        written() + written(),
-        written() + b"\0",
-        written().replace(b'"USD"', b"'USD'"),
-        written().replace(b":2,", b":2,,"),
-        written().replace(b"}]", b",}]"),
-        b"/* order */" + written(),
-        written(customer_phone='"a\0b"'),
-        written(customer_phone='"a\tb"'),
-        written(customer_phone='"a\nb"'),
-        written(customer_phone='"\\x"'),
-        written(customer_phone='"\\u12"'),
-        written(customer_phone="True"),
-        written(customer_phone="undefined"),
+        order_body()[:-1],
+        order_body() + b"x",
+        order_body() + order_body(),
+        order_body() + b"\0",
+        order_body().replace(b'"USD"', b"'USD'"),
+        order_body().replace(b":2,", b":2,,"),
+        order_body().replace(b"}]", b",}]"),
+        b"/* order */" + order_body(),
+        order_body(customer_phone='"a\0b"'),
+        order_body(customer_phone='"a\tb"'),
+        order_body(customer_phone='"a\nb"'),
+        order_body(customer_phone='"\\x"'),
+        order_body(customer_phone='"\\u12"'),
+        order_body(customer_phone="True"),
+        order_body(customer_phone="undefined"),
     ],
-    ids=brief,
+    ids=short_id,
 )
-def test_non_json_body_is_malformed(alice: Client, refused: Refused, body: bytes) -> None:
+def test_non_json_body_is_malformed(alice: Client, refused: CheckRefusal, body: bytes) -> None:
     refused(alice.place(raw=body), "malformed-request")
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        b"\xef\xbb\xbf" + written(),
-        written().decode().encode("utf-16"),
-        written().decode().encode("utf-16-le"),
-        written().decode().encode("utf-32"),
-        written(customer_name='"Zoë"').decode().encode("latin-1"),
-        written().replace(b"John", b"\xff"),
-        written().replace(b"John", b"\xc0\x80"),
-        written().replace(b"John", b"\xed\xa0\x80"),
-        written().replace(b"John", b"\xf4\x90\x80\x80"),
-        written().replace(b"customer_name", b"\xe2\x82"),
+        b"\xef\xbb\xbf" + order_body(),
+        order_body().decode().encode("utf-16"),
+        order_body().decode().encode("utf-16-le"),
+        order_body().decode().encode("utf-32"),
+        order_body(customer_name='"Zoë"').decode().encode("latin-1"),
+        order_body().replace(b"John", b"\xff"),
+        order_body().replace(b"John", b"\xc0\x80"),
+        order_body().replace(b"John", b"\xed\xa0\x80"),
+        order_body().replace(b"John", b"\xf4\x90\x80\x80"),
+        order_body().replace(b"customer_name", b"\xe2\x82"),
     ],
-    ids=brief,
+    ids=short_id,
 )
-def test_non_utf_8_body_is_malformed(alice: Client, refused: Refused, body: bytes) -> None:
+def test_non_utf_8_body_is_malformed(alice: Client, refused: CheckRefusal, body: bytes) -> None:
     refused(alice.place(raw=body), "malformed-request")
 
 
@@ -279,30 +285,32 @@ def test_non_utf_8_body_is_malformed(alice: Client, refused: Refused, body: byte
     ],
 )
 @pytest.mark.parametrize("member", ["total_amount", "unknown"])
-def test_invalid_json_number_is_malformed(alice: Client, refused: Refused, number: str, member: str) -> None:
-    refused(alice.place(raw=written(**{member: number})), "malformed-request")
+def test_invalid_json_number_is_malformed(
+    alice: Client, refused: CheckRefusal, number: str, member: str
+) -> None:
+    refused(alice.place(raw=order_body(**{member: number})), "malformed-request")
 
 
 @pytest.mark.parametrize(
     ("body", "name"),
     [
-        (written()[:-1] + b',"currency":"USD"}', "currency"),
-        (written()[:-1] + b',"curr\\u0065ncy":"USD"}', "currency"),
-        (written()[:-1] + b',"currency":null}', "currency"),
-        (written({'product_sku":"B","product_sku': '"C"'}).replace(b'\\"', b'"'), "product_sku"),
-        (written(unknown='{"a":{"b":1,"c":2,"b":1}}'), "b"),
-        (written(unknown='[{"":1,"":1}]'), ""),
-        (written(unknown='{"\\u0000":1,"\\u0000":1}'), "\0"),
-        (written(unknown='{"\\ud800":1,"\\ud800":1}'), "?"),
+        (order_body()[:-1] + b',"currency":"USD"}', "currency"),
+        (order_body()[:-1] + b',"curr\\u0065ncy":"USD"}', "currency"),
+        (order_body()[:-1] + b',"currency":null}', "currency"),
+        (order_body({'product_sku":"B","product_sku': '"C"'}).replace(b'\\"', b'"'), "product_sku"),
+        (order_body(unknown='{"a":{"b":1,"c":2,"b":1}}'), "b"),
+        (order_body(unknown='[{"":1,"":1}]'), ""),
+        (order_body(unknown='{"\\u0000":1,"\\u0000":1}'), "\0"),
+        (order_body(unknown='{"\\ud800":1,"\\ud800":1}'), "?"),
         (b'{"tenant_id":"a","tenant_id":"b"}', "tenant_id"),
     ],
-    ids=brief,
+    ids=short_id,
 )
-def test_duplicate_json_member_is_named(alice: Client, refused: Refused, body: bytes, name: str) -> None:
+def test_duplicate_json_member_is_named(alice: Client, refused: CheckRefusal, body: bytes, name: str) -> None:
     refused(alice.place(raw=body), "malformed-request", name)
 
 
-def test_duplicate_member_among_50_000_is_found_quickly(alice: Client, refused: Refused) -> None:
+def test_duplicate_member_among_50_000_is_found_quickly(alice: Client, refused: CheckRefusal) -> None:
     members = ",".join(f'"{number}":0' for number in range(50_000))
     started = time.monotonic()
 
@@ -317,9 +325,9 @@ def test_duplicate_member_among_50_000_is_found_quickly(alice: Client, refused: 
     [
         b"[" * 33 + b"]" * 33,
         b'{"a":' * 33 + b"1" + b"}" * 33,
-        written(unknown="[" * 32 + "]" * 32),
-        written(customer_name='[{"a":' * 16 + "1" + "}]" * 16),
-        written({"quantity": "[" * 30 + "]" * 30})
+        order_body(unknown="[" * 32 + "]" * 32),
+        order_body(customer_name='[{"a":' * 16 + "1" + "}]" * 16),
+        order_body({"quantity": "[" * 30 + "]" * 30})
         .replace(b"[" * 30, b"[" * 31)
         .replace(b"]" * 30, b"]" * 31),
         b"[" * 10_000,
@@ -328,11 +336,11 @@ def test_duplicate_member_among_50_000_is_found_quickly(alice: Client, refused: 
         b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
         b"[" * 500_000 + b"]" * 500_000,
         b'{"a":' * 150_000 + b"1" + b"}" * 150_000,
-        written(unknown="[" * 10_000 + "]" * 10_000),
+        order_body(unknown="[" * 10_000 + "]" * 10_000),
     ],
-    ids=brief,
+    ids=short_id,
 )
-def test_nesting_beyond_32_levels_is_malformed(alice: Client, refused: Refused, body: bytes) -> None:
+def test_nesting_beyond_32_levels_is_malformed(alice: Client, refused: CheckRefusal, body: bytes) -> None:
     refused(alice.place(raw=body), "malformed-request")
 
 
@@ -340,12 +348,14 @@ def test_nesting_beyond_32_levels_is_malformed(alice: Client, refused: Refused, 
     ("body", "field"),
     [
         (b"[" * 32 + b"]" * 32, "body"),
-        (written(unknown="[" * 31 + "]" * 31), "unknown"),
-        (written({"quantity": "[" * 29 + "]" * 29}), "items[0].quantity"),
+        (order_body(unknown="[" * 31 + "]" * 31), "unknown"),
+        (order_body({"quantity": "[" * 29 + "]" * 29}), "items[0].quantity"),
     ],
-    ids=brief,
+    ids=short_id,
 )
-def test_nesting_of_32_levels_is_accepted(alice: Client, refused: Refused, body: bytes, field: str) -> None:
+def test_nesting_of_32_levels_is_accepted(
+    alice: Client, refused: CheckRefusal, body: bytes, field: str
+) -> None:
     refused(alice.place(raw=body), "validation", field)
 
 
@@ -372,14 +382,14 @@ def test_nesting_of_32_levels_is_accepted(alice: Client, refused: Refused, body:
         f'"{"k" * 256}"',
         '"k\\"',
     ],
-    ids=brief,
+    ids=short_id,
 )
-def test_invalid_idempotency_key_is_rejected(alice: Client, refused: Refused, key: str) -> None:
-    answer = alice.send("POST", "/orders", written(), {"Idempotency-Key": key})
+def test_invalid_idempotency_key_is_rejected(alice: Client, refused: CheckRefusal, key: str) -> None:
+    answer = alice.send("POST", "/orders", order_body(), {"Idempotency-Key": key})
 
-    refused(answer, "malformed-request", "Idempotency-Key", unsaid=key if len(key) > 3 else UNSAID)
+    refused(answer, "malformed-request", "Idempotency-Key", absent=key if len(key) > 3 else PRIVATE_ADDRESS)
 
 
-@pytest.mark.parametrize("key", ["k", "k" * 255, f'"{"k" * 255}"', "~!@#$%^&*()", '"k\\"\\\\"'], ids=brief)
+@pytest.mark.parametrize("key", ["k", "k" * 255, f'"{"k" * 255}"', "~!@#$%^&*()", '"k\\"\\\\"'], ids=short_id)
 def test_longest_and_unusual_idempotency_keys_are_accepted(alice: Client, key: str) -> None:
     assert alice.place(key=key).status == 201
