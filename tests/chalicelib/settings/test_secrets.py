@@ -141,11 +141,15 @@ def manager(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
 
 
 @contextmanager
-def api_with(**variables: str) -> Iterator[None]:
-    """Runs the API of this process with these variables and without DATABASE_URL."""
+def api_with(timeout: float = 30, **variables: str) -> Iterator[None]:
+    """Runs the API of this process with these variables and without DATABASE_URL.
+
+    `timeout`: seconds of a first fetch; the default bears a busy machine.
+    """
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.delenv("DATABASE_URL", raising=False)
+            patch.setattr(secrets, "FIRST_FETCH_TIMEOUT", timeout)
             for name, value in variables.items():
                 patch.setenv(name, value)
             composition.close()
@@ -259,12 +263,13 @@ def test_unresponsive_store_times_out(
     alice: Client, postgres: Database, manager: Manager, caplog: pytest.LogCaptureFixture
 ) -> None:
     manager.proxy.behaviour = "slow"
+    timeout = secrets.FIRST_FETCH_TIMEOUT
 
-    with api_with(DB_PASSWORD=manager.arn, **postgres.parts), ThreadPoolExecutor(20) as pool:
+    with api_with(timeout, DB_PASSWORD=manager.arn, **postgres.parts), ThreadPoolExecutor(20) as pool:
         started = time.monotonic()
         for answer in pool.map(lambda _: alice.place(), range(20)):
             assert_unavailable(answer)
-        assert time.monotonic() - started < secrets.FIRST_FETCH_TIMEOUT + 2
+        assert time.monotonic() - started < timeout + 4
 
     assert "no answer in 5 seconds" in caplog.text
     assert caplog.text.count("cannot fetch") == 1
@@ -283,7 +288,7 @@ def test_old_value_is_used_while_the_store_fails(
     with ThreadPoolExecutor(20) as pool:
         assert [*pool.map(lambda _: secret.variables(), range(20))] == [old_value] * 20
 
-    assert time.monotonic() - started < secrets.REFRESH_TIMEOUT + 1
+    assert time.monotonic() - started < secrets.REFRESH_TIMEOUT + 3
     assert "the older value goes on serving" in caplog.text
     assert caplog.text.count("cannot fetch") == 1
     assert postgres.password not in caplog.text
@@ -562,7 +567,7 @@ def test_every_clouds_failing_store_is_503_without_leaks(
     login = reader.log_in()
 
     assert login["outcome"] == "unavailable"
-    assert login["seconds"] < secrets.FIRST_FETCH_TIMEOUT + 4  # includes the import of the SDK
+    assert login["seconds"] < secrets.FIRST_FETCH_TIMEOUT + 10  # includes the import of the SDK
     assert "cannot fetch the secret" in reader.log()
     assert secret_servers.ERRORS.get(behaviour, ("", "", ""))[2] in reader.log()
     assert "s3cret" not in reader.log()
