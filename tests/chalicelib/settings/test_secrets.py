@@ -141,7 +141,7 @@ def manager(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
 
 
 @contextmanager
-def api_with(timeout: float = 30, **variables: str) -> Iterator[None]:
+def api_with(timeout: float = 30, /, **variables: str) -> Iterator[None]:
     """Runs the API of this process with these variables and without DATABASE_URL.
 
     `timeout`: seconds of a first fetch; the default bears a busy machine.
