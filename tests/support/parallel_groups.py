@@ -20,6 +20,17 @@ LONGEST = (
 )
 """The longest files start first, so that the run does not end with one busy process."""
 
+EXIT_SECONDS = 30
+"""How long an interrupted run waits for its processes, which stop their servers first. execnet interrupts a
+test after 5 seconds and ends the process after 15; xdist by itself would kill it after 10."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.pluginmanager.hasplugin("xdist"):
+        from xdist.workermanage import NodeManager
+
+        NodeManager.EXIT_TIMEOUT = EXIT_SECONDS
+
 
 def group_of(item: pytest.Item) -> str:
     parameters = (
