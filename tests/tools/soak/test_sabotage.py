@@ -45,5 +45,5 @@ def test_mutant_bytecode_has_no_tenant_filter(build: Path) -> None:
 def test_mutating_a_build_twice_is_an_error(build: Path) -> None:
     without_tenant_filter(build)
 
-    with pytest.raises(ValueError, match="does not name the tenant"):
+    with pytest.raises(ValueError, match="does not filter by tenant"):
         without_tenant_filter(build)
