@@ -31,8 +31,8 @@ token: export TOKEN_USER := $(TOKEN_USER)
 token: $(READY) ## a token for the running stack: make token TENANT=acme USER=alice
 	@$(BIN)/python -m local token
 
-test: $(READY) ## every test, from nothing to green; WORKERS=3 processes, 0 for none
-	$(PYTEST) -n $(or $(WORKERS),3) --junit-xml=build/junit.xml
+test: $(READY) ## every test, from nothing to green; WORKERS=2 processes, 0 for none
+	$(PYTEST) -n $(or $(WORKERS),2) --junit-xml=build/junit.xml
 
 test-fast: $(READY) ## without the whole-stack and long tests, for daily work
 	$(PYTEST) -n $(or $(WORKERS),logical) -m "not slow"
