@@ -312,7 +312,7 @@ def test_rejected_writes_do_not_make_other_tenants_reconnect(
 
 
 def test_connections_to_a_demoted_primary_are_dropped(api: Client, own_server: Server) -> None:
-    """Idle connections go there too: the next request connects anew, to the current primary."""
+    """Idle connections go there too: the next request opens a connection to the current primary."""
     with api_on(f"{own_server.urls.app}&options={READ_ONLY}"):
         pool = connections().pool
         idle = [pool.take() for _ in range(3)]
