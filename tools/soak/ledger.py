@@ -129,8 +129,10 @@ class Ledger:
         """By name."""
         self._lock = threading.Lock()
         self._crossed = 0
-        self._unread: set[str] = set()
-        """Acknowledged orders that a later read did not return, or returned incomplete."""
+        self._incomplete: set[str] = set()
+        """Orders that an answer returned incomplete."""
+        self._not_found: set[str] = set()
+        """Acknowledged orders that a later read did not return."""
 
     def add(self, requested: RequestedOrder) -> None:
         with self._lock:
@@ -154,15 +156,17 @@ class Ledger:
         with self._lock:
             requested.acknowledged.add(order["order_id"])
             if requested.flaw(order):
-                self._unread.add(order["order_id"])
+                self._incomplete.add(order["order_id"])
 
     def read(self, requested: RequestedOrder, order_id: str, answer: Answer) -> None:
         """The answer to a customer who reads an order that was acknowledged before."""
         order = answer.json["order"] if answer.status == 200 else None
         is_other = order is not None and (order["order_id"] != order_id or requested.flaw(order) is not None)
-        if answer.status == 404 or is_other:
-            with self._lock:
-                self._unread.add(order_id)
+        with self._lock:
+            if answer.status == 404:
+                self._not_found.add(order_id)
+            elif is_other:
+                self._incomplete.add(order_id)
 
     def seen(self, tenant: str, orders: Iterable[Order], user: str | None = None) -> None:
         """Checks the orders in an answer to this tenant; if `user` is given, all must be that user's."""
@@ -170,7 +174,7 @@ class Ledger:
         flaws = [self._flaw(order, tenant, user) for order in orders]
         with self._lock:
             self._crossed += Flaw.FOREIGN in flaws
-            self._unread |= {
+            self._incomplete |= {
                 order["order_id"] for order, flaw in zip(orders, flaws, strict=True) if flaw is Flaw.NOT_WHOLE
             }
 
@@ -189,8 +193,11 @@ class Ledger:
         with self._lock:
             return sum(1 for order in self.requested.values() if order.key and not order.acknowledged)
 
-    def verdict(self, stored: StoredOrders) -> Verdict:
-        """Compares acknowledged orders with those stored in the database."""
+    def verdict(self, stored: StoredOrders, *, reads_may_be_stale: bool = False) -> Verdict:
+        """Compares acknowledged orders with those stored in the database.
+
+        `reads_may_be_stale`: a stored order that a read did not return is not lost.
+        """
         stored_ids = set()
         orders: Counter[str] = Counter()
         misplaced = 0
@@ -202,7 +209,9 @@ class Ledger:
             misplaced += flaw is Flaw.FOREIGN
             if flaw is Flaw.NOT_WHOLE:
                 incomplete.add(order["order_id"])
-        lost = incomplete | self._unread
+        lost = incomplete | self._incomplete
+        if not reads_may_be_stale:
+            lost |= self._not_found
         for requested in self.requested.values():
             lost |= requested.acknowledged - stored_ids
         return Verdict(

@@ -175,3 +175,9 @@ def test_every_swapped_field_counts_as_crossed(scenario: Scenario) -> None:
         assert scenario.verdict().crossed == number, variant
 
     assert len(variants) == 6 + 4
+
+
+def test_stale_read_of_a_stored_order_can_be_allowed(scenario: Scenario) -> None:
+    not_found_by_customer(scenario)
+    stored = [(order,) for order in scenario.orders]
+    assert scenario.ledger.verdict(stored, reads_may_be_stale=True) == Verdict()
