@@ -1,31 +1,10 @@
-"""`python -m deploy`: the commands behind make's build-, deploy- and gateway-responses targets."""
+"""`python -m deploy`: the commands behind make's build-, deploy- and gateway-responses targets.
+
+Each imports its cloud's modules when it runs: all of them take half a second.
+"""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
-
-from deploy import aws, aws_deployment, hosts
-
-Command = Callable[[argparse.Namespace], None]
-
-BUILDS: dict[str, Command] = {
-    "aws": lambda chosen: aws.build(
-        chosen.folder, chosen.stage, chosen.arch, snapstart=chosen.snapstart == "on"
-    ),
-    "azure": lambda chosen: hosts.build("azure", chosen.folder),
-    "gcp": lambda chosen: hosts.build("gcp", chosen.folder),
-    "oci": lambda chosen: hosts.build("oci", chosen.folder),
-}
-DEPLOYMENTS: dict[str, Command] = {
-    "aws": lambda chosen: aws_deployment.deploy(chosen.folder, chosen.stage, chosen.via),
-    "azure": lambda chosen: hosts.deploy("azure", chosen.folder),
-    "gcp": lambda chosen: hosts.deploy("gcp", chosen.folder),
-    "run": lambda chosen: hosts.deploy("run", chosen.folder),
-    "oci": lambda chosen: hosts.deploy("oci", chosen.folder),
-}
-GATEWAY_RESPONSES: dict[str, Command] = {
-    "aws": lambda chosen: aws_deployment.put_gateway_responses(chosen.folder, chosen.stage),
-}
 
 
 def main() -> None:
@@ -33,30 +12,58 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
 
     build = commands.add_parser("build", help="write build/<cloud>, ready for that cloud's own command")
-    build.add_argument("cloud", choices=BUILDS)
+    build.add_argument("cloud", choices=("aws", "azure", "gcp", "oci"))
     build.add_argument("--into", dest="folder", type=Path, help="the folder; default build/<cloud>")
     build.add_argument("--stage", default="dev")
-    build.add_argument("--arch", choices=aws.ARCHITECTURES, default="arm64", help="of the Lambda function")
+    build.add_argument("--arch", choices=("arm64", "x86_64"), default="arm64", help="of the Lambda function")
     build.add_argument("--snapstart", choices=("on", "off"), default="off", help="AWS: start from snapshots")
-    build.set_defaults(commands=BUILDS)
+    build.set_defaults(run=_build)
 
     deploy = commands.add_parser("deploy", help="call that cloud's own command on the built folder")
-    deploy.add_argument("cloud", choices=DEPLOYMENTS)
+    deploy.add_argument("cloud", choices=("aws", "azure", "gcp", "run", "oci"), help="run: Cloud Run")
     deploy.add_argument("--from", dest="folder", type=Path, help="the folder; default build/<cloud>")
     deploy.add_argument("--stage", default="dev")
     deploy.add_argument(
-        "--via", choices=aws_deployment.TOOLS, default="chalice", help="AWS: the command that deploys"
+        "--via", choices=("chalice", "sam"), default="chalice", help="AWS: the command that deploys"
     )
-    deploy.set_defaults(commands=DEPLOYMENTS)
+    deploy.set_defaults(run=_deploy)
 
     responses = commands.add_parser("gateway-responses", help="API Gateway's own errors, as problem+json")
     responses.add_argument("--from", dest="folder", type=Path, help="the folder; default build/aws")
     responses.add_argument("--stage", default="dev")
-    responses.set_defaults(cloud="aws", commands=GATEWAY_RESPONSES)
+    responses.set_defaults(run=_put_gateway_responses, cloud="aws")
 
     chosen = parser.parse_args()
     chosen.folder = chosen.folder or Path("build") / {"run": "gcp"}.get(chosen.cloud, chosen.cloud)
-    chosen.commands[chosen.cloud](chosen)
+    chosen.run(chosen)
+
+
+def _build(chosen: argparse.Namespace) -> None:
+    if chosen.cloud == "aws":
+        from deploy import aws
+
+        aws.build(chosen.folder, chosen.stage, chosen.arch, snapstart=chosen.snapstart == "on")
+    else:
+        from deploy import hosts
+
+        hosts.build(chosen.cloud, chosen.folder)
+
+
+def _deploy(chosen: argparse.Namespace) -> None:
+    if chosen.cloud == "aws":
+        from deploy import aws_deployment
+
+        aws_deployment.deploy(chosen.folder, chosen.stage, chosen.via)
+    else:
+        from deploy import hosts
+
+        hosts.deploy(chosen.cloud, chosen.folder)
+
+
+def _put_gateway_responses(chosen: argparse.Namespace) -> None:
+    from deploy import aws_deployment
+
+    aws_deployment.put_gateway_responses(chosen.folder, chosen.stage)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ import importlib.util
 import struct
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from zipfile import ZIP_DEFLATED, ZipFile
+from pathlib import Path, PurePosixPath
+from zipfile import ZipFile
 
 from packaging.utils import canonicalize_name
 
@@ -18,17 +18,17 @@ MACHINES = {"x86_64": 62, "arm64": 183}
 """e_machine of an ELF file for Lambda's architectures (elf.h: EM_X86_64, EM_AARCH64)."""
 UNCHECKED_HASH = 1
 """The flags of bytecode that Python uses without checking its source (PEP 552)."""
+LEFT_OUT = ("pydantic/v1", "pydantic/mypy.py", "*/*.pyi")
+"""Packages' files that no request needs: pydantic's first version, its mypy plugin, and type stubs."""
 NOT_PINNED = ("app.py", "chalice/", "chalicelib/")
 
 
 def make_readable(archive: Path) -> None:
-    """Rewrite the zip with mode 0644 for every file: Lambda runs it as another user than its owner."""
-    with ZipFile(archive) as zipped:
-        members = [(member, zipped.read(member)) for member in zipped.infolist()]
-    with ZipFile(archive, "w", ZIP_DEFLATED) as zipped:
-        for member, content in members:
+    """Give every file in the zip mode 0644: Lambda runs it as another user than its owner."""
+    with ZipFile(archive, "a") as zipped:
+        for member in zipped.infolist():
             member.external_attr = 0o644 << 16
-            zipped.writestr(member, content, ZIP_DEFLATED, compresslevel=9)
+        zipped.comment = b""  # has the directory, which holds the modes, written again when it is closed
 
 
 def faults(archive: Path, requirements: Path, architecture: str) -> list[str]:
@@ -41,7 +41,8 @@ def faults(archive: Path, requirements: Path, architecture: str) -> list[str]:
             files = _files(zipped, pin)
             if not files:
                 faults.append(f"{pin} is pinned in {requirements.name} but not in the zip")
-            faults += [f"{name} of {pin} is missing" for name in sorted(files - names)]
+            missing = [name for name in sorted(files - names) if not _is_left_out(name)]
+            faults += [f"{name} of {pin} is missing" for name in missing]
             expected |= files
         unexpected = {name for name in names - expected if _source(name) not in expected}
         faults += [
@@ -63,6 +64,11 @@ def _files(zipped: ZipFile, pin: pins.Pin) -> set[str]:
         if (canonicalize_name(name), version) == (pin.name, pin.version):
             return {path for path, *_ in csv.reader(zipped.read(record).decode().splitlines())}
     return set()
+
+
+def _is_left_out(name: str) -> bool:
+    path = PurePosixPath(name)
+    return any(part.match(pattern) for part in (path, *path.parents) for pattern in LEFT_OUT)
 
 
 def _source(name: str) -> str:

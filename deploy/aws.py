@@ -83,6 +83,8 @@ def _vendor(into: Path, architecture: str) -> None:
     command += ["--python", sys.executable, *wheels(architecture, sys.version_info[:2])]
     run(command, PROJECT)
     (into / ".lock").unlink(missing_ok=True)
+    for path in [path for pattern in archive.LEFT_OUT for path in into.glob(pattern)]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def wheels(architecture: str, python: tuple[int, int]) -> list[str]:

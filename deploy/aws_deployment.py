@@ -19,8 +19,6 @@ from deploy import alarms, aws, aws_configuration, policy
 
 Json = dict[str, Any]
 
-TOOLS = ("chalice", "sam")
-
 
 def deploy(folder: Path, stage: str, via: str) -> None:
     """Deploy the folder with Chalice or SAM. Raises SystemExit before any change if something is missing."""

@@ -74,6 +74,8 @@ def page_json(rows: Sequence[OrderRow], page: Page, caller: Caller) -> str:
 
 def _fitting(rows: Sequence[OrderRow]) -> Sequence[OrderRow]:
     """As many rows as fit into MAX_PAGE_BYTES, and at least one."""
+    if 4 * sum([len(row.json) for row in rows]) <= MAX_PAGE_BYTES:  # a character has at most 4 bytes
+        return rows
     size = 0
     for shown, row in enumerate(rows):
         size += len(row.json.encode())
