@@ -26,12 +26,12 @@ def connections() -> Connections:
 
 
 def rate_limiter() -> RateLimiter:
-    """The process's rate limiter, on its connections. Raises SettingsError until the settings are right."""
+    """The process's rate limiter. Raises SettingsError until RATE_LIMIT is right."""
     global _rate_limiter  # noqa: PLW0603 (this module holds the process's state)
     shared = _rate_limiter
     if shared is None:
         with _lock:
-            shared = _rate_limiter = _rate_limiter or RateLimiter(connections(), rate_limit())
+            shared = _rate_limiter = _rate_limiter or RateLimiter(connections, rate_limit())
     return shared
 
 

@@ -10,7 +10,7 @@ neither connections nor threads of the others.
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from chalicelib.database.connections import Connections
@@ -69,7 +69,7 @@ as an SQLAlchemy expression.
 class RateLimiter:
     """Counts requests per tenant. One a process: it remembers the tenants that were refused."""
 
-    def __init__(self, connections: Connections, rate: Rate | None) -> None:
+    def __init__(self, connections: Callable[[], Connections], rate: Rate | None) -> None:
         self.rate = rate
         self._connections = connections
         self._next_turns: dict[str, float] = {}
@@ -79,8 +79,9 @@ class RateLimiter:
         self._uncounted_until = 0.0
 
     def check(self, tenant_id: str, deadline: float | None = None) -> Mapping[str, str]:
-        """Take a turn; the answer's rate limit headers. None without RATE_LIMIT.
+        """Take a turn; the answer's rate limit headers, empty where nothing is counted.
 
+        Nothing is without RATE_LIMIT, and for UNCOUNTED seconds after a server has refused to write.
         Raises RateLimited, with the same headers, when the tenant has no turn left.
         """
         rate = self.rate

@@ -10,13 +10,11 @@ from chalicelib.settings.currency import default_currency
 from chalicelib.settings.environment import SettingsError, text
 from chalicelib.settings.http import cors_origin
 from chalicelib.settings.identity_provider import user_pools
-from chalicelib.settings.table import EVERY_HOST, SETTINGS
+from chalicelib.settings.table import PASSED_TO_LAMBDA
 
 Json = dict[str, Any]
 
 PROJECT = Path(__file__).parent.parent
-HANDED_ON = [name for name, setting in SETTINGS.items() if setting.read_by == EVERY_HOST]
-"""The variables that the function gets from the environment of the build."""
 NO_USER_POOL = "arn:aws:cognito-idp:us-east-1:000000000000:userpool/us-east-1_none"
 """A placeholder while a template is packaged without a user pool: there it is a parameter."""
 
@@ -28,7 +26,7 @@ def configuration(stage: str, architecture: str) -> Json:
     if stage not in config["stages"]:
         raise SystemExit(f"STAGE is {stage!r}: .chalice/config.json has {', '.join(config['stages'])}")
     chosen = {**config["stages"][stage], **_network(config["stages"][stage])}
-    variables = {name: os.environ[name] for name in HANDED_ON if os.environ.get(name)}
+    variables = {name: os.environ[name] for name in PASSED_TO_LAMBDA if os.environ.get(name)}
     if variables:
         chosen["environment_variables"] = variables
     return {**config, "lambda_architecture": architecture, "stages": {stage: chosen}}

@@ -54,7 +54,7 @@ def _refuse_snapshots(folder: Path) -> None:
 
 def _check(variables: Mapping[str, str]) -> None:
     """Read the settings as the function will. Raises SystemExit for those with which it would not start."""
-    os.environ.pop("DATABASE_URL", None)  # is not handed on to the function
+    os.environ.pop("DATABASE_URL", None)  # is not passed on to the function
     os.environ.update(variables)
     try:
         secret = database_settings().secret
@@ -146,7 +146,7 @@ def _sam(folder: Path, stage: str, chosen: Json, region: str) -> None:
             "into Secrets Manager and set DB_PASSWORD to the secret's ARN"
         )
     from_variables = {
-        setting.parameter: variables[name]
+        setting.parameter.name: variables[name]
         for name, setting in SETTINGS.items()
         if setting.parameter and variables.get(name)
     }

@@ -17,13 +17,13 @@ def with_table(page: str) -> str:
 
 
 def table() -> str:
-    head = "| variable | default | meaning | read by |\n|---|---|---|---|\n"
+    head = "| variable | default | meaning | passed on to |\n|---|---|---|---|\n"
     return head + "".join(map(_row, SETTINGS.values()))
 
 
 def _row(setting: Setting) -> str:
     default = f"`{setting.default}`" if setting.default else setting.note
-    return f"| `{setting.name}` | {default} | {setting.meaning} | {setting.read_by} |\n"
+    return f"| `{setting.name}` | {default} | {setting.meaning} | {setting.passed_to} |\n"
 
 
 if __name__ == "__main__":

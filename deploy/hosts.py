@@ -18,7 +18,7 @@ from chalicelib.settings.database import database_settings
 from chalicelib.settings.environment import SettingsError
 from chalicelib.settings.http import cors_origin
 from chalicelib.settings.startup import check_settings
-from chalicelib.settings.table import EVERY_HOST, OPENTELEMETRY, OTHER_HOSTS, SETTINGS
+from chalicelib.settings.table import PASSED_TO_OTHER_HOSTS
 from chalicelib.settings.tokens import accepted_tokens
 from deploy import pins, sources
 
@@ -36,10 +36,6 @@ SHIM_FILES = {
     "oci": ("func.py", "requirements.txt", "func.yaml"),
 }
 """The files of shims/<cloud> that a build contains; the first is the module that the runtime imports."""
-HANDED_ON = [
-    name for name, setting in SETTINGS.items() if setting.read_by in (EVERY_HOST, OTHER_HOSTS, OPENTELEMETRY)
-]
-"""The variables that a deployed function gets from the environment of the command."""
 
 
 def build(cloud: str, into: Path) -> None:
@@ -90,7 +86,7 @@ def deploy(target: str, folder: Path) -> None:
             "AUTH_JWKS_URL names this machine: these are the settings of make run (.local/env). "
             "Call make deploy-... from a shell that has not read them"
         )
-    variables = {name: os.environ[name] for name in HANDED_ON if os.environ.get(name)}
+    variables = {name: os.environ[name] for name in PASSED_TO_OTHER_HOSTS if os.environ.get(name)}
     TARGETS[target](folder, variables)
 
 

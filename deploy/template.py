@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from app import app
-from chalicelib.settings.table import SETTINGS, Setting
+from chalicelib.settings.table import SETTINGS, Parameter, Setting
 from deploy import alarms, gateway_responses, policy
 
 Json = dict[str, Any]
@@ -14,23 +14,7 @@ PERMISSION = "APIHandlerInvokePermission"
 NOTHING = {"Ref": "AWS::NoValue"}
 PUBLISHED = {"Ref": f"{FUNCTION}.Alias"}
 """SAM's name for the alias that it creates."""
-PARAMETERS = [setting for setting in SETTINGS.values() if setting.parameter]
-DESCRIPTIONS = {
-    "DB_HOST": "Host of PostgreSQL, or several; empty when the secret names it",
-    "DB_PORT": "Port of PostgreSQL",
-    "DB_NAME": "Name of the database; empty when the secret names it",
-    "DB_USER": "The API's role; empty when the secret names it",
-    "DB_PASSWORD": "Secrets Manager secret with the password, or of RDS's JSON form",
-    "COGNITO_USER_POOL_ARN": "The Cognito user pool whose ID tokens are accepted",
-}
-"""Plain text for AWS's console; a setting without one here is described as in docs/configuration.md."""
-PATTERNS = {
-    "DB_PORT": "[0-9]{1,5}(,[0-9]{1,5})*",
-    "DB_PASSWORD": "(arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:.+)?",
-    "COGNITO_USER_POOL_ARN": "arn:aws[a-z-]*:cognito-idp:[a-z0-9-]+:[0-9]{12}:userpool/.+",
-}
-REQUIRED = ("COGNITO_USER_POOL_ARN",)
-"""The variables whose parameter has no default when the build sets none: CloudFormation then requires one."""
+PARAMETERS = [(setting, setting.parameter) for setting in SETTINGS.values() if setting.parameter]
 
 
 def additions(stage: Mapping[str, Any], *, snapstart: bool) -> Json:
@@ -91,7 +75,7 @@ def _url(api_stage: str) -> str:
 def _parameters(stage: Mapping[str, Any]) -> Json:
     variables = stage.get("environment_variables", {})
     return {
-        **{setting.parameter: _parameter(setting, variables) for setting in PARAMETERS},
+        **{parameter.name: _parameter(setting, parameter, variables) for setting, parameter in PARAMETERS},
         "DBPassword": _text("Its password; better: DBPasswordSecretArn", Default="", NoEcho=True),
         "SubnetIds": _list(stage, "subnet_ids", "Private subnets of the function; empty: outside any VPC"),
         "SecurityGroupIds": _list(stage, "security_group_ids", "Security groups of the function in them"),
@@ -99,14 +83,14 @@ def _parameters(stage: Mapping[str, Any]) -> Json:
     }
 
 
-def _parameter(setting: Setting, variables: Mapping[str, str]) -> Json:
+def _parameter(setting: Setting, parameter: Parameter, variables: Mapping[str, str]) -> Json:
     """The parameter for a variable; the build's value is its default, except for a password in plain text."""
     value = variables.get(setting.name, setting.default)
     if setting.name == "DB_PASSWORD" and not policy.is_secret(value):
         value = ""
-    default = {} if setting.name in REQUIRED and not value else {"Default": value}
-    pattern = {"AllowedPattern": PATTERNS[setting.name]} if setting.name in PATTERNS else {}
-    return _text(DESCRIPTIONS.get(setting.name, setting.meaning), **default, **pattern)
+    default = {} if parameter.is_required and not value else {"Default": value}
+    pattern = {"AllowedPattern": parameter.pattern} if parameter.pattern else {}
+    return _text(parameter.description, **default, **pattern)
 
 
 def _text(description: str, **more: Any) -> Json:
@@ -157,7 +141,7 @@ def _function() -> Json:
         "VpcConfig": {"Fn::If": ["InVpc", network, NOTHING]},
         "Environment": {
             "Variables": {
-                **{setting.name: {"Ref": setting.parameter} for setting in PARAMETERS},
+                **{setting.name: {"Ref": parameter.name} for setting, parameter in PARAMETERS},
                 "DB_PASSWORD": password,
             }
         },

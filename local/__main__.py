@@ -21,6 +21,7 @@ from chalicelib.errors import Problem
 from chalicelib.settings.environment import SettingsError
 from chalicelib.settings.http import cors_origin
 from chalicelib.settings.startup import check_settings
+from chalicelib.settings.table import PASSED_TO_OTHER_HOSTS
 from local import database, docs, hosts, issuer, postgres
 from local.key_server import serving_keys
 
@@ -116,7 +117,7 @@ def _serve_built(cloud: str, host: str, port: int, urls: database.Urls) -> None:
         os.environ.update(local, no_proxy=local["NO_PROXY"])
         check_settings()
         cors_origin()
-        environment = {**_handed_on(cloud), **local}
+        environment = {**_passed_on(cloud), **local}
         with hosts.serving(cloud, built, environment, host, port) as process:
             print(_block(_url(host, port), urls.app, tokens, page=False), flush=True)
             process.wait()
@@ -139,15 +140,13 @@ def _environment(urls: database.Urls, jwks_url: str, host: str) -> dict[str, str
     }
 
 
-def _handed_on(cloud: str) -> dict[str, str]:
+def _passed_on(cloud: str) -> dict[str, str]:
     """The variables of your shell that a deployed function would read, without the database's address.
 
     A build contains the database's authority; `aws` serves the sources, and needs DB_SSLROOTCERT.
     """
-    from deploy.hosts import HANDED_ON  # imports the SBOM libraries
-
     address = {"DB_HOST", "DB_PORT", "DB_NAME", "DB_USER", "DB_PASSWORD"}
-    names = {*HANDED_ON, "DB_SSLROOTCERT"} if cloud == "aws" else {*HANDED_ON}
+    names = {*PASSED_TO_OTHER_HOSTS, "DB_SSLROOTCERT"} if cloud == "aws" else {*PASSED_TO_OTHER_HOSTS}
     return {name: os.environ[name] for name in names - address if os.environ.get(name)}
 
 

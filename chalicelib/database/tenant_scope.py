@@ -1,6 +1,6 @@
 """One tenant's access to the database: one string, one round trip."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from psycopg2.extensions import cursor as Cursor
@@ -23,8 +23,13 @@ class TenantScope:
     does not answer in time, Refused when it rejects a statement.
     """
 
-    def __init__(self, connections: Connections, tenant_id: str, deadline: float | None = None) -> None:
-        """`deadline`: when the host ends the request, by time.monotonic(); None: no deadline."""
+    def __init__(
+        self, connections: Callable[[], Connections], tenant_id: str, deadline: float | None = None
+    ) -> None:
+        """`connections` is called before anything is sent: a refused request needs no database settings.
+
+        `deadline`: when the host ends the request, by time.monotonic(); None: no deadline.
+        """
         if not tenant_id:
             raise ValueError("a scope needs a tenant")
         self.tenant_id = tenant_id
@@ -45,11 +50,11 @@ class TenantScope:
         try:
             return self._send_once(steps, repeatable)
         except StatementLost:
-            self._connections.pool.empty()
+            self._connections().pool.empty()
         try:
             return self._send_once(steps, repeatable)
         except StatementLost:
-            self._connections.stop_preparing()
+            self._connections().stop_preparing()
         return self._send_once(steps, repeatable)
 
     def _send_once(self, steps: Sequence[Step], repeatable: bool) -> list[Row]:
@@ -58,7 +63,7 @@ class TenantScope:
             return first, set_tenant + self._statements(connection, cursor, steps)
 
         try:
-            return self._connections.send(build_sql, self._deadline)
+            return self._connections().send(build_sql, self._deadline)
         except ConnectionBroken:
             if not repeatable:
                 raise OutcomeUnknown from None
@@ -66,7 +71,7 @@ class TenantScope:
             if not repeatable:
                 raise OutcomeUnknown from None
             raise
-        return self._connections.send(build_sql, self._deadline)
+        return self._connections().send(build_sql, self._deadline)
 
     def _statements(self, connection: Connection, cursor: Cursor, steps: Sequence[Step]) -> bytes:
         """The steps with their values. A statement prepared here counts as prepared from now on."""

@@ -27,7 +27,7 @@ def admitted(repository: Callable[[Caller, TenantScope], Repository]) -> Reposit
     caller = invocation.caller = _verified_caller()
     if invocation.counts:
         invocation.rate_headers = rate_limiter().check(caller.tenant_id, invocation.deadline)
-    return repository(caller, TenantScope(connections(), caller.tenant_id, invocation.deadline))
+    return repository(caller, TenantScope(connections, caller.tenant_id, invocation.deadline))
 
 
 def _verified_caller() -> Caller:

@@ -7,9 +7,21 @@ from typing import NamedTuple
 
 EVERY_HOST = "every host"
 OTHER_HOSTS = "every host but Lambda"
-OPENTELEMETRY = "OpenTelemetry's SDK; not on Lambda"
-LAMBDA = "Lambda, which sets it"
-BUILD = "the build; never handed on"
+OPENTELEMETRY = "every host but Lambda, for OpenTelemetry's SDK"
+LAMBDA = "none: Lambda sets it"
+BUILD = "none: builds copy the file"
+
+
+class Parameter(NamedTuple):
+    """The parameter of the SAM template that carries a variable's value."""
+
+    name: str
+    description: str
+    """Plain text for AWS's console."""
+    pattern: str = ""
+    """A regular expression for the whole value; empty: any value."""
+    is_required: bool = False
+    """Whether it has no default when the build sets none: CloudFormation then requires a value."""
 
 
 class Setting(NamedTuple):
@@ -20,40 +32,52 @@ class Setting(NamedTuple):
     """Markdown for docs/configuration.md, with links relative to docs/."""
     default: str = ""
     """The value when unset, as text; empty when there is none or when it depends on other variables."""
-    read_by: str = EVERY_HOST
-    """EVERY_HOST: all deploys hand it on. OTHER_HOSTS, OPENTELEMETRY: all but AWS's. Else: none does."""
+    passed_to: str = EVERY_HOST
+    """The deployed functions that get it from the environment of the build or deploy command."""
     note: str = ""
     """What docs/configuration.md shows for a default that depends on other variables."""
-    parameter: str = ""
-    """The parameter of the SAM template that carries the value; empty: it is fixed in the build."""
+    parameter: Parameter | None = None
+    """None: on Lambda the value is fixed in the build."""
 
 
 _DATABASE = (
     Setting(
         "DATABASE_URL",
         "`postgresql://orders_app:password@host:5432/orders`, instead of `DB_HOST` to `DB_PASSWORD`.",
-        read_by=OTHER_HOSTS,
+        passed_to=OTHER_HOSTS,
     ),
     Setting(
         "DB_HOST",
         "Host name; several, comma-separated: [the primary among them](database.md#failover).",
         note="required without `DATABASE_URL`",
-        parameter="DBHost",
+        parameter=Parameter("DBHost", "Host of PostgreSQL, or several; empty when the secret names it"),
     ),
     Setting(
         "DB_PORT",
         "Port, or one for each host of `DB_HOST`, comma-separated.",
         default="5432",
-        parameter="DBPort",
+        parameter=Parameter("DBPort", "Port of PostgreSQL", "[0-9]{1,5}(,[0-9]{1,5})*"),
     ),
-    Setting("DB_NAME", "Name of the database.", note="required without `DATABASE_URL`", parameter="DBName"),
     Setting(
-        "DB_USER", "The API's role, `orders_app`.", note="required without `DATABASE_URL`", parameter="DBUser"
+        "DB_NAME",
+        "Name of the database.",
+        note="required without `DATABASE_URL`",
+        parameter=Parameter("DBName", "Name of the database; empty when the secret names it"),
+    ),
+    Setting(
+        "DB_USER",
+        "The API's role, `orders_app`.",
+        note="required without `DATABASE_URL`",
+        parameter=Parameter("DBUser", "The API's role; empty when the secret names it"),
     ),
     Setting(
         "DB_PASSWORD",
         "The password, or a reference into a cloud's secret store: [secrets.md](secrets.md).",
-        parameter="DBPasswordSecretArn",
+        parameter=Parameter(
+            "DBPasswordSecretArn",
+            "Secrets Manager secret with the password, or of RDS's JSON form",
+            "(arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:.+)?",
+        ),
     ),
     Setting(
         "DB_SECRET_LIFETIME",
@@ -68,7 +92,7 @@ _DATABASE = (
     Setting(
         "DB_SSLROOTCERT",
         "PEM file of the database's authority; builds copy it: [security.md](security.md#what-you-must-do).",
-        read_by=BUILD,
+        passed_to=BUILD,
         note="the build's file, if it has one",
     ),
     Setting("DB_CONNECT_TIMEOUT", "Seconds to connect, for each address of the host.", default="3"),
@@ -95,13 +119,18 @@ _TOKENS = (
         "AUTH_PROVIDER",
         "`cognito`, `entra`, `firebase` or `oidc`: [identity.md](identity.md). On Lambda `cognito` only.",
         default="cognito",
-        read_by=OTHER_HOSTS,
+        passed_to=OTHER_HOSTS,
     ),
     Setting(
         "COGNITO_USER_POOL_ARN",
         "The user pool whose tokens are accepted.",
         note="required for `cognito`",
-        parameter="CognitoUserPoolArn",
+        parameter=Parameter(
+            "CognitoUserPoolArn",
+            "The Cognito user pool whose ID tokens are accepted",
+            "arn:aws[a-z-]*:cognito-idp:[a-z0-9-]+:[0-9]{12}:userpool/.+",
+            is_required=True,
+        ),
     ),
     Setting(
         "AUTH_AUDIENCE",
@@ -111,31 +140,31 @@ _TOKENS = (
     Setting(
         "AUTH_ISSUER",
         "The tokens' `iss`. Required for `oidc` and `entra`.",
-        read_by=OTHER_HOSTS,
+        passed_to=OTHER_HOSTS,
         note="Cognito's, Firebase's own",
     ),
     Setting(
         "AUTH_JWKS_URL",
         "Address of the issuer's key set. Required for `oidc`.",
-        read_by=OTHER_HOSTS,
+        passed_to=OTHER_HOSTS,
         note="the provider's own",
     ),
     Setting(
         "AUTH_TENANT_CLAIM",
         "Claim that names the tenant; not for `cognito`.",
-        read_by=OTHER_HOSTS,
+        passed_to=OTHER_HOSTS,
         note="the provider's own",
     ),
     Setting(
         "AUTH_USER_CLAIM",
         "Claim that names the user; not for `cognito`.",
-        read_by=OTHER_HOSTS,
+        passed_to=OTHER_HOSTS,
         note="the provider's own",
     ),
     Setting(
         "AUTH_EMAIL_CLAIM",
         "Claim with the user's e-mail address; not for `cognito`.",
-        read_by=OTHER_HOSTS,
+        passed_to=OTHER_HOSTS,
         note="the provider's own",
     ),
 )
@@ -154,7 +183,7 @@ _REQUESTS = (
     Setting(
         "BASE_PATH",
         "Path that a gateway in front puts before every path, such as `/shop`. API Gateway removes its own.",
-        read_by=OTHER_HOSTS,
+        passed_to=OTHER_HOSTS,
     ),
     Setting("DOCS", "`on` serves `/openapi.json`.", default="off"),
 )
@@ -162,60 +191,70 @@ _METRICS = (
     Setting(
         "OTEL_METRICS_EXPORTER",
         "`otlp` sends [metrics](operations.md#metrics), `none` does not.",
-        read_by=OTHER_HOSTS,
+        passed_to=OTHER_HOSTS,
         note="`otlp` with an endpoint",
     ),
     Setting(
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         "Where metrics go, by OTLP over HTTP: [metrics](operations.md#metrics).",
-        read_by=OTHER_HOSTS,
+        passed_to=OTHER_HOSTS,
     ),
     Setting(
         "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
         "The same with its whole path; takes precedence.",
-        read_by=OTHER_HOSTS,
+        passed_to=OTHER_HOSTS,
     ),
     Setting(
         "OTEL_EXPORTER_OTLP_HEADERS",
         "Headers for the collector; may hold a credential.",
-        read_by=OPENTELEMETRY,
+        passed_to=OPENTELEMETRY,
     ),
-    Setting("OTEL_EXPORTER_OTLP_METRICS_HEADERS", "The same, for metrics only.", read_by=OPENTELEMETRY),
-    Setting("OTEL_EXPORTER_OTLP_TIMEOUT", "Seconds for an export.", read_by=OPENTELEMETRY, note="10"),
-    Setting("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "The same, for metrics only.", read_by=OPENTELEMETRY),
-    Setting("OTEL_EXPORTER_OTLP_COMPRESSION", "Such as `gzip`.", read_by=OPENTELEMETRY),
-    Setting("OTEL_EXPORTER_OTLP_METRICS_COMPRESSION", "The same, for metrics only.", read_by=OPENTELEMETRY),
+    Setting("OTEL_EXPORTER_OTLP_METRICS_HEADERS", "The same, for metrics only.", passed_to=OPENTELEMETRY),
+    Setting("OTEL_EXPORTER_OTLP_TIMEOUT", "Seconds for an export.", passed_to=OPENTELEMETRY, note="10"),
+    Setting("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "The same, for metrics only.", passed_to=OPENTELEMETRY),
+    Setting("OTEL_EXPORTER_OTLP_COMPRESSION", "Such as `gzip`.", passed_to=OPENTELEMETRY),
+    Setting("OTEL_EXPORTER_OTLP_METRICS_COMPRESSION", "The same, for metrics only.", passed_to=OPENTELEMETRY),
     Setting(
-        "OTEL_EXPORTER_OTLP_CERTIFICATE", "PEM file of the collector's authority.", read_by=OPENTELEMETRY
+        "OTEL_EXPORTER_OTLP_CERTIFICATE", "PEM file of the collector's authority.", passed_to=OPENTELEMETRY
     ),
-    Setting("OTEL_EXPORTER_OTLP_METRICS_CERTIFICATE", "The same, for metrics only.", read_by=OPENTELEMETRY),
+    Setting("OTEL_EXPORTER_OTLP_METRICS_CERTIFICATE", "The same, for metrics only.", passed_to=OPENTELEMETRY),
     Setting(
         "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE",
         "Such as `delta`.",
-        read_by=OPENTELEMETRY,
+        passed_to=OPENTELEMETRY,
         note="`cumulative`",
     ),
     Setting(
-        "OTEL_METRIC_EXPORT_INTERVAL", "Milliseconds between exports.", read_by=OPENTELEMETRY, note="60000"
+        "OTEL_METRIC_EXPORT_INTERVAL", "Milliseconds between exports.", passed_to=OPENTELEMETRY, note="60000"
     ),
-    Setting("OTEL_METRIC_EXPORT_TIMEOUT", "Milliseconds for an export.", read_by=OPENTELEMETRY, note="30000"),
     Setting(
-        "OTEL_RESOURCE_ATTRIBUTES", "Attributes of all metrics, as `name=value,...`.", read_by=OPENTELEMETRY
+        "OTEL_METRIC_EXPORT_TIMEOUT", "Milliseconds for an export.", passed_to=OPENTELEMETRY, note="30000"
     ),
-    Setting("OTEL_SERVICE_NAME", "The attribute `service.name`.", read_by=OPENTELEMETRY, note="`order-api`"),
+    Setting(
+        "OTEL_RESOURCE_ATTRIBUTES", "Attributes of all metrics, as `name=value,...`.", passed_to=OPENTELEMETRY
+    ),
+    Setting(
+        "OTEL_SERVICE_NAME", "The attribute `service.name`.", passed_to=OPENTELEMETRY, note="`order-api`"
+    ),
 )
 _LAMBDA = (
     Setting(
         "AWS_LAMBDA_FUNCTION_NAME",
         "Its presence means that API Gateway verified the claims. Nothing else may set it.",
-        read_by=LAMBDA,
+        passed_to=LAMBDA,
     ),
     Setting(
         "AWS_LAMBDA_INITIALIZATION_TYPE",
         "`snap-start`: Lambda takes a snapshot of the process: [SnapStart](aws.md#snapstart).",
-        read_by=LAMBDA,
+        passed_to=LAMBDA,
     ),
 )
 SETTINGS = {
     setting.name: setting for group in (_DATABASE, _TOKENS, _REQUESTS, _METRICS, _LAMBDA) for setting in group
 }
+PASSED_TO_LAMBDA = [name for name, setting in SETTINGS.items() if setting.passed_to == EVERY_HOST]
+PASSED_TO_OTHER_HOSTS = [
+    name
+    for name, setting in SETTINGS.items()
+    if setting.passed_to in (EVERY_HOST, OTHER_HOSTS, OPENTELEMETRY)
+]

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
+from chalicelib.settings.table import PASSED_TO_OTHER_HOSTS
 from deploy import hosts as builds
 from local import hosts
 from local.database import Urls
@@ -328,7 +329,7 @@ def test_host_receives_all_variables_except_locally_set_ones(
     serve: Serve, build_for: Callable[[str], None]
 ) -> None:
     own = {"DB_ALLOW_UNSAFE_ROLE": "0", "DB_PREPARE": "off", "DB_SSLMODE": "prefer", "RATE_LIMIT": "5/s"}
-    otel = {name: "http://127.0.0.1:1" for name in builds.HANDED_ON if name.endswith("_ENDPOINT")}
+    otel = {name: "http://127.0.0.1:1" for name in PASSED_TO_OTHER_HOSTS if name.endswith("_ENDPOINT")}
     headers = {"OTEL_EXPORTER_OTLP_HEADERS": "authorization=a", "OTEL_METRICS_EXPORTER": "none"}
     variables = {**own, **otel, **headers, "DB_POOL_SIZE": "2", "CORS_ORIGIN": "https://shop.example"}
     build_for("oci")

@@ -63,7 +63,7 @@ def api_on(database_url: str, **variables: str) -> Iterator[None]:
 
 def scope_of(tenant: str, deadline: float | None = None) -> TenantScope:
     """A TenantScope on the connections of this process's API."""
-    return TenantScope(composition.connections(), tenant, deadline)
+    return TenantScope(composition.connections, tenant, deadline)
 
 
 @contextmanager

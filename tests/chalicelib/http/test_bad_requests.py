@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import NewClient
 from tests.support.refusals import MIB, PRIVATE_ADDRESS, CheckRefusal, order_body, short_id
+from tests.support.servers import api_on
 from tools.client import SEED_BYTES, Answer, Client, seed
 
 # The order of the checks
@@ -393,3 +394,19 @@ def test_invalid_idempotency_key_is_rejected(alice: Client, refused: CheckRefusa
 @pytest.mark.parametrize("key", ["k", "k" * 255, f'"{"k" * 255}"', "~!@#$%^&*()", '"k\\"\\\\"'], ids=short_id)
 def test_longest_and_unusual_idempotency_keys_are_accepted(alice: Client, key: str) -> None:
     assert alice.place(key=key).status == 201
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "body", "slug"),
+    [
+        ("POST", "/orders", b"{}", "validation"),
+        ("POST", "/orders", b"{", "malformed-request"),
+        ("GET", "/orders/x", b"", "not-found"),
+        ("GET", "/orders?limit=0", b"", "malformed-request"),
+    ],
+)
+def test_bad_requests_are_refused_without_database_settings(
+    alice: Client, method: str, target: str, body: bytes, slug: str
+) -> None:
+    with api_on("not a URL"):
+        assert alice.send(method, target, body=body).slug == slug

@@ -28,7 +28,7 @@ SetVariables = Callable[..., None]
 URL = "postgresql://orders_app:s3cret@db.example:5432/orders"
 PARTS = {"DB_HOST": "db.example", "DB_NAME": "orders", "DB_USER": "orders_app"}
 ARN = "arn:aws:cognito-idp:eu-west-1:123456789012:userpool/eu-west-1_AbCdEfGhI"
-VARIABLES = {name for name, setting in SETTINGS.items() if setting.read_by != OPENTELEMETRY}
+VARIABLES = {name for name, setting in SETTINGS.items() if setting.passed_to != OPENTELEMETRY}
 
 
 @pytest.fixture

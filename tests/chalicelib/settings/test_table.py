@@ -26,13 +26,13 @@ def test_the_readers_read_exactly_the_table() -> None:
     modules = [module for module in READERS.glob("*.py") if module.name != "table.py"]
     read = {name for module in modules for name in variables_in(module)}
 
-    declared = {name for name, setting in SETTINGS.items() if setting.read_by != OPENTELEMETRY}
+    declared = {name for name, setting in SETTINGS.items() if setting.passed_to != OPENTELEMETRY}
     assert read - declared == set(), "read, but not in the table"
     assert declared - read == set(), "in the table, but never read"
 
 
 def test_opentelemetry_reads_its_entries_of_the_table() -> None:
-    passed_on = {name for name, setting in SETTINGS.items() if setting.read_by == OPENTELEMETRY}
+    passed_on = {name for name, setting in SETTINGS.items() if setting.passed_to == OPENTELEMETRY}
 
     assert passed_on <= set(vars(environment_variables))
 
@@ -54,8 +54,8 @@ def test_a_variable_outside_the_table_cannot_be_read() -> None:
         text("DB_UNKNOWN")
 
 
-def test_every_setting_names_one_of_the_readers() -> None:
-    assert {setting.read_by for setting in SETTINGS.values()} == {
+def test_every_setting_says_where_it_is_passed() -> None:
+    assert {setting.passed_to for setting in SETTINGS.values()} == {
         BUILD,
         EVERY_HOST,
         LAMBDA,
