@@ -127,7 +127,7 @@ system-packages: ## install the browser, PostgreSQL 15, PgBouncer, npm and wrk f
 		chromium chromium-driver curl pgbouncer postgresql-15 wrk $$(command -v npm >/dev/null || echo npm) >/dev/null
 
 clean: ## remove the virtual environment and caches; orders in .local/ stay
-	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis
+	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis
 
 $(READY): requirements-dev.txt
 	@command -v "$(PYTHON)" >/dev/null || { echo "$(PYTHON) is missing: install Python 3.11, 3.12 or 3.13, or name one: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }

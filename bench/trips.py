@@ -28,7 +28,7 @@ def measure(run: Run) -> Json:
     """Round trips and bytes of each operation and of a process's first create; medians with each delay."""
     rounds = run.size.trips_rounds
     advance = run.steps(TITLE, 2 * len(run.contenders) + rounds * len(DELAYS))
-    with tempfile.TemporaryDirectory(prefix="order-api-wire-") as folder:
+    with tempfile.TemporaryDirectory(prefix="order-api-proxy-") as folder:
         proxy = Proxy(Path(folder), run.database.sockets, parses=False)
         try:
             with pinned(run.database, run.core):

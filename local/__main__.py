@@ -80,7 +80,7 @@ def _token(tenant: str, user: str) -> str:
 
 
 def _serve(host: str, port: int, urls: database.Urls) -> None:
-    """The API on Chalice's local server, with its docs page."""
+    """The API on gunicorn, behind the shims' gateway, with its docs page."""
     tokens = issuer.Issuer(FOLDER)
     api = _url(host, port)
     environment = _environment(urls, f"{api}/.well-known/jwks.json", host)

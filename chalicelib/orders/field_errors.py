@@ -4,15 +4,15 @@ from pydantic import ValidationError
 
 from chalicelib.errors import Invalid
 from chalicelib.http import exact_json
-from chalicelib.orders.members import SERVER_OWNED
+from chalicelib.orders.members import MAX_ITEMS, SERVER_OWNED
 
 MAX_LISTED = 100
 _MESSAGES = {
     "missing": "is required",
     "model_type": "must be an object",
     "list_type": "must be an array",
-    "too_short": "must have 1 to 500 items",
-    "too_long": "must have 1 to 500 items",
+    "too_short": f"must have 1 to {MAX_ITEMS} items",
+    "too_long": f"must have 1 to {MAX_ITEMS} items",
     "string_unicode": "holds a member name with broken Unicode",
 }
 """By pydantic's error type, in place of its own message."""

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from chalicelib.money.amounts import MAX_AMOUNT, amount
 from chalicelib.money.currencies import DECIMALS
+from chalicelib.orders.members import MAX_QUANTITY
 
 _FORBIDDEN = r"\x00-\x1f\x7f-\x9f\ufffd"
 """In a character class: control characters, and the replacement for broken Unicode."""
@@ -52,8 +53,8 @@ def _currency(value: Any) -> str:
 def _quantity(value: Any) -> int:
     # 2.0 is the same JSON number as 2 (RFC 8259, section 6).
     is_number = isinstance(value, int | Decimal) and not isinstance(value, bool)
-    if not is_number or not 1 <= value <= 1_000_000 or value % 1:
-        raise PydanticCustomError("quantity", "must be a whole number from 1 to 1,000,000")
+    if not is_number or not 1 <= value <= MAX_QUANTITY or value % 1:
+        raise PydanticCustomError("quantity", f"must be a whole number from 1 to {MAX_QUANTITY:,}")
     return int(value)
 
 
@@ -78,7 +79,7 @@ Currency = Annotated[
 Quantity = Annotated[
     int,
     PlainValidator(_quantity),
-    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 1_000_000}),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_QUANTITY}),
 ]
 Amount = Annotated[
     Decimal,

@@ -12,6 +12,11 @@ Kind = Literal["text", "code", "uuid", "integer", "amount", "moment", "items"]
 """`code`: text without characters that JSON escapes. `amount`: exact decimal. `items`: the order's lines."""
 
 
+MAX_ITEMS, MAX_QUANTITY = 500, 1_000_000
+INITIAL: Mapping[str, Any] = MappingProxyType({"status": "pending", "version": 1})
+"""What the server gives a new order, the same for each."""
+
+
 class Member(NamedTuple):
     """A member of the JSON, and the column of the same name."""
 
@@ -29,12 +34,12 @@ LINE_NO = Member(
     "line_no",
     "integer",
     1,
-    schema={"ge": 1, "le": 500, "description": "1..n, in the order in which the lines were sent"},
+    schema={"ge": 1, "le": MAX_ITEMS, "description": "1..n, in the order in which the lines were sent"},
 )
 ITEM_CONTENT = (
     Member("product_name", "text", "Widget"),
     Member("product_sku", "text", "WDG-001"),
-    Member("quantity", "integer", 2, schema={"ge": 1, "le": 1_000_000}),
+    Member("quantity", "integer", 2, schema={"ge": 1, "le": MAX_QUANTITY}),
     Member("unit_price", "amount", 49.99, schema={"description": "Exactly the currency's decimals"}),
 )
 ITEM = (LINE_NO, *ITEM_CONTENT)
@@ -54,8 +59,13 @@ BEFORE_CONTENT = (
         "5f0c6d9e-3c1b-5a57-9a53-1f3f6b0b7f4e",
         schema={"description": "The `sub` of the token that placed it"},
     ),
-    Member("status", "code", "pending", schema={"json_schema_extra": {"enum": ["pending"]}}),
-    Member("version", "integer", 1, schema={"ge": 1, "description": "The ETag, without its quotes"}),
+    Member("status", "code", INITIAL["status"], schema={"json_schema_extra": {"enum": ["pending"]}}),
+    Member(
+        "version",
+        "integer",
+        INITIAL["version"],
+        schema={"ge": 1, "description": "The ETag, without its quotes"},
+    ),
 )
 CONTENT = (
     Member("customer_name", "text", "John Doe"),

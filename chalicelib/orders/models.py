@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, create_model
 
-from chalicelib.orders.members import CONTENT, ITEM, ITEM_CONTENT, ORDER, Kind, Member
+from chalicelib.orders.members import CONTENT, ITEM, ITEM_CONTENT, MAX_ITEMS, ORDER, Kind, Member
 
 Json = dict[str, Any]
 
@@ -46,7 +46,7 @@ def _model(name: str, doc: str, members: Sequence[Member]) -> type[BaseModel]:
 
 
 PlacedItem = _model("PlacedItem", "One line of a placed order.", ITEM)
-_SCHEMAS["items"] = (list[PlacedItem], {"min_length": 1, "max_length": 500})  # type: ignore[valid-type] # made above
+_SCHEMAS["items"] = (list[PlacedItem], {"min_length": 1, "max_length": MAX_ITEMS})  # type: ignore[valid-type] # made above
 PlacedOrder = _model("PlacedOrder", "An order as every answer carries it.", ORDER)
 
 

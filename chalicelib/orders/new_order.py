@@ -8,6 +8,7 @@ from chalicelib.money.amounts import in_currency
 from chalicelib.money.currencies import DECIMALS
 from chalicelib.orders.field_errors import invalid
 from chalicelib.orders.fields import Address, Amount, Currency, Email, Name, Quantity
+from chalicelib.orders.members import MAX_ITEMS
 from chalicelib.settings.currency import default_currency
 
 
@@ -37,7 +38,7 @@ class NewOrder(BaseModel):
     billing_address: Address | None = None
     total_amount: Amount
     currency: Currency = Field(default_factory=default_currency)
-    items: list[NewItem] = Field(min_length=1, max_length=500)
+    items: list[NewItem] = Field(min_length=1, max_length=MAX_ITEMS)
 
     @model_validator(mode="after")
     def quantize_amounts(self) -> "NewOrder":

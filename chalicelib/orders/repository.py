@@ -13,7 +13,7 @@ from chalicelib.database.errors import UNIQUE_VIOLATION, Locked, Refused
 from chalicelib.database.statement import Step, Values
 from chalicelib.database.tenant_scope import TenantScope
 from chalicelib.errors import IdempotencyInFlight, IdempotencyMismatch, NotFound
-from chalicelib.orders.members import CONTENT, ITEM, amounts
+from chalicelib.orders.members import CONTENT, INITIAL, ITEM, amounts
 from chalicelib.orders.new_order import NewOrder
 from chalicelib.orders.order_json import content_json, order_json, page_json
 from chalicelib.orders.pages import Page
@@ -117,8 +117,7 @@ def _order_row(new: NewOrder, caller: Caller) -> dict[str, Any]:
         "tenant_id": caller.tenant_id,
         "order_id": order_id,
         "created_by": caller.user_id,
-        "status": "pending",
-        "version": 1,
+        **INITIAL,
         "created_at": created_at,
         "updated_at": created_at,
     }

@@ -18,6 +18,7 @@ from sqlalchemy import (
     bindparam,
     cast,
     func,
+    literal,
     literal_column,
     select,
 )
@@ -25,7 +26,7 @@ from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 from sqlmodel import SQLModel
 
 from chalicelib.database.statement import Insert, RowType, Statement
-from chalicelib.orders.members import ITEM, ORDER, Member
+from chalicelib.orders.members import INITIAL, ITEM, ORDER, Member
 from chalicelib.orders.pages import MAX_LIMIT
 from chalicelib.orders.rows import KeyedOrderRow, OrderRow
 from chalicelib.orders.tables import IdempotencyKey, Order, OrderItem
@@ -37,6 +38,14 @@ def _insert(table: Table, constants: Mapping[str, str] | None = None) -> Insert:
     row = ", ".join({**values, **(constants or {})}.values())
     head = f"INSERT INTO {table.name} ({', '.join(values)}) VALUES "  # noqa: S608 (names of tables.py alone)
     return Insert(head, f"({row})")
+
+
+def _literals(values: Mapping[str, Any]) -> dict[str, str]:
+    as_literals = {"literal_binds": True}
+    return {
+        name: str(literal(value).compile(dialect=_DIALECT, compile_kwargs=as_literals))
+        for name, value in values.items()
+    }
 
 
 def _order_by_id() -> Select[Any]:
@@ -136,7 +145,7 @@ _NEWEST_FIRST = _ORDERS.c.order_id.desc()
 MAX_ROWS = MAX_LIMIT + 1
 """The largest page, and one row more, which shows that there is a next page."""
 INSERT_KEY = _insert(_KEYS)
-INSERT_ORDER = _insert(_ORDERS, {"status": "'pending'", "version": "1", "updated_at": "%(created_at)s"})
+INSERT_ORDER = _insert(_ORDERS, {**_literals(INITIAL), "updated_at": "%(created_at)s"})
 INSERT_ITEMS = _insert(_ITEMS)
 ORDER_BY_ID = _statement(_order_by_id(), OrderRow)
 ORDER_BY_KEY = _statement(_order_by_key(), KeyedOrderRow)

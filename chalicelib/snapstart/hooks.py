@@ -80,6 +80,7 @@ def before_snapshot(handler: Handler) -> None:
     """
     record = request_log.open_record(WARM_UP, "aws")  # never closed: no log line and no metric
     for request in _warm_up_events():
+        record.describe(request["httpMethod"], request["requestContext"]["resourcePath"], None)
         status = handler(request, Invocation(record=record, counts=False))["statusCode"]
         if status >= 500:
             _log.error("SnapStart: the warm-up ended with %s, the snapshot is taken all the same", status)

@@ -137,7 +137,7 @@ def peer_role(admin_url: str) -> Iterator[str]:
 def proxied(database: Urls, role: str) -> Iterator[tuple[Proxy, str]]:
     """A proxy in front of the database, and a database URL through it."""
     with (
-        tempfile.TemporaryDirectory(prefix="order-api-wire-") as folder,
+        tempfile.TemporaryDirectory(prefix="order-api-proxy-") as folder,
         closing(Proxy(Path(folder), Path(parse_dsn(database.app)["host"]))) as proxy,
     ):
         yield proxy, f"postgresql://{role}@/orders?host={folder}&port=5432"

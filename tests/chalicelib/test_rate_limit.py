@@ -148,7 +148,7 @@ def test_concurrent_first_requests_of_a_tenant_are_counted(client: NewClient, da
 def proxy(database: Urls) -> Iterator[Proxy]:
     sockets = Path(parse_dsn(database.app)["host"])
     with (
-        TemporaryDirectory(prefix="order-api-wire-") as folder,
+        TemporaryDirectory(prefix="order-api-proxy-") as folder,
         closing(Proxy(Path(folder), sockets)) as proxy,
     ):
         yield proxy
@@ -196,7 +196,7 @@ def proxied_standby(database: Urls) -> Iterator[Proxy]:  # noqa: ARG001 (as root
         apply_schema(primary.urls.owner)
         with (
             standby_of(primary) as standby,
-            TemporaryDirectory(prefix="order-api-wire-") as folder,
+            TemporaryDirectory(prefix="order-api-proxy-") as folder,
             closing(Proxy(Path(folder), standby.folder)) as proxy,
         ):
             yield proxy

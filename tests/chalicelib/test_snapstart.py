@@ -43,7 +43,7 @@ Json = dict[str, Any]
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder whose path is short enough for a Unix socket."""
-    with TemporaryDirectory(prefix="order-api-wire-") as name:
+    with TemporaryDirectory(prefix="order-api-proxy-") as name:
         yield Path(name)
 
 

@@ -77,7 +77,7 @@ Prepare = Callable[[Client], Callable[[], Answer]]
 def proxy(app: Any, database: Urls) -> Iterator[Proxy]:  # noqa: ARG001 (it sets the environment)
     sockets = Path(parse_dsn(database.app)["host"])
     with (
-        TemporaryDirectory(prefix="order-api-wire-") as folder,
+        TemporaryDirectory(prefix="order-api-proxy-") as folder,
         closing(Proxy(Path(folder), sockets)) as proxy,
         api_on(f"postgresql://orders_app@/orders?host={folder}"),
     ):

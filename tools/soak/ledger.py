@@ -50,7 +50,7 @@ class RequestedOrder:
     @property
     def order(self) -> Order:
         """The request's body. E-mail, phone and addresses contain the seed's values, which no log may contain
-        (tests/support/log_leak_plugin.py)."""
+        (tools/log_leaks.py)."""
         skus = [f"{self.name}/{n}" for n in range(len(self.quantities))]
         return {
             "customer_name": self.name,

@@ -25,7 +25,7 @@ LOST = ["08006", "08007", "08P01", "40003", "57P01", "57P02"]
 def pooler(database: Urls) -> Iterator[Proxy]:
     sockets = Path(parse_dsn(database.app)["host"])
     with (
-        TemporaryDirectory(prefix="order-api-wire-") as folder,
+        TemporaryDirectory(prefix="order-api-proxy-") as folder,
         closing(Proxy(Path(folder), sockets)) as proxy,
         api_on(f"postgresql://orders_app@/orders?host={folder}", DB_PREPARE="off"),
     ):

@@ -229,7 +229,7 @@ def test_500_clients_on_20_sessions_stay_tenant_isolated(
 def test_pooler_sends_no_set_for_our_connections(server: Server, buyer: NewBuyer) -> None:
     """The client's startup parameters equal the server session's, so that PgBouncer has no SET to send."""
     with (
-        TemporaryDirectory(prefix="order-api-wire-") as folder,
+        TemporaryDirectory(prefix="order-api-proxy-") as folder,
         closing(Proxy(Path(folder), server.folder)) as proxy,
     ):
         for path in (Path(folder), *Path(folder).iterdir()):

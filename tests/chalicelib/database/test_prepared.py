@@ -33,7 +33,7 @@ Execute = Callable[[str], None]
 def proxy(app: object, database: Urls) -> Iterator[Proxy]:  # noqa: ARG001 (its environment)
     sockets = Path(parse_dsn(database.app)["host"])
     with (
-        TemporaryDirectory(prefix="order-api-wire-") as folder,
+        TemporaryDirectory(prefix="order-api-proxy-") as folder,
         closing(Proxy(Path(folder), sockets)) as proxy,
         api_on(f"postgresql://orders_app@/orders?host={folder}"),
     ):

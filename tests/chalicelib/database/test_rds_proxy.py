@@ -39,7 +39,7 @@ def traffic(app: object, database: Urls) -> Iterator[Proxy]:  # noqa: ARG001 (it
     """A new proxy in front of the database, recording."""
     sockets = Path(parse_dsn(database.app)["host"])
     with (
-        TemporaryDirectory(prefix="order-api-wire-") as folder,
+        TemporaryDirectory(prefix="order-api-proxy-") as folder,
         closing(Proxy(Path(folder), sockets)) as proxy,
         api_on(f"postgresql://orders_app@/orders?host={folder}", DB_PREPARE="off"),
         proxy.watched(),

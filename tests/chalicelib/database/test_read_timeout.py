@@ -89,7 +89,7 @@ def test_retry_with_key_replays_a_timed_out_order(
     """The server commits, its answer is dropped, and the retry with the key replays the order."""
     sockets, key = Path(parse_dsn(database.app)["host"]), uuid4().hex
     with (
-        TemporaryDirectory(prefix="order-api-wire-") as folder,
+        TemporaryDirectory(prefix="order-api-proxy-") as folder,
         closing(Proxy(Path(folder), sockets)) as proxy,
         api_on(f"postgresql://orders_app@/orders?host={folder}", **ONE_SECOND),
     ):
@@ -189,7 +189,7 @@ def test_other_datestyle_adds_no_unbounded_round_trip(
 ) -> None:
     """psycopg2 would send SET datestyle inside connect(), without a read timeout."""
     with (
-        TemporaryDirectory(prefix="order-api-wire-") as folder,
+        TemporaryDirectory(prefix="order-api-proxy-") as folder,
         closing(Proxy(Path(folder), Path(parse_dsn(database.app)["host"]))) as proxy,
         connected(admin_url) as admin,
         admin.cursor() as cursor,

@@ -297,7 +297,7 @@ def test_rejected_writes_do_not_make_other_tenants_reconnect(
     """Like a full disk: a new connection would fail the same way, so the open one is kept."""
     globex = client(tenant="globex")
     with (
-        TemporaryDirectory(prefix="order-api-wire-") as folder,
+        TemporaryDirectory(prefix="order-api-proxy-") as folder,
         closing(Proxy(Path(folder), own_server.folder)) as proxy,
         api_on(f"postgresql://orders_app@/orders?host={folder}&options={READ_ONLY}"),
         proxy.watched() as traffic,

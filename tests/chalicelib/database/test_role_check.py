@@ -159,7 +159,7 @@ def applied(server: Server, unsafe: Unsafe) -> Iterator[None]:
 @contextmanager
 def proxied(server: Server) -> Iterator[Proxy]:
     with (
-        TemporaryDirectory(prefix="order-api-wire-") as folder,
+        TemporaryDirectory(prefix="order-api-proxy-") as folder,
         closing(Proxy(Path(folder), server.folder)) as proxy,
     ):
         yield proxy

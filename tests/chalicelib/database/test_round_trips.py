@@ -36,7 +36,7 @@ print(Gateway(app).handle(Request("POST", "/orders", headers, sys.stdin.buffer.r
 def proxy(app: Any, database: Urls) -> Iterator[Proxy]:  # noqa: ARG001 (its environment)
     sockets = Path(parse_dsn(database.app)["host"])
     with (
-        tempfile.TemporaryDirectory(prefix="order-api-wire-") as folder,
+        tempfile.TemporaryDirectory(prefix="order-api-proxy-") as folder,
         closing(Proxy(Path(folder), sockets)) as proxy,
         api_on(f"postgresql://orders_app@/orders?host={folder}"),
     ):

@@ -31,7 +31,7 @@ COMMENT = re.compile(rf" /\*traceparent='00-{TRACE}-([0-9a-f]{{16}})-01'\*/\Z")
 def proxy(app: Any, database: Urls) -> Iterator[Proxy]:  # noqa: ARG001 (its environment)
     sockets = Path(parse_dsn(database.app)["host"])
     with (
-        TemporaryDirectory(prefix="order-api-wire-") as folder,
+        TemporaryDirectory(prefix="order-api-proxy-") as folder,
         closing(Proxy(Path(folder), sockets)) as proxy,
         api_on(f"postgresql://orders_app@/orders?host={folder}"),
     ):
