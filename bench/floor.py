@@ -19,7 +19,7 @@ from psycopg2.extensions import UNICODE, new_type, register_type
 
 Json = dict[str, Any]
 
-_MOMENT = """'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"""
+_TIMESTAMP = """'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"""
 _ANSWERED = f"""
     o.order_id, o.tenant_id, o.created_by, o.status, o.version, o.customer_name, o.customer_email,
     o.customer_phone, o.shipping_address, o.billing_address, o.total_amount, o.currency,
@@ -29,8 +29,8 @@ _ANSWERED = f"""
             where tenant_id = %(tenant_id)s and order_id = o.order_id order by line_no
         ) item
     )) as items,
-    to_char(o.created_at at time zone 'UTC', {_MOMENT}) as created_at,
-    to_char(o.updated_at at time zone 'UTC', {_MOMENT}) as updated_at
+    to_char(o.created_at at time zone 'UTC', {_TIMESTAMP}) as created_at,
+    to_char(o.updated_at at time zone 'UTC', {_TIMESTAMP}) as updated_at
     from orders o"""
 INSERT = """insert into orders values (%(tenant_id)s, %(order_id)s, %(created_by)s, 'pending', 1,
     %(customer_name)s, %(customer_email)s, %(customer_phone)s, %(shipping_address)s, %(billing_address)s,
@@ -127,7 +127,7 @@ def _order(rows: list[tuple[Any, ...]]) -> str:
     tenant, order_id, by, status, version, name, email, phone, shipping, billing, amount, currency = rows[0][
         :12
     ]
-    created_at, updated_at = map(_moment, rows[0][12:14])
+    created_at, updated_at = map(_timestamp, rows[0][12:14])
     items = ",".join(
         f'{{"line_no":{row[16]},"product_name":{quoted(row[17])},"product_sku":{quoted(row[18])},'
         f'"quantity":{row[19]},"unit_price":{row[20]}}}'
@@ -142,7 +142,7 @@ def _order(rows: list[tuple[Any, ...]]) -> str:
     )
 
 
-def _moment(text: str) -> str:
+def _timestamp(text: str) -> str:
     """PostgreSQL's 2026-11-22 09:00:00.123+00."""
     return f"{text[:10]}T{text[11:19]}.{text[20:-3]:0<6}Z"
 

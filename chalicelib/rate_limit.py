@@ -22,9 +22,9 @@ from chalicelib.settings.rate_limit import Rate
 
 MAX_REMEMBERED = 10_000
 """Refused tenants kept in memory. When full, those whose wait is over are dropped; if none is, all are."""
-UNCOUNTED = 10
+READ_ONLY_PAUSE = 10
 """Seconds without counting after a server has refused to write."""
-SLACK = 10
+CLOCK_TOLERANCE = 10
 """Seconds. A next turn further away than an interval plus this was set by another clock: see TAKE_TURN."""
 
 
@@ -81,18 +81,18 @@ class RateLimiter:
     def check(self, tenant_id: str, deadline: float | None = None) -> Mapping[str, str]:
         """Take a turn; the answer's rate limit headers, empty where nothing is counted.
 
-        Nothing is without RATE_LIMIT, and for UNCOUNTED seconds after a server has refused to write.
+        Nothing is without RATE_LIMIT, and for READ_ONLY_PAUSE seconds after a server has refused to write.
         Raises RateLimited, with the same headers, when the tenant has no turn left.
         """
         rate = self.rate
-        if rate is None or 0 < self._uncounted_until - time.time() <= UNCOUNTED:
+        if rate is None or 0 < self._uncounted_until - time.time() <= READ_ONLY_PAUSE:
             return {}
         if wait := self._wait(tenant_id, rate):
             raise _refused(rate, wait)
         try:
             turn = self._take_turn(tenant_id, rate, deadline)
         except ReadOnly:  # nothing can be counted; reads still work
-            self._uncounted_until = time.time() + UNCOUNTED
+            self._uncounted_until = time.time() + READ_ONLY_PAUSE
             return {}
         if not turn.taken:
             wait = turn.ahead + rate.interval - rate.seconds
@@ -105,10 +105,10 @@ class RateLimiter:
     def _take_turn(self, tenant_id: str, rate: Rate, deadline: float | None) -> Turn:
         scope = TenantScope(self._connections, tenant_id, deadline)
         try:
-            turn = _take_turn(scope, rate)
+            turn = _query_turn(scope, rate)
             if not turn.taken and turn.ahead + rate.interval - rate.seconds < 1 < rate.interval:
                 # It may have waited for a concurrent turn that its snapshot does not show; a new one does.
-                turn = _take_turn(scope, rate)
+                turn = _query_turn(scope, rate)
         except BaseException:
             with self._lock:  # undo _wait's count: no turn was taken
                 if tenant_id in self._next_turns:
@@ -123,7 +123,7 @@ class RateLimiter:
             next_turn = self._next_turns.get(tenant_id)
             if next_turn is None:
                 return 0
-            if now < next_turn <= now + rate.interval + SLACK:
+            if now < next_turn <= now + rate.interval + CLOCK_TOLERANCE:
                 return next_turn - now
             if now - rate.seconds < next_turn <= now:
                 self._next_turns[tenant_id] = next_turn + rate.interval
@@ -143,7 +143,7 @@ class RateLimiter:
         self._next_turns = waiting if len(waiting) < MAX_REMEMBERED else {}
 
 
-def _take_turn(scope: TenantScope, rate: Rate) -> Turn:
+def _query_turn(scope: TenantScope, rate: Rate) -> Turn:
     (turn,) = scope.read(TAKE_TURN, interval=rate.interval, period=rate.seconds)
     return turn
 

@@ -20,7 +20,7 @@ from chalicelib.settings.database import DatabaseSettings, connect_arguments
 
 BuildSql = Callable[[Connection, Cursor], tuple[bytes, bytes]]
 """Builds one request's SQL: (text before the role check, text after it)."""
-SPARE = 0.5
+DEADLINE_MARGIN = 0.5
 """Seconds before the host's deadline at which a request is given up: enough to send the error."""
 
 _log = logging.getLogger("order-api")
@@ -149,7 +149,7 @@ def time_left(deadline: float | None) -> float:
     """Seconds until a request is given up; infinite without a deadline. Raises Unavailable at zero."""
     if deadline is None:
         return float("inf")
-    seconds = deadline - SPARE - time.monotonic()
+    seconds = deadline - DEADLINE_MARGIN - time.monotonic()
     if seconds <= 0:
         raise _logged(errors.unavailable(TimeoutError("the host's deadline is too near to send anything")))
     return seconds

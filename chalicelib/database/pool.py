@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from psycopg2.extensions import connection as Driver
 
-NEW_SECONDS = 3
+MIN_RECONNECT_INTERVAL = 3
 """A read-only server causes the pool to reconnect at most once in this many seconds."""
 
 
@@ -66,7 +66,7 @@ class Connection:
 
     def is_new(self) -> bool:
         """Whether a connection opened now would most likely lead to the same server."""
-        return 0 <= time.time() - self.opened < NEW_SECONDS
+        return 0 <= time.time() - self.opened < MIN_RECONNECT_INTERVAL
 
     def close(self) -> None:
         self.driver.close()

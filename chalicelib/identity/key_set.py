@@ -129,10 +129,12 @@ class KeySet:
                 self._version = object()
 
     def _log_failure(self, error: Exception) -> None:
-        outlook = "; the known ones go on serving" if self._keys else ""
+        consequence = "; the known ones go on serving" if self._keys else ""
         # The text of InvalidURL repeats parts of the URL that may be secret.
         reason = "it is no URL" if isinstance(error, InvalidURL) else error
-        _log.error("cannot fetch the token keys from %s: %s%s", jwks.public_part(self._url), reason, outlook)
+        _log.error(
+            "cannot fetch the token keys from %s: %s%s", jwks.public_part(self._url), reason, consequence
+        )
 
 
 class _Fetch(threading.Thread):

@@ -32,5 +32,5 @@ RATE_LIMIT = (
         {"type": "string", "examples": ['"tenant";q=100;w=1']},
     ),
 )
-OF_PROBLEMS = {header.name: header for header in (RETRY_AFTER, AUTHENTICATE)}
+PROBLEM_HEADERS = {header.name: header for header in (RETRY_AFTER, AUTHENTICATE)}
 """Headers that a problem sets, by their names."""

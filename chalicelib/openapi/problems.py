@@ -8,7 +8,7 @@ from operator import attrgetter
 from pydantic import BaseModel, Field
 
 from chalicelib.errors import Problem
-from chalicelib.openapi.headers import OF_PROBLEMS
+from chalicelib.openapi.headers import PROBLEM_HEADERS
 from chalicelib.openapi.response import Content, Json, Response
 
 _REQUEST_ID = "9b2f1c9e-1f0a-4c58-9d51-3a8f4a3f7c11"
@@ -40,7 +40,7 @@ def _response(status: int, problems: Sequence[Problem]) -> Response:
     return Response(
         status,
         " ".join(problem.__doc__ or problem.title for problem in problems),
-        headers=[OF_PROBLEMS[name] for name in problems[0].headers],
+        headers=[PROBLEM_HEADERS[name] for name in problems[0].headers],
         content=Content(
             ProblemDetails,
             examples={problem.slug: _example(problem) for problem in problems},

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-Kind = Literal["text", "code", "uuid", "integer", "amount", "moment", "items"]
+Kind = Literal["text", "code", "uuid", "integer", "amount", "timestamp", "items"]
 """`code`: text without characters that JSON escapes. `amount`: exact decimal. `items`: the order's lines."""
 
 
@@ -83,8 +83,8 @@ CONTENT = (
     Member("items", "items"),
 )
 AFTER_CONTENT = (
-    Member("created_at", "moment", "2026-11-22T09:00:00.123000Z"),
-    Member("updated_at", "moment", "2026-11-22T09:00:00.123000Z"),
+    Member("created_at", "timestamp", "2026-11-22T09:00:00.123000Z"),
+    Member("updated_at", "timestamp", "2026-11-22T09:00:00.123000Z"),
 )
 ORDER = (*BEFORE_CONTENT, *CONTENT, *AFTER_CONTENT)
 

@@ -25,7 +25,7 @@ _SCHEMAS: dict[Kind, tuple[type, Json]] = {
     "uuid": (str, {"json_schema_extra": {"format": "uuid"}}),
     "integer": (int, {}),
     "amount": (float, {"ge": 0}),
-    "moment": (
+    "timestamp": (
         str,
         {
             "pattern": r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}Z$",

@@ -21,7 +21,7 @@ _FORMS: dict[Kind, str] = {
     "text": "%s",
     "code": '"%s"',
     "uuid": '"%s"',
-    "moment": '"%s"',
+    "timestamp": '"%s"',
     "integer": "%s",
     "amount": "%s",
     "items": "[%s]",

@@ -104,7 +104,7 @@ def _member(member: Member, orders: FromClause, items: ColumnElement[Any]) -> Co
     if member.kind == "items":
         return func.array_to_json(func.array(items)).label(member.name)
     column = orders.c[member.name]
-    return _utc(column).label(member.name) if member.kind == "moment" else column
+    return _utc(column).label(member.name) if member.kind == "timestamp" else column
 
 
 def _as_text(orders: Select[Any], *before: ColumnElement[Any]) -> Select[Any]:
@@ -114,8 +114,8 @@ def _as_text(orders: Select[Any], *before: ColumnElement[Any]) -> Select[Any]:
     return select(*before, answered.c.order_id, answered.c.version, text).order_by(answered.c.order_id.desc())
 
 
-def _utc(moment: ColumnElement[Any]) -> ColumnElement[str]:
-    in_utc = func.timezone(literal_column("'UTC'"), moment)
+def _utc(timestamp: ColumnElement[Any]) -> ColumnElement[str]:
+    in_utc = func.timezone(literal_column("'UTC'"), timestamp)
     return func.to_char(in_utc, literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"""))
 
 

@@ -17,7 +17,7 @@ _TYPES: dict[Kind, tuple[type, dict[str, Any]]] = {
     "uuid": (UUID, {}),
     "integer": (int, {}),
     "amount": (Decimal, {"sa_type": Numeric}),
-    "moment": (datetime, {"sa_type": DateTime(timezone=True)}),
+    "timestamp": (datetime, {"sa_type": DateTime(timezone=True)}),
 }
 _KEY = [member for name in ("tenant_id", "order_id") for member in ORDER if member.name == name]
 

@@ -80,8 +80,8 @@ class Secret:
             self._expires = monotonic() + self._lifetime
         except Exception as error:
             self._expires = monotonic() + (RETRY_INTERVAL if self._cached else FIRST_RETRY_INTERVAL)
-            outlook = "; the older value goes on serving" if self._cached else ""
-            _log.error("cannot fetch the secret %s: %s%s", self._reference, _describe(error), outlook)
+            consequence = "; the older value goes on serving" if self._cached else ""
+            _log.error("cannot fetch the secret %s: %s%s", self._reference, _describe(error), consequence)
 
 
 def parse(text: str) -> Variables:

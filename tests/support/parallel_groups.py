@@ -6,7 +6,7 @@ of conformance/conftest.py, or else a file, so that one process starts each host
 
 import pytest
 
-LONGEST = (
+SLOWEST_FILES = (
     "tests/bench/test_bench.py",
     "tests/tenancy/test_suite_mutants.py",
     "tests/chalicelib/settings/test_secrets.py",
@@ -51,6 +51,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _rank(item: pytest.Item) -> int:
-    """Its index in LONGEST. The sort is stable: all other tests keep their order."""
+    """Its index in SLOWEST_FILES. The sort is stable: all other tests keep their order."""
     group = group_of(item)
-    return LONGEST.index(group) if group in LONGEST else len(LONGEST)
+    return SLOWEST_FILES.index(group) if group in SLOWEST_FILES else len(SLOWEST_FILES)

@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 
 from chalicelib.composition import connections
-from chalicelib.database.pool import NEW_SECONDS
+from chalicelib.database.pool import MIN_RECONNECT_INTERVAL
 from local.database import apply_schema
 from tests.conftest import NewClient
 from tests.support.refusals import assert_unavailable
@@ -308,7 +308,7 @@ def test_rejected_writes_do_not_make_other_tenants_reconnect(
             assert globex.get("/orders").status == 200
         elapsed = time.monotonic() - started
 
-    assert traffic.messages.count("startup") <= 1 + elapsed / NEW_SECONDS
+    assert traffic.messages.count("startup") <= 1 + elapsed / MIN_RECONNECT_INTERVAL
 
 
 def test_connections_to_a_demoted_primary_are_dropped(api: Client, own_server: Server) -> None:
@@ -322,7 +322,7 @@ def test_connections_to_a_demoted_primary_are_dropped(api: Client, own_server: S
         assert_unavailable(api.place())
         assert len(pool._idle) == 3
         for connection in idle:
-            connection.opened -= NEW_SECONDS
+            connection.opened -= MIN_RECONNECT_INTERVAL
 
         assert_unavailable(api.place())
 
