@@ -120,10 +120,10 @@ def _assumptions() -> list[str]:
     return [
         "Assumptions: the CPU time of a warm create was measured with a whole core. With less memory it "
         f"takes {ONE_CPU_AT:,} / memory times as long. The wait for the database does not: the rest of the "
-        f"measured median, and {NETWORK_MS:g} ms of network for each counted round trip. {COLD_SHARE:.0%} of the "
-        "requests start cold. Their import runs with a whole CPU and is billed, their first call with its "
-        "share. This project starts with its bytecode, the others without, as a plain zip ships them. "
-        "Durations are billed in whole milliseconds.",
+        f"measured median, and {NETWORK_MS:g} ms of network for each counted round trip. "
+        f"{COLD_SHARE:.0%} of the requests start cold. Their import runs with a whole CPU and is billed, "
+        "their first call with its share. This project starts with its bytecode, the others without, as a "
+        "plain zip ships them. Durations are billed in whole milliseconds.",
         f"Prices: {prices}, ${PER_MILLION_REQUESTS:.2f} a million requests; {PRICES}. "
         "API Gateway and the database are not included.",
     ]
