@@ -1,5 +1,6 @@
 """Session-wide fixtures: a real PostgreSQL, a user pool and a local server."""
 
+import gc
 import json
 import os
 import shutil
@@ -50,6 +51,12 @@ def pytest_configure() -> None:
             signal.signal(number, signal.default_int_handler)
 
 
+def pytest_collection_finish() -> None:
+    """Spares the garbage collector thousands of tests and imported modules, which live as long as the run."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def databases() -> Iterator[Path]:
     """A temporary folder that the embedded server's user can enter."""
@@ -77,17 +84,18 @@ def admin_url(database: Urls) -> str:
     return database.owner.replace("orders_owner@", "postgres@")
 
 
-@pytest.fixture
-def rows(admin_url: str) -> Callable[..., list[tuple[Any, ...]]]:
+@pytest.fixture(scope="session")
+def rows(admin_url: str) -> Iterator[Callable[..., list[tuple[Any, ...]]]]:
     """Runs a query as superuser, so that row-level security hides nothing."""
+    with connected(admin_url) as connection:
 
-    def query_rows(query: str, *values: Any) -> list[tuple[Any, ...]]:
-        with connected(admin_url) as connection, connection.cursor() as cursor:
-            cursor.execute(query, values)
-            result: list[tuple[Any, ...]] = cursor.fetchall()
-            return result
+        def query_rows(query: str, *values: Any) -> list[tuple[Any, ...]]:
+            with connection.cursor() as cursor:
+                cursor.execute(query, values)
+                result: list[tuple[Any, ...]] = cursor.fetchall()
+                return result
 
-    return query_rows
+        yield query_rows
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,6 @@ from typing import Any
 from zipfile import ZipFile
 
 import pytest
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 
 from deploy import hosts, pins, sbom
 from tests.support.builds import PROJECT, AwsBuild
@@ -41,6 +39,9 @@ def versions(document: Json) -> set[tuple[str, str]]:
 
 def schema_errors(folder: Path) -> object:
     """Errors by the CycloneDX schema, including unknown members; None if there are none."""
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator  # takes seconds to import
+
     return JsonStrictValidator(SchemaVersion.V1_6).validate_str((folder / sbom.NAME).read_text())
 
 

@@ -7,6 +7,7 @@ import time
 import zlib
 from base64 import urlsafe_b64decode
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 from urllib.request import Request, urlopen
 from uuid import uuid4
@@ -35,39 +36,48 @@ from tests.support.issuer import (
 from tools.client import SEED_BYTES, Answer, Client, Transport
 
 Place = Callable[[str | None], Answer]
-Check = Callable[[str | None], None]
+Check = Callable[..., None]
 Rows = Callable[..., list[tuple[Any, ...]]]
 Sign = Callable[[str], str]
 
 JSON = {"content-type": "application/json"}
 KEY, ATTACKERS_KEY = SigningKey(), SigningKey("attackers-key")
 
+over_sockets = pytest.mark.parametrize("transport", ["http"], indirect=True)
+"""For tests in which the server's parsing of the header matters."""
+
 
 @pytest.fixture
-def place(http: Transport) -> Place:
-    """Posts the seed order with this Authorization header over a socket."""
+def transport(request: pytest.FixtureRequest) -> Transport:
+    transport: Transport = request.getfixturevalue(getattr(request, "param", "in_process"))
+    return transport
+
+
+@pytest.fixture
+def place(transport: Transport) -> Place:
+    """Posts the seed order with this Authorization header."""
 
     def send(authorization: str | None) -> Answer:
         headers = JSON if authorization is None else {**JSON, "authorization": authorization}
-        return http("POST", "/orders", headers, SEED_BYTES)
+        return transport("POST", "/orders", headers, SEED_BYTES)
 
     return send
 
 
 @pytest.fixture
-def assert_rejected(http: Transport, place: Place, rows: Rows) -> Check:
+def assert_rejected(transport: Transport, place: Place, rows: Rows) -> Check:
     """Asserts that reads and writes with this Authorization header get 401 and store nothing."""
 
-    def check(authorization: str | None) -> None:
+    def check(authorization: str | None, attack: object = "") -> None:
         headers = {} if authorization is None else {"authorization": authorization}
         before = stored_rows(rows)
         for answer in (
             place(authorization),
-            http("GET", "/orders", headers, b""),
-            http("GET", f"/orders/{uuid4()}", headers, b""),
+            transport("GET", "/orders", headers, b""),
+            transport("GET", f"/orders/{uuid4()}", headers, b""),
         ):
-            assert_unauthorized(answer)
-        assert stored_rows(rows) == before
+            assert_unauthorized(answer, attack)
+        assert stored_rows(rows) == before, attack
 
     return check
 
@@ -97,7 +107,7 @@ def sign(
     """Signs valid tokens for a tenant, with moto's user pool or with KEY for a provider."""
     provider = request.param
     if provider == "user pool":
-        yield user_pool.token
+        yield lambda tenant: user_pool.sign_in(tenant, "alice", user_pool.client_id)["IdToken"]
         return
     with accepted(provider.variables(keys)):
         yield lambda tenant: KEY.token(provider.claims(tenant))
@@ -108,8 +118,8 @@ def valid_token(sign: Sign, tenant: str) -> str:
     return sign(tenant)
 
 
-def assert_unauthorized(answer: Answer) -> None:
-    assert (answer.status, answer.slug) == (401, "unauthorized"), answer
+def assert_unauthorized(answer: Answer, attack: object = "") -> None:
+    assert (answer.status, answer.slug) == (401, "unauthorized"), (attack, answer)
     assert answer.headers["www-authenticate"] == "Bearer"
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.headers["access-control-allow-origin"] == "*"
@@ -129,27 +139,20 @@ def stored_rows(rows: Rows) -> list[tuple[Any, ...]]:
 # Valid tokens
 
 
-@pytest.mark.parametrize(
-    "form", ["Bearer {}", "bearer {}", "BEARER {}", "{}", "Bearer  {}", " Bearer {} "], ids=repr
-)
-def test_valid_token_is_accepted_with_or_without_bearer(
-    place: Place, valid_token: str, tenant: str, form: str
-) -> None:
-    answer = place(form.format(valid_token))
-
-    assert answer.status == 201
-    assert answer.json["order"]["tenant_id"] == tenant
+@over_sockets
+def test_valid_token_is_accepted_with_or_without_bearer(place: Place, valid_token: str, tenant: str) -> None:
     claims = decoded(valid_token.split(".")[1])
-    assert answer.json["order"]["created_by"] == claims.get("oid", claims["sub"])
+    for form in ("Bearer {}", "bearer {}", "BEARER {}", "{}", "Bearer  {}", " Bearer {} "):
+        answer = place(form.format(valid_token))
+        assert answer.status == 201, form
+        assert answer.json["order"]["tenant_id"] == tenant
+        assert answer.json["order"]["created_by"] == claims.get("oid", claims["sub"])
 
 
-@pytest.mark.parametrize("claims", [{"exp": -20}, {"nbf": 20}, {"nbf": -600}, {"iat": 20}], ids=str)
-def test_clock_skew_of_half_a_minute_is_tolerated(
-    place: Place, provider: Provider, tenant: str, claims: dict[str, int]
-) -> None:
-    moments = {name: int(time.time()) + seconds for name, seconds in claims.items()}
-
-    assert place(KEY.token(provider.claims(tenant, **moments))).status == 201
+def test_clock_skew_of_half_a_minute_is_tolerated(place: Place, provider: Provider, tenant: str) -> None:
+    for claim, seconds in (("exp", -20), ("nbf", 20), ("nbf", -600), ("iat", 20)):
+        claims = provider.claims(tenant, **{claim: int(time.time()) + seconds})
+        assert place(KEY.token(claims)).status == 201, (claim, seconds)
 
 
 # Not Firebase: its only audience is the project.
@@ -214,10 +217,11 @@ GARBAGE = {
 }
 
 
-@pytest.mark.parametrize("authorization", GARBAGE.values(), ids=GARBAGE)
+@over_sockets
 @pytest.mark.usefixtures("provider")
-def test_garbage_authorization_header_is_rejected(assert_rejected: Check, authorization: str | None) -> None:
-    assert_rejected(authorization)
+def test_garbage_authorization_header_is_rejected(assert_rejected: Check) -> None:
+    for name, authorization in GARBAGE.items():
+        assert_rejected(authorization, name)
 
 
 WRONG_FORMS = [
@@ -241,19 +245,19 @@ WRONG_FORMS = [
 ]
 
 
-@pytest.mark.parametrize("form", WRONG_FORMS)
-def test_valid_token_in_a_malformed_header_is_rejected(
-    assert_rejected: Check, valid_token: str, form: str
-) -> None:
-    assert_rejected(form.format(valid_token, valid_token))
+@over_sockets
+def test_valid_token_in_a_malformed_header_is_rejected(assert_rejected: Check, valid_token: str) -> None:
+    for form in WRONG_FORMS:
+        assert_rejected(form.format(valid_token, valid_token), form)
 
 
-@pytest.mark.parametrize("addition", ["!", "!!!!", "\u00fc", "====A", "=="])
+@over_sockets
 def test_signature_with_invalid_base64_characters_is_rejected(
-    assert_rejected: Check, valid_token: str, addition: str
+    assert_rejected: Check, valid_token: str
 ) -> None:
     """RFC 7515, section 5.2: base64url without additional characters."""
-    assert_rejected(f"Bearer {valid_token}{addition}")
+    for addition in ("!", "!!!!", "\u00fc", "====A", "=="):
+        assert_rejected(f"Bearer {valid_token}{addition}", addition)
 
 
 def test_non_canonical_base64_signature_is_rejected(assert_rejected: Check, valid_token: str) -> None:
@@ -273,7 +277,7 @@ def test_token_of_another_user_pool_is_rejected(
 ) -> None:
     """All of moto's pools share one key, so that only the issuer differs."""
     other = UserPool(user_pool._endpoint, "another-pool")
-    foreign = other.token(tenant)
+    foreign = other.sign_in(tenant, "alice", other.client_id)["IdToken"]
     assert_rejected(foreign)
 
     with accepted({"AUTH_AUDIENCE": f"{user_pool.client_id},{other.client_id}"}):
@@ -284,11 +288,11 @@ def test_token_of_another_user_pool_is_rejected(
 def test_token_of_another_app_client_is_rejected(
     assert_rejected: Check, user_pool: UserPool, tenant: str
 ) -> None:
-    assert_rejected(user_pool.tokens(tenant, "alice", user_pool.other_client_id)["IdToken"])
+    assert_rejected(user_pool.sign_in(tenant, "alice", user_pool.other_client_id)["IdToken"])
 
 
 def test_an_access_token_is_refused(assert_rejected: Check, user_pool: UserPool, tenant: str) -> None:
-    assert_rejected(user_pool.token(tenant, kind="AccessToken"))
+    assert_rejected(user_pool.sign_in(tenant, "alice", user_pool.client_id)["AccessToken"])
 
 
 # Forged tokens
@@ -297,31 +301,23 @@ def test_an_access_token_is_refused(assert_rejected: Check, user_pool: UserPool,
 WRONG_ALGORITHMS = ["none", "None", "NONE", "", None, "HS256", "RS512", "rs256"]
 
 
-@pytest.mark.parametrize("algorithm", WRONG_ALGORITHMS)
-@pytest.mark.parametrize("signature", ["", "AA", "of the token"])
-def test_token_with_another_algorithm_is_rejected(
-    assert_rejected: Check, valid_token: str, algorithm: str | None, signature: str
-) -> None:
+def test_token_with_another_algorithm_is_rejected(assert_rejected: Check, valid_token: str) -> None:
     header, payload, original = valid_token.split(".")
-    forged = {**decoded(header), "alg": algorithm}
-
-    assert_rejected(
-        f"Bearer {encoded(forged)}.{payload}.{original if signature == 'of the token' else signature}"
-    )
+    for algorithm, signature in product(WRONG_ALGORITHMS, ("", "AA", original)):
+        forged = {**decoded(header), "alg": algorithm}
+        assert_rejected(f"Bearer {encoded(forged)}.{payload}.{signature}", (algorithm, signature))
 
 
 PUBLIC_FORMS = ["pem", "pem without newline", "der", "jwk", "compact jwk", "jwks", "n"]
 
 
-@pytest.mark.parametrize("kid", ["of the key", None])
-@pytest.mark.parametrize("form", PUBLIC_FORMS)
-def test_hmac_signed_with_the_public_key_is_rejected(
-    assert_rejected: Check, valid_token: str, form: str, kid: str | None
-) -> None:
+def test_hmac_signed_with_the_public_key_is_rejected(assert_rejected: Check, valid_token: str) -> None:
     with urlopen(Request(accepted_tokens().jwks_url, headers={"User-Agent": "curl"})) as answer:
         jwks = answer.read()
 
-    assert_rejected(hs256_with_public_key(jwks, form, valid_token.split(".")[1], with_kid=kid is not None))
+    payload = valid_token.split(".")[1]
+    for form, with_kid in product(PUBLIC_FORMS, (True, False)):
+        assert_rejected(hs256_with_public_key(jwks, form, payload, with_kid=with_kid), (form, with_kid))
 
 
 def hs256_with_public_key(jwks: bytes, form: str, payload: str, *, with_kid: bool = True) -> str:
@@ -382,23 +378,12 @@ def test_issuers_of_the_tests_sign_valid_tokens(place: Place, provider: Provider
     assert (answer.status, answer.json["order"]["tenant_id"]) == (201, tenant)
 
 
-@pytest.mark.parametrize(
-    "claims",
-    [
-        {"exp": -40},
-        {"exp": -86_400},
-        {"nbf": 40},
-        {"nbf": 86_400},
-        {"iat": 40},
-    ],
-    ids=str,
-)
 def test_token_outside_its_validity_period_is_rejected(
-    assert_rejected: Check, provider: Provider, tenant: str, claims: dict[str, int]
+    assert_rejected: Check, provider: Provider, tenant: str
 ) -> None:
-    moments = {name: int(time.time()) + seconds for name, seconds in claims.items()}
-
-    assert_rejected(KEY.token(provider.claims(tenant, **moments)))
+    for claim, seconds in (("exp", -40), ("exp", -86_400), ("nbf", 40), ("nbf", 86_400), ("iat", 40)):
+        claims = provider.claims(tenant, **{claim: int(time.time()) + seconds})
+        assert_rejected(KEY.token(claims), (claim, seconds))
 
 
 WRONG_CLAIMS: list[dict[str, Any]] = [
@@ -451,18 +436,18 @@ WRONG_CLAIMS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("changes", WRONG_CLAIMS, ids=str)
 def test_a_token_with_a_wrong_claim_is_refused(
-    assert_rejected: Check, provider: Provider, tenant: str, changes: dict[str, Any]
+    assert_rejected: Check, provider: Provider, tenant: str
 ) -> None:
-    assert_rejected(KEY.token(provider.claims(tenant, **changes)))
+    for changes in WRONG_CLAIMS:
+        assert_rejected(KEY.token(provider.claims(tenant, **changes)), changes)
 
 
-@pytest.mark.parametrize("user", ["", " ", 5, ["alice"], "x" * 256, "a\x00b"], ids=repr)
 def test_token_without_a_valid_user_is_rejected(
-    assert_rejected: Check, provider: Provider, tenant: str, user: Any
+    assert_rejected: Check, provider: Provider, tenant: str
 ) -> None:
-    assert_rejected(KEY.token(provider.claims(tenant, **{provider.user: user})))
+    for user in ("", " ", 5, ["alice"], "x" * 256, "a\x00b"):
+        assert_rejected(KEY.token(provider.claims(tenant, **{provider.user: user})), user)
 
 
 def test_near_match_of_the_issuer_is_rejected(
@@ -470,36 +455,27 @@ def test_near_match_of_the_issuer_is_rejected(
 ) -> None:
     name = provider.issuer
     for iss in (f"{name}/", name.upper(), [name], name[:-1], f" {name}", name.replace("https", "http")):
-        assert_rejected(KEY.token(provider.claims(tenant, iss=iss)))
+        assert_rejected(KEY.token(provider.claims(tenant, iss=iss)), iss)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
+@pytest.mark.parametrize("provider", [COGNITO], indirect=True, ids=["cognito"])
+def test_only_cognito_id_tokens_are_accepted(assert_rejected: Check, provider: Provider, tenant: str) -> None:
+    wrong_uses: list[dict[str, Any]] = [
         {"token_use": None},
         {"token_use": ""},
         {"token_use": "access"},
         {"token_use": "access", "client_id": AUDIENCE},
         {"token_use": "refresh"},
         {"token_use": ["id"]},
-    ],
-    ids=str,
-)
-def test_only_cognito_id_tokens_are_accepted(
-    app: Any,  # noqa: ARG001 (it reads its settings first)
-    assert_rejected: Check,
-    keys: KeyServer,
-    tenant: str,
-    changes: dict[str, Any],
-) -> None:
-    with accepted(COGNITO.variables(keys)):
-        assert_rejected(KEY.token(COGNITO.claims(tenant, **changes)))
+    ]
+    for changes in wrong_uses:
+        assert_rejected(KEY.token(provider.claims(tenant, **changes)), changes)
 
 
-@pytest.mark.parametrize("payload", [[], None, "alice", 5, b"", b"{", b"\xff", b"[" * 20_000], ids=str)
 @pytest.mark.usefixtures("provider")
-def test_non_object_claims_are_rejected(assert_rejected: Check, payload: Any) -> None:
-    assert_rejected(KEY.token(payload))
+def test_non_object_claims_are_rejected(assert_rejected: Check) -> None:
+    for payload in ([], None, "alice", 5, b"", b"{", b"\xff", b"[" * 20_000):
+        assert_rejected(KEY.token(payload), payload)
 
 
 WRONG_HEADERS: list[dict[str, Any]] = [
@@ -534,11 +510,11 @@ WRONG_HEADERS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("header", WRONG_HEADERS, ids=str)
 def test_token_with_a_wrong_jose_header_is_rejected(
-    assert_rejected: Check, provider: Provider, tenant: str, header: dict[str, Any]
+    assert_rejected: Check, provider: Provider, tenant: str
 ) -> None:
-    assert_rejected(KEY.token(provider.claims(tenant), **header))
+    for header in WRONG_HEADERS:
+        assert_rejected(KEY.token(provider.claims(tenant), **header), header)
 
 
 def test_ambiguously_encoded_token_is_rejected(
@@ -549,21 +525,17 @@ def test_ambiguously_encoded_token_is_rejected(
     assert place(KEY.token(claims)).status == 201
 
     for name, token in ambiguous_tokens(KEY, claims, "victim"):
-        assert place(token).status == 401, name
-        assert_rejected(token)
+        assert_rejected(token, name)
 
 
-@pytest.mark.parametrize(
-    "typ", [None, "JWT", "jwt", "application/jwt", "at+jwt", "application/AT+JWT"], ids=repr
-)
 def test_typ_header_accepts_only_the_providers_token_kinds(
-    place: Place, provider: Provider, tenant: str, typ: str | None
+    place: Place, provider: Provider, tenant: str
 ) -> None:
     """Cognito and Firebase send ID tokens; only the other providers send access tokens (RFC 9068)."""
     only_id_tokens = provider.name in ("cognito", "firebase")
-    rejected = typ is not None and "at+" in typ.lower() and only_id_tokens
-
-    assert place(KEY.token(provider.claims(tenant), typ=typ)).status == (401 if rejected else 201)
+    for typ in (None, "JWT", "jwt", "application/jwt", "at+jwt", "application/AT+JWT"):
+        rejected = typ is not None and "at+" in typ.lower() and only_id_tokens
+        assert place(KEY.token(provider.claims(tenant), typ=typ)).status == (401 if rejected else 201), typ
 
 
 def test_deeply_nested_signed_claims_cause_no_500(place: Place, provider: Provider, tenant: str) -> None:
@@ -595,13 +567,13 @@ def token_with_own_key(pointer: str, kid: str, claims: dict[str, Any], attackers
 
 
 @pytest.mark.parametrize("kid", ["attackers-key", KEY.kid])
-@pytest.mark.parametrize("pointer", POINTERS)
 def test_a_token_cannot_bring_its_own_key(
-    assert_rejected: Check, provider: Provider, tenant: str, pointer: str, kid: str
+    assert_rejected: Check, provider: Provider, tenant: str, kid: str
 ) -> None:
     attackers_server = KeyServer(ATTACKERS_KEY.jwk(kid=kid))
 
-    assert_rejected(token_with_own_key(pointer, kid, provider.claims(tenant), attackers_server))
+    for pointer in POINTERS:
+        assert_rejected(token_with_own_key(pointer, kid, provider.claims(tenant), attackers_server), pointer)
 
     attackers_server.stop()
     assert attackers_server.fetches == 0
@@ -629,35 +601,32 @@ WITHOUT_TENANT: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("tenant_claim", WITHOUT_TENANT.values(), ids=WITHOUT_TENANT)
 def test_valid_token_without_a_tenant_claim_is_forbidden(
-    http: Transport, rows: Rows, provider: Provider, tenant_claim: Any
+    in_process: Transport, rows: Rows, provider: Provider
 ) -> None:
-    caller = Client(http, KEY.token(provider.claims(tenant_claim)))
     before = stored_rows(rows)
 
-    for answer in (caller.place(), caller.get("/orders"), caller.get(f"/orders/{uuid4()}")):
-        assert (answer.status, answer.slug) == (403, "missing-tenant")
-        assert answer.json["detail"] == "Missing tenant_id in claims"
-        assert answer.headers["access-control-allow-origin"] == "*"
-        assert "www-authenticate" not in answer.headers
+    for name, tenant_claim in WITHOUT_TENANT.items():
+        caller = Client(in_process, KEY.token(provider.claims(tenant_claim)))
+        for answer in (caller.place(), caller.get("/orders"), caller.get(f"/orders/{uuid4()}")):
+            assert (answer.status, answer.slug) == (403, "missing-tenant"), name
+            assert answer.json["detail"] == "Missing tenant_id in claims"
+            assert answer.headers["access-control-allow-origin"] == "*"
+            assert "www-authenticate" not in answer.headers
     assert stored_rows(rows) == before
 
 
 def test_cognito_user_without_a_tenant_is_forbidden(place: Place, user_pool: UserPool) -> None:
-    answer = place(f"Bearer {user_pool.token(None)}")
+    answer = place(user_pool.sign_in(None, "bob", user_pool.client_id)["IdToken"])
 
     assert (answer.status, answer.slug) == (403, "missing-tenant")
     assert answer.json["detail"] == "Missing tenant_id in claims"
 
 
-@pytest.mark.parametrize("tenant_claim", ["x" * 255, "李", "a b", "'; drop table orders; --", "%s", "100%"])
-def test_tenant_names_up_to_255_characters_are_accepted(
-    place: Place, provider: Provider, tenant_claim: str
-) -> None:
-    answer = place(KEY.token(provider.claims(tenant_claim)))
-
-    assert (answer.status, answer.json["order"]["tenant_id"]) == (201, tenant_claim)
+def test_tenant_names_up_to_255_characters_are_accepted(place: Place, provider: Provider) -> None:
+    for tenant_claim in ("x" * 255, "李", "a b", "'; drop table orders; --", "%s", "100%"):
+        answer = place(KEY.token(provider.claims(tenant_claim)))
+        assert (answer.status, answer.json["order"]["tenant_id"]) == (201, tenant_claim)
 
 
 def test_token_is_checked_before_the_body(http: Transport, user_pool: UserPool) -> None:
