@@ -475,7 +475,8 @@ def test_only_cognito_id_tokens_are_accepted(assert_rejected: Check, provider: P
 
 @pytest.mark.usefixtures("provider")
 def test_non_object_claims_are_rejected(assert_rejected: Check) -> None:
-    for payload in ([], None, "alice", 5, b"", b"{", b"\xff", b"[" * 20_000):
+    payloads: list[Any] = [[], None, "alice", 5, b"", b"{", b"\xff", b"[" * 20_000]
+    for payload in payloads:
         assert_rejected(KEY.token(payload), payload)
 
 
