@@ -69,6 +69,9 @@ class Store:
     address: str = ""
     key: rsa.RSAPrivateKey = field(default_factory=lambda: rsa.generate_private_key(65537, 2048))
 
+    def reset(self) -> None:
+        self.behaviour, self.fetches, self.sign_ins = "good", 0, 0
+
     def secret(self, answer: Callable[[], Answer]) -> Answer:
         """Counts a fetch, and answers according to `behaviour`."""
         self.fetches += 1
@@ -190,6 +193,8 @@ def serving(store: Store, folder: Path | None = None) -> Iterator[dict[str, str]
         def do_GET(self) -> None:
             if store.behaviour == "slow":
                 time.sleep(6)
+                self.close_connection = True
+                return
             length = int(self.headers.get("Content-Length") or 0)
             url = f"https://{self.host}{self.path}" if self.host else self.path
             try:

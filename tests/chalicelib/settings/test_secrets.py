@@ -6,9 +6,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,15 +123,20 @@ class Manager:
         self._client.put_secret_value(SecretId=self.arn, SecretBinary=content)
 
 
-@pytest.fixture
-def manager(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
-    client = boto3.client(
+@pytest.fixture(scope="module")
+def client_of_moto(moto: str) -> Any:
+    return boto3.client(
         "secretsmanager",
         region_name=cognito.REGION,
         endpoint_url=moto,
         aws_access_key_id="testing",
         aws_secret_access_key="testing",
     )
+
+
+@pytest.fixture
+def manager(moto: str, client_of_moto: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
+    client = client_of_moto
     arn = client.create_secret(Name=f"shop/{uuid4().hex}", SecretString="not yet")["ARN"]
     proxy = Store(secret_servers.in_front_of(moto))
     with secret_servers.serving(proxy) as variables:
@@ -307,32 +312,35 @@ def test_secret_is_refetched_after_its_lifetime(manager: Manager) -> None:
     assert manager.proxy.fetches == 2
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("\n", "it is empty"),
-        ('{"username": "orders_app"}', "without the member password"),
-        ('{"password": null}', "without the member password"),
-        ('{"password": ["s3cret"]}', "its member password is malformed"),
-        ('{"password": "s3cret",}', "malformed JSON"),
-        ('{"password": "x", "host": "orders_app:s3cret@db.example"}', "its member host is malformed"),
-        ('{"password": "x", "port": "s3cret"}', "its member port is malformed"),
-        ('{"password": "x", "port": "5432,s3cret"}', "its member port is malformed"),
-        ('{"password": "x", "dbname": "s3cret@db"}', "its member dbname is malformed"),
-        ("s3cret\0", "its member password is malformed"),
-    ],
-)
+UNUSABLE = [
+    ("\n", "it is empty"),
+    ('{"username": "orders_app"}', "without the member password"),
+    ('{"password": null}', "without the member password"),
+    ('{"password": ["s3cret"]}', "its member password is malformed"),
+    ('{"password": "s3cret",}', "malformed JSON"),
+    ('{"password": "x", "host": "orders_app:s3cret@db.example"}', "its member host is malformed"),
+    ('{"password": "x", "port": "s3cret"}', "its member port is malformed"),
+    ('{"password": "x", "port": "5432,s3cret"}', "its member port is malformed"),
+    ('{"password": "x", "dbname": "s3cret@db"}', "its member dbname is malformed"),
+    ("s3cret\0", "its member password is malformed"),
+]
+
+
 def test_secret_without_password_is_explained_and_not_logged(
-    manager: Manager, text: str, reason: str, caplog: pytest.LogCaptureFixture
+    manager: Manager, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manager.put(text)
+    monkeypatch.setattr(secrets, "FIRST_RETRY_INTERVAL", 0)
+    with api_with(DB_PASSWORD=manager.arn):
+        for text, reason in UNUSABLE:
+            manager.put(text)
+            caplog.clear()
 
-    with api_with(DB_PASSWORD=manager.arn), pytest.raises(Unavailable):
-        connections().ping()
+            with pytest.raises(Unavailable):
+                connections().ping()
 
-    assert f"cannot fetch the secret {manager.arn}: Unusable: " in caplog.text
-    assert reason in caplog.text
-    assert "s3cret" not in caplog.text
+            assert f"cannot fetch the secret {manager.arn}: Unusable: " in caplog.text, text
+            assert reason in caplog.text
+            assert "s3cret" not in caplog.text
 
 
 def test_binary_secret_is_explained(manager: Manager, caplog: pytest.LogCaptureFixture) -> None:
@@ -473,6 +481,8 @@ class Reader:
 
     def __init__(self, python: Path, log: Path, variables: dict[str, str]) -> None:
         self._log = log
+        self._log_start = 0
+        self._variables: dict[str, str] = {}
         self.process = subprocess.Popen(
             [python, PROJECT / "tests/support/secret_reader.py"],
             cwd=PROJECT,
@@ -483,17 +493,44 @@ class Reader:
             text=True,
         )
 
-    def log_in(self) -> Any:
-        """Makes the process log in; returns its result."""
+    def begin(self, **variables: str) -> None:
+        """The next login begins anew, with these variables; the log too."""
+        self._variables, self._log_start = variables, len(self._log.read_text())
+
+    def send(self) -> None:
+        """Makes the process log in."""
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write("\n")
+        self.process.stdin.write(json.dumps(self._variables) + "\n")
         self.process.stdin.flush()
+        self._variables = {}
+
+    def receive(self) -> Any:
+        """The result of the login."""
+        assert self.process.stdout is not None
         line = self.process.stdout.readline()
         return json.loads(line) if line else pytest.fail(self.log())
 
+    def log_in(self) -> Any:
+        self.send()
+        return self.receive()
+
     def log(self) -> str:
-        return self._log.read_text()
+        return self._log.read_text()[self._log_start :]
+
+
+@dataclass
+class Cloud:
+    """A cloud's secret store and a process that reads it."""
+
+    store: Store
+    reader: Reader
+    reference: str
+    sdk: str
+    """The module of the cloud's SDK."""
+
+    def begin(self, **variables: str) -> None:
+        self.store.reset()
+        self.reader.begin(DB_PASSWORD=self.reference, **variables)
 
 
 CLOUDS = {
@@ -503,75 +540,75 @@ CLOUDS = {
 }
 
 
-@pytest.fixture(params=CLOUDS)
-def cloud(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> Iterator[tuple[Store, Callable[..., Reader], str]]:
-    """A cloud's secret store, a function that starts a reader of it, and its SDK's module."""
-    reply, reference, sdk = CLOUDS[request.param]
-    store = Store(reply)
-    readers: list[Reader] = []
-    with secret_servers.serving(store, tmp_path) as variables:
-
-        def start(**extra: str) -> Reader:
-            reader_variables = {**variables, "DB_PASSWORD": reference, **extra}
-            readers.append(
-                Reader(environment(request.param), tmp_path / f"log-{len(readers)}", reader_variables)
-            )
-            return readers[-1]
-
-        yield store, start, sdk
-        for reader in readers:
-            reader.process.kill()
-            reader.process.wait()
-            check_log_text("a reader's log", reader.log())
+@pytest.fixture(scope="module")
+def clouds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Cloud]]:
+    """One process for each cloud: importing an SDK takes about a second."""
+    with ExitStack() as stack:
+        clouds = []
+        for name, (reply, reference, sdk) in CLOUDS.items():
+            folder, store = tmp_path_factory.mktemp(name), Store(reply)
+            variables = stack.enter_context(secret_servers.serving(store, folder))
+            reader = Reader(environment(name), folder / "log", variables)
+            stack.callback(reader.process.wait)
+            stack.callback(reader.process.kill)
+            clouds.append(Cloud(store, reader, reference, sdk))
+        yield clouds
 
 
-def test_rotation_works_on_every_cloud(
-    cloud: tuple[Store, Callable[..., Reader], str], postgres: Database
-) -> None:
-    store, start, sdk = cloud
-    store.text = postgres.json()
-    reader = start()
-
-    login = reader.log_in()
-    assert (login["outcome"], login["sdks"]) == ("ready", [sdk]), reader.log()
-    assert (store.fetches, store.sign_ins) == (1, 1), reader.log()
-
-    postgres.change_password()
-    store.text = postgres.json()
-    postgres.end_sessions()
-    assert reader.log_in()["outcome"] == "ready", reader.log()
-    assert store.fetches == 2
-    assert "s3cret" not in reader.log()
-    assert secret_servers.TOKEN not in reader.log()
+@pytest.fixture
+def started_clouds(clouds: list[Cloud]) -> Iterator[list[Cloud]]:
+    yield clouds
+    for cloud in clouds:
+        check_log_text("a reader's log", cloud.reader.log())
 
 
-def test_plain_secret_works_on_every_cloud(
-    cloud: tuple[Store, Callable[..., Reader], str], postgres: Database
-) -> None:
-    store, start, _ = cloud
-    store.text = postgres.password
+def test_rotation_works_on_every_cloud(started_clouds: list[Cloud], postgres: Database) -> None:
+    for cloud in started_clouds:
+        store, reader = cloud.store, cloud.reader
+        cloud.begin()
+        store.text = postgres.json()
 
-    assert start(**postgres.parts).log_in()["outcome"] == "ready"
+        login = reader.log_in()
+        assert (login["outcome"], login["sdks"]) == ("ready", [cloud.sdk]), reader.log()
+        assert (store.fetches, store.sign_ins) == (1, 1), reader.log()
+
+        postgres.change_password()
+        store.text = postgres.json()
+        postgres.end_sessions()
+        assert reader.log_in()["outcome"] == "ready", reader.log()
+        assert store.fetches == 2
+        assert "s3cret" not in reader.log()
+        assert secret_servers.TOKEN not in reader.log()
+
+
+def test_plain_secret_works_on_every_cloud(started_clouds: list[Cloud], postgres: Database) -> None:
+    for cloud in started_clouds:
+        cloud.begin(**postgres.parts)
+        cloud.store.text = postgres.password
+
+        assert cloud.reader.log_in()["outcome"] == "ready", cloud.reader.log()
 
 
 @pytest.mark.parametrize("behaviour", ["down", "forbidden", "broken", "slow"])
 def test_every_clouds_failing_store_is_503_without_leaks(
-    cloud: tuple[Store, Callable[..., Reader], str], postgres: Database, behaviour: str
+    started_clouds: list[Cloud], postgres: Database, behaviour: str
 ) -> None:
-    store, start, _ = cloud
-    store.text, store.behaviour = postgres.json(), behaviour
-    reader = start()
+    for cloud in started_clouds:
+        cloud.begin()
+        cloud.store.text, cloud.store.behaviour = postgres.json(), behaviour
+        cloud.reader.send()
 
-    login = reader.log_in()
+    logins = [cloud.reader.receive() for cloud in started_clouds]
 
-    assert login["outcome"] == "unavailable"
-    assert login["seconds"] < secrets.FIRST_FETCH_TIMEOUT + 10  # includes the import of the SDK
-    assert "cannot fetch the secret" in reader.log()
-    assert secret_servers.ERRORS.get(behaviour, ("", "", ""))[2] in reader.log()
-    assert "s3cret" not in reader.log()
-    assert secret_servers.TOKEN not in reader.log()
-    store.behaviour = "good"
+    for cloud, login in zip(started_clouds, logins, strict=True):
+        log = cloud.reader.log()
+        assert login["outcome"] == "unavailable", log
+        assert login["seconds"] < secrets.FIRST_FETCH_TIMEOUT + 10  # includes the import of the SDK
+        assert "cannot fetch the secret" in log
+        assert secret_servers.ERRORS.get(behaviour, ("", "", ""))[2] in log
+        assert "s3cret" not in log
+        assert secret_servers.TOKEN not in log
+        cloud.store.behaviour = "good"
     time.sleep(secrets.FIRST_RETRY_INTERVAL)
-    assert reader.log_in()["outcome"] == "ready", reader.log()
+    for cloud in started_clouds:
+        assert cloud.reader.log_in()["outcome"] == "ready", cloud.reader.log()
