@@ -17,13 +17,14 @@ DOORS = ("local", "lambda", "azure", "gcp", "oci")
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory, aws_build: AwsBuild) -> Callable[[str], Path]:
-    """The folder that `make build-<cloud>` writes."""
+def built(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Callable[[str], Path]:
+    """The folder that `make build-<cloud>` writes, made when it is first asked for."""
     folder = tmp_path_factory.mktemp("build")
 
     def find(cloud: str) -> Path:
         if cloud == "lambda":
-            return aws_build.folder
+            aws: AwsBuild = request.getfixturevalue("aws_build")
+            return aws.folder
         if not (folder / cloud).exists():
             builds.build(cloud, folder / cloud)
         return folder / cloud
