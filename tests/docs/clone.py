@@ -50,12 +50,16 @@ def shell_with_psql(commands: str, folder: Path = PROJECT, **variables: str) -> 
 
 @contextmanager
 def cloned() -> Iterator[Path]:
-    """A copy of the project as after `git clone`, with the virtual environment that runs these tests."""
+    """A copy of the project as after `git clone`, with the virtual environments that these tests have."""
     with tempfile.TemporaryDirectory(prefix="order-api-clone-", ignore_cleanup_errors=True) as parent:
         folder = Path(parent) / "ecommerce-order-api"
-        ignored = shutil.ignore_patterns(".*_cache", ".venv", ".local", ".git", "__pycache__", "build")
+        ignored = shutil.ignore_patterns(".*_cache", ".venv", ".local", ".git", "build")
         shutil.copytree(PROJECT, folder, ignore=ignored)
         assert sys.prefix != sys.base_prefix, "run the tests in a virtual environment: make test"
         (Path(sys.prefix) / ".installed").touch()
         (folder / ".venv").symlink_to(sys.prefix)
+        venvs = PROJECT / "build/venvs"
+        venvs.mkdir(parents=True, exist_ok=True)
+        (folder / "build").mkdir()
+        (folder / "build/venvs").symlink_to(venvs)
         yield folder

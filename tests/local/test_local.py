@@ -15,6 +15,7 @@ import psutil
 import psycopg2
 import pytest
 
+from chalicelib.settings.environment import SettingsError
 from local import __main__ as local
 from local import database
 from local.database import embedded
@@ -40,12 +41,19 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("port", ["abc", "0", "65536", "-1", "8000.0", "٨"])
-def test_a_malformed_port_is_explained(port: str) -> None:
-    result = run(PORT=port)
+def test_a_malformed_port_is_explained() -> None:
+    result = run(PORT="abc")
 
     assert result.returncode == 1
-    assert result.stderr == f"PORT is {port!r}: use a number from 1 to 65535, as in make run PORT=8001\n"
+    assert result.stderr == "PORT is 'abc': use a number from 1 to 65535, as in make run PORT=8001\n"
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "8000.0", "٨"])
+def test_port_must_be_a_number_in_range(port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", port)
+
+    with pytest.raises(SystemExit, match=f"PORT is {port!r}: use a number"):
+        local._port()
 
 
 def test_an_unreachable_database_is_explained_without_a_traceback() -> None:
@@ -75,13 +83,24 @@ def test_a_malformed_setting_is_explained_before_serving(database: database.Urls
     ],
 )
 @pytest.mark.parametrize("name", ["DATABASE_URL", "OWNER_DATABASE_URL"])
-def test_make_run_explains_a_malformed_url_without_password(
-    database: database.Urls, name: str, url: str
+def test_malformed_url_is_explained_without_its_password(
+    database: database.Urls, name: str, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = run(**{"DATABASE_URL": database.app, name: url})
+    for variable, value in {"DATABASE_URL": database.app, "OWNER_DATABASE_URL": "", name: url}.items():
+        monkeypatch.setenv(variable, value)
+
+    refusal = pytest.raises(SettingsError, match=f"^{name} is not a connection URL: ")
+    with refusal as refused, local._database():
+        pytest.fail("the URL was accepted")
+
+    assert "cret" not in str(refused.value)
+
+
+def test_make_run_explains_a_malformed_url() -> None:
+    result = run(DATABASE_URL="postgresql://a:s3@cret@h/x")
 
     assert result.returncode == 1
-    assert result.stderr.startswith(f"{name} is not a connection URL: ")
+    assert result.stderr.startswith("DATABASE_URL is not a connection URL: ")
     assert "cret" not in result.stderr
 
 
