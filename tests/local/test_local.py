@@ -169,7 +169,14 @@ def test_root_gets_the_folders_to_be_opened(tmp_path: Path) -> None:
 # The embedded server
 
 
-@pytest.mark.parametrize("name", ["plain", "mein Ordner ü", "it's", "comma,comma", "long" * 30])
+@pytest.fixture(scope="module")
+def stopped(databases: Path) -> Path:
+    """The folder of a server that has run and was stopped."""
+    with embedded(databases / "stopped"):
+        return databases / "stopped"
+
+
+@pytest.mark.parametrize("name", ["mein Ordner, it's ü", "long" * 30])
 def test_server_restarts_in_folders_with_unusual_names(databases: Path, name: str) -> None:
     for round_no in range(2):
         with embedded(databases / name) as urls, connected(urls.app) as connection:
@@ -189,27 +196,25 @@ def test_interrupted_cluster_is_rebuilt(databases: Path) -> None:
         assert not (folder / "postgres.new").exists()
 
 
-def test_stale_pid_of_another_process_is_ignored(databases: Path) -> None:
-    folder = databases / "stale"
-    with embedded(folder):
-        pid_file = (folder / "postgres/postmaster.pid").read_text()
+def test_stale_pid_of_another_process_is_ignored(stopped: Path) -> None:
+    with embedded(stopped):
+        pid_file = (stopped / "postgres/postmaster.pid").read_text()
     stale = "\n".join([str(os.getpid()), *pid_file.splitlines()[1:]])
-    (folder / "postgres/postmaster.pid").write_text(stale)
-    (folder / "postgres/.s.PGSQL.5432.lock").write_text(stale)
+    (stopped / "postgres/postmaster.pid").write_text(stale)
+    (stopped / "postgres/.s.PGSQL.5432.lock").write_text(stale)
 
-    with embedded(folder) as urls, connected(urls.app):
-        assert (folder / "postgres/postmaster.pid").read_text() != stale
+    with embedded(stopped) as urls, connected(urls.app):
+        assert (stopped / "postgres/postmaster.pid").read_text() != stale
 
 
-def test_shutting_down_server_is_waited_for(databases: Path) -> None:
-    folder = databases / "shutting-down"
-    with embedded(folder) as urls, connected(urls.app):
-        os.kill(int((folder / "postgres/postmaster.pid").read_text().split()[0]), signal.SIGTERM)
+def test_shutting_down_server_is_waited_for(stopped: Path) -> None:
+    with embedded(stopped) as urls, connected(urls.app):
+        os.kill(int((stopped / "postgres/postmaster.pid").read_text().split()[0]), signal.SIGTERM)
         with ThreadPoolExecutor(1) as pool:  # PostgreSQL waits for the connection of this block to end
-            second = pool.submit(lambda: next(_count_orders(folder)))
+            second = pool.submit(lambda: next(_count_orders(stopped)))
             with pytest.raises(TimeoutError):
                 second.result(timeout=1)
-            os.kill(int((folder / "postgres/postmaster.pid").read_text().split()[0]), signal.SIGINT)
+            os.kill(int((stopped / "postgres/postmaster.pid").read_text().split()[0]), signal.SIGINT)
             assert second.result(timeout=20) == (0,)
 
 
@@ -256,10 +261,9 @@ def test_socket_folder_symlink_is_refused(databases: Path) -> None:
     sockets.unlink()
 
 
-def test_last_of_two_users_stops_the_shared_server(databases: Path) -> None:
-    folder = databases / "shared"
-    with embedded(folder):
-        with embedded(folder) as urls:
+def test_last_of_two_users_stops_the_shared_server(stopped: Path) -> None:
+    with embedded(stopped):
+        with embedded(stopped) as urls:
             pass
         with connected(urls.app):
             pass
@@ -267,10 +271,9 @@ def test_last_of_two_users_stops_the_shared_server(databases: Path) -> None:
         psycopg2.connect(urls.app)
 
 
-def test_server_that_stopped_early_causes_no_error(databases: Path) -> None:
-    folder = databases / "ended"
-    with embedded(folder):
-        pid = int((folder / "postgres/postmaster.pid").read_text().split()[0])
+def test_server_that_stopped_early_causes_no_error(stopped: Path) -> None:
+    with embedded(stopped):
+        pid = int((stopped / "postgres/postmaster.pid").read_text().split()[0])
         os.kill(pid, signal.SIGINT)  # PostgreSQL's fast shutdown
         psutil.Process(pid).wait(10)
 
