@@ -3,9 +3,9 @@
 import json
 import re
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -213,6 +213,7 @@ MEMBERS: dict[str, Callable[[Tenant], Any]] = {
     "requestContext": lambda victim: _gateway_event(victim)["requestContext"],
     "__proto__": lambda victim: {"tenant_id": victim.tenant},
 }
+AT_ONCE = "all of them at once"
 UNKNOWN_PATHS: dict[str, Callable[[str, Tenant], str]] = {
     "the tenant in front": lambda path, victim: f"/{victim.tenant}{path}",
     "the tenant under tenants": lambda path, victim: f"/tenants/{victim.tenant}{path}",
@@ -260,19 +261,21 @@ def _with_id(format_id: Callable[[Tenant], str]) -> Callable[[RequestDraft, Tena
     return lambda draft, victim: replace(draft, path=re.sub("{.*}", format_id(victim), draft.template))
 
 
-def _with_all_headers(draft: RequestDraft, victim: Tenant) -> RequestDraft:
-    for name in HEADERS:
-        draft = _with_header(name)(draft, victim)
-    return draft
+def _with_all(
+    change: Callable[[str], Callable[[RequestDraft, Tenant], RequestDraft]], names: Iterable[str]
+) -> Callable[[RequestDraft, Tenant], RequestDraft]:
+    return lambda draft, victim: reduce(lambda changed, name: change(name)(changed, victim), names, draft)
 
 
 WAYS = [
     Way("nothing", "", lambda draft, _: draft),
     *(Way("header", name, _with_header(name)) for name in HEADERS),
-    Way("header", "all of them at once", _with_all_headers),
+    Way("header", AT_ONCE, _with_all(_with_header, HEADERS)),
     *(Way("token", name, _with_claim(name)) for name in CLAIMS),
+    Way("token", AT_ONCE, _with_all(_with_claim, CLAIMS)),
     *(Way("query", name, _with_query(name)) for name in QUERIES),
     *(Way("body", name, _with_member(name)) for name in MEMBERS),
+    Way("body", AT_ONCE, _with_all(_with_member, MEMBERS)),
     Way("body", "an event", lambda draft, victim: replace(draft, body=_gateway_event(victim))),
     Way(
         "body",
@@ -310,5 +313,6 @@ WAYS = [
         ),
     ),
 ]
-WAYS_AT_ONCE = [way for way in WAYS if way.by != "header" or way.name == "all of them at once"]
-"""WAYS with all headers in one request, for the doors, where a request costs more."""
+_SENT_AT_ONCE: dict[str, Container[str]] = {"header": HEADERS, "token": CLAIMS, "body": MEMBERS}
+WAYS_AT_ONCE = [way for way in WAYS if way.name not in _SENT_AT_ONCE.get(way.by, ())]
+"""WAYS with all headers, claims or members in one request, for the doors, where a request costs more."""
