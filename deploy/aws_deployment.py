@@ -8,8 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import boto3
-
 from chalicelib.settings.currency import default_currency
 from chalicelib.settings.database import database_settings
 from chalicelib.settings.environment import SettingsError
@@ -115,6 +113,8 @@ def _required(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def _session() -> Any:
+    import boto3  # takes most of the time that a refused deployment needs
+
     session = boto3.Session(region_name=os.environ.get("AWS_REGION"))
     if session.region_name is None:
         raise SystemExit("AWS_REGION is not set: the region to deploy to, such as eu-west-1")

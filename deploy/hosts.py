@@ -20,7 +20,7 @@ from chalicelib.settings.http import cors_origin
 from chalicelib.settings.startup import check_settings
 from chalicelib.settings.table import PASSED_TO_OTHER_HOSTS
 from chalicelib.settings.tokens import accepted_tokens
-from deploy import pins, sources
+from deploy import sources
 
 PROJECT = Path(__file__).parent.parent
 NAME = "orders-api"
@@ -40,7 +40,7 @@ SHIM_FILES = {
 
 def build(cloud: str, into: Path) -> None:
     """Write the folder that the cloud's command deploys and its runtime runs, unchanged."""
-    from deploy import sbom  # not needed for a deployment
+    from deploy import pins, sbom  # not needed for a deployment
 
     if into.is_dir() and any(into.iterdir()) and not _is_build(cloud, into):
         raise SystemExit(f"{into} is not a build of this project: empty it, or choose another folder")

@@ -1,5 +1,6 @@
 """Session-wide fixtures: a real PostgreSQL, a user pool and a local server."""
 
+import fcntl
 import gc
 import json
 import os
@@ -121,9 +122,18 @@ def environment(database: Urls, user_pool: cognito.UserPool) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def aws_build(tmp_path_factory: pytest.TempPathFactory) -> AwsBuild:
-    """The package for Lambda on this machine's architecture."""
-    return build_aws(tmp_path_factory.mktemp("aws") / "build")
+def aws_build(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> AwsBuild:
+    """The package for Lambda on this machine's architecture; one for all processes of a run."""
+    folder = tmp_path_factory.getbasetemp()
+    if hasattr(pytestconfig, "workerinput"):  # a process of xdist
+        folder = folder.parent
+    with (folder / "aws.lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.seek(0)
+        if not lock.read():
+            build_aws(folder / "aws")
+            lock.write("built")
+    return AwsBuild(folder / "aws")
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -117,19 +118,12 @@ def test_restore_connects_before_the_first_create(folder: Path, database: Urls, 
             status, _ = instance.run("create")
 
     assert messages(before) == ["startup", "Q", "Q"], "the warm-up reads a page and an order"
+    assert "insert" not in "".join(before.statements).lower()
     assert sockets == []
     assert messages(restoring) == ["startup", "Q"]
     assert first_words(restoring) == [{"prepare"}]
     assert (status, first.trips, messages(first)) == (201, 1, ["Q"])
     assert first_words(first) == [{"select", "execute"}]
-
-
-def test_warm_up_places_no_order(folder: Path, database: Urls, tenant: str) -> None:
-    with proxy_in(folder, database) as proxy, Instance(tenant, DATABASE_URL=url_through(folder)) as instance:
-        instance.run("snapshot")
-
-    assert proxy.traffic.statements
-    assert "insert" not in "".join(proxy.traffic.statements).lower()
 
 
 def test_warm_up_with_a_rate_limit_counts_nothing(folder: Path, database: Urls, tenant: str) -> None:
@@ -203,15 +197,29 @@ def rds(host: Path) -> str:
 # Random state
 
 
-def test_restored_instances_generate_different_order_ids(database: Urls, tenant: str) -> None:
-    with Instance(tenant, DATABASE_URL=database.app) as instance:
-        instance.run("draw")
-        instance.run("snapshot")
-        without_hook = [random_digits(instance.run("copied")) for _ in range(2)]
-        with_hook = [random_digits(instance.run("restored")) for _ in range(3)]
+@dataclass(frozen=True)
+class Drawn:
+    """What draw() returns in the original process, and in its copies and children after a snapshot."""
 
-    assert len(set(without_hook)) == 1, "without the hook, copies repeat each other"
-    assert len(set(with_hook)) == 3
+    original: Json
+    copied: list[Json]
+    restored: list[Json]
+    forked: list[Json]
+
+
+@pytest.fixture(scope="module")
+def drawn(database: Urls) -> Drawn:
+    with Instance(f"tenant-{uuid4().hex[:12]}", "--alone", DATABASE_URL=database.app) as instance:
+        original = instance.run("draw")
+        instance.run("snapshot")  # closes the connections, which a fork must not share
+        return Drawn(
+            original, *([instance.run(step) for _ in range(3)] for step in ("copied", "restored", "forked"))
+        )
+
+
+def test_restored_instances_generate_different_order_ids(drawn: Drawn) -> None:
+    assert len({*map(random_digits, drawn.copied)}) == 1, "without the hook, copies repeat each other"
+    assert len({*map(random_digits, drawn.restored)}) == 3
 
 
 def random_digits(drawn: Json) -> str:
@@ -221,34 +229,20 @@ def random_digits(drawn: Json) -> str:
     return str(order_id[15:])
 
 
-def test_restored_instances_have_different_random_states(database: Urls, tenant: str) -> None:
+def test_restored_instances_have_different_random_states(drawn: Drawn) -> None:
     """OpenSSL detects a copy by its process id, which is equal in Lambda's copies."""
-    sources = ("psycopg2's OpenSSL", "Python's OpenSSL", "random")
-    with Instance(tenant, "--alone", DATABASE_URL=database.app) as instance:
-        original_pid = instance.run("draw")["process"]
-        instance.run("snapshot")
-        copy_1, copy_2 = instance.run("copied"), instance.run("copied")
-        if not original_pid == copy_1["process"] == copy_2["process"]:
-            pytest.skip("no copy under the same process id: this kernel refuses a new namespace (unshare)")
-        restored_1, restored_2 = instance.run("restored"), instance.run("restored")
+    if {copy["process"] for copy in drawn.copied} != {drawn.original["process"]}:
+        pytest.skip("no copy under the same process id: this kernel refuses a new namespace (unshare)")
 
-    assert [copy_1[name] for name in sources] == [copy_2[name] for name in sources], (
-        "copies repeat each other"
-    )
-    for name in sources:
-        assert restored_1[name] != restored_2[name], name
-        assert restored_1[name] != copy_1[name], name
+    for name in ("psycopg2's OpenSSL", "Python's OpenSSL", "random"):
+        (repeated,) = {copy[name] for copy in drawn.copied}
+        assert len({repeated, *(instance[name] for instance in drawn.restored)}) == 4, name
 
 
-def test_forked_workers_have_different_random_states(database: Urls, tenant: str) -> None:
+def test_forked_workers_have_different_random_states(drawn: Drawn) -> None:
     """gunicorn may import the API before it forks."""
-    with Instance(tenant, DATABASE_URL=database.app) as instance:
-        instance.run("draw")
-        instance.run("snapshot")  # closes the connections, which a fork must not share
-        workers = [instance.run("forked") for _ in range(3)]
-
-    assert len({random_digits(worker) for worker in workers}) == 3
-    assert len({worker["psycopg2's OpenSSL"] for worker in workers}) == 3
+    assert len({*map(random_digits, drawn.forked)}) == 3
+    assert len({worker["psycopg2's OpenSSL"] for worker in drawn.forked}) == 3
 
 
 # Under Lambda's runtime

@@ -15,7 +15,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import pytest
 
-from deploy import archive, aws, aws_configuration, sbom, sources
+from deploy import archive, aws, aws_configuration, pins, sbom, sources
 from tests.support.builds import ARCHITECTURE, PROJECT, AwsBuild, build_aws, copy_of_project, python_m_deploy
 from tests.support.certificates import certify
 
@@ -51,6 +51,18 @@ def production_build(tmp_path_factory: pytest.TempPathFactory, authority: Path) 
         SUBNET_IDS="subnet-1, subnet-2",
         SECURITY_GROUP_IDS="sg-1",
     )
+
+
+@pytest.fixture(scope="module")
+def rebuilt(production_build: AwsBuild, tmp_path_factory: pytest.TempPathFactory) -> AwsBuild:
+    """A build over a production build, under a strict umask and with a password in plain text."""
+    folder = tmp_path_factory.mktemp("rebuilt") / "build"
+    shutil.copytree(production_build.folder, folder, symlinks=True)
+    before = os.umask(0o077)
+    try:
+        return build_aws(folder, DB_PASSWORD="hunter2")
+    finally:
+        os.umask(before)
 
 
 def other_architecture() -> str:
@@ -138,15 +150,9 @@ def test_zip_bundles_the_authority_without_its_path(
     assert sources.AUTHORITY in [component["name"] for component in components]
 
 
-def test_rebuild_of_a_zip_leaves_no_old_files(
-    aws_build: AwsBuild, production_build: AwsBuild, tmp_path: Path
-) -> None:
-    older = shutil.copytree(production_build.folder, tmp_path / "older", symlinks=True)
-
-    rebuilt = build_aws(older)
-
+def test_rebuild_of_a_zip_leaves_no_old_files(aws_build: AwsBuild, rebuilt: AwsBuild) -> None:
     assert rebuilt.zip.read_bytes() == aws_build.zip.read_bytes()
-    assert rebuilt.template.read_bytes() == aws_build.template.read_bytes()
+    assert json.loads(rebuilt.template.read_text()) == json.loads(aws_build.template.read_text())
 
 
 def test_build_for_another_architecture_has_its_binaries(production_build: AwsBuild) -> None:
@@ -213,6 +219,8 @@ def test_zip_fault_fails_the_build(tmp_path: Path) -> None:
     project = copy_of_project(tmp_path)
     module = project / "deploy" / "archive.py"
     module.write_text(module.read_text().replace("MAX_ZIP_BYTES = 50 * 1024 * 1024", "MAX_ZIP_BYTES = 1024"))
+    (smallest,) = (pin for pin in pins.read(REQUIREMENTS) if pin.name == "annotated-types")
+    (project / "deploy" / "requirements.txt").write_text(smallest.line)
 
     result = python_m_deploy("build", "aws", "--arch", ARCHITECTURE, project=project)
 
@@ -305,19 +313,12 @@ def test_chalice_deploy_refuses_a_snapstart_build(aws_build: AwsBuild, tmp_path:
     assert "SNAPSTART=on needs VIA=sam" in result.stderr
 
 
-def test_zip_is_world_readable_under_any_umask(tmp_path: Path) -> None:
+def test_zip_is_world_readable_under_any_umask(rebuilt: AwsBuild) -> None:
     """On Lambda another user than the owner of the files runs them."""
-    before = os.umask(0o077)
-    try:
-        built = build_aws(tmp_path / "build")
-    finally:
-        os.umask(before)
-
-    with ZipFile(built.zip) as zipped:
+    with ZipFile(rebuilt.zip) as zipped:
         assert {oct(member.external_attr >> 16) for member in zipped.infolist()} == {"0o644"}
-    (deployed,) = (built.folder / ".chalice/deployments").glob("*.zip")
-    assert deployed.read_bytes() == built.zip.read_bytes()
-    assert (built.folder / ".chalice/config.json").stat().st_mode & 0o777 == 0o600
+    (deployed,) = (rebuilt.folder / ".chalice/deployments").glob("*.zip")
+    assert deployed.read_bytes() == rebuilt.zip.read_bytes()
 
 
 def test_empty_requirements_file_does_not_mark_a_build(tmp_path: Path) -> None:
@@ -393,15 +394,13 @@ def test_role_policy_allows_secret_network_and_log(
     assert "ec2:CreateNetworkInterface" in allowed
 
 
-def test_plain_password_stays_in_an_owner_only_file(tmp_path: Path) -> None:
-    build = build_aws(tmp_path / "build", DB_PASSWORD="hunter2")
-    config = build.folder / ".chalice" / "config.json"
-
-    assert "hunter2" in config.read_text()
-    assert stat.S_IMODE(config.stat().st_mode) == 0o600
-    assert "hunter2" not in build.template.read_text()
-    assert b"hunter2" not in build.zip.read_bytes()
-    policy = (build.folder / ".chalice" / "policy-dev.json").read_text()
+def test_plain_password_stays_in_an_owner_only_file(aws_build: AwsBuild, rebuilt: AwsBuild) -> None:
+    assert "hunter2" in (rebuilt.folder / ".chalice" / "config.json").read_text()
+    for build in (aws_build, rebuilt):  # under the usual umask and a strict one
+        assert stat.S_IMODE((build.folder / ".chalice" / "config.json").stat().st_mode) == 0o600
+    assert "hunter2" not in rebuilt.template.read_text()
+    assert b"hunter2" not in rebuilt.zip.read_bytes()
+    policy = (rebuilt.folder / ".chalice" / "policy-dev.json").read_text()
     assert "secretsmanager" not in policy
     assert "ec2" not in policy
 

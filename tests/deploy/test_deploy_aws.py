@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import boto3
 import pytest
 
 from tests.support import cognito
-from tests.support.builds import PROJECT, AwsBuild, build_aws, python_m_deploy
+from tests.support.builds import PROJECT, AwsBuild, python_m_deploy
 from tools.client import Client
 
 pytestmark = pytest.mark.slow
@@ -49,13 +50,23 @@ def client(aws: dict[str, str], service: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def complete_build(tmp_path_factory: pytest.TempPathFactory) -> AwsBuild:
-    """A build with all required settings; it keeps deployment records in its own folder."""
-    build = build_aws(tmp_path_factory.mktemp("deploy") / "build", **SETTINGS)
-    deployed = build.folder / ".chalice" / "deployed"
+def complete_build(aws_build: AwsBuild, tmp_path_factory: pytest.TempPathFactory) -> AwsBuild:
+    """The build with all required settings; it keeps deployment records in its own folder."""
+    folder = tmp_path_factory.mktemp("deploy") / "build"
+    shutil.copytree(aws_build.folder, folder, symlinks=True)
+    set_variables(folder, SETTINGS)
+    deployed = folder / ".chalice" / "deployed"
     deployed.unlink()
     deployed.mkdir()
-    return build
+    return AwsBuild(folder)
+
+
+def set_variables(folder: Path, variables: dict[str, str]) -> None:
+    """The function's variables, as a build writes them."""
+    file = folder / ".chalice" / "config.json"
+    config = json.loads(file.read_text())
+    config["stages"]["dev"]["environment_variables"] = variables
+    file.write_text(json.dumps(config))
 
 
 def test_chalice_deploy_creates_role_and_function_from_zip(
@@ -89,7 +100,7 @@ def test_chalice_deploy_creates_role_and_function_from_zip(
     assert log_group["retentionInDays"] == 14
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def rest_api(aws: dict[str, str]) -> str:
     """A REST API with one path and a preflight like Chalice's."""
     gateway = client(aws, "apigateway")
@@ -107,23 +118,41 @@ def rest_api(aws: dict[str, str]) -> str:
     return api
 
 
-def test_gateway_responses_match_the_template_and_are_deployed(
-    complete_build: AwsBuild, aws: dict[str, str], rest_api: str
-) -> None:
+@dataclass(frozen=True)
+class ApiState:
+    """A REST API after `make gateway-responses`."""
+
+    gateway_responses: dict[str, Any]
+    preflight_headers: dict[str, str]
+    deployment: str
+    """The id of its stage's deployment."""
+
+
+def put_gateway_responses(folder: Path, aws: dict[str, str], rest_api: str, **variables: str) -> ApiState:
+    result = python_m_deploy("gateway-responses", "--from", folder, variables={**aws, **variables})
+    assert result.returncode == 0, result.stderr
     gateway = client(aws, "apigateway")
+    return ApiState(
+        gateway_responses(gateway, rest_api),
+        preflight_headers(gateway, rest_api),
+        gateway.get_stage(restApiId=rest_api, stageName="api")["deploymentId"],
+    )
+
+
+@pytest.fixture(scope="module")
+def api_state(complete_build: AwsBuild, aws: dict[str, str], rest_api: str) -> ApiState:
+    """The API, named by REST_API_ID, after the first call."""
+    return put_gateway_responses(complete_build.folder, aws, rest_api, REST_API_ID=rest_api)
+
+
+def test_gateway_responses_match_the_template_and_are_deployed(
+    complete_build: AwsBuild, aws: dict[str, str], rest_api: str, api_state: ApiState
+) -> None:
     template = json.loads(complete_build.template.read_text())
 
-    result = python_m_deploy(
-        "gateway-responses", "--from", complete_build.folder, variables={**aws, "REST_API_ID": rest_api}
-    )
-
-    assert result.returncode == 0, result.stderr
-    assert (
-        gateway_responses(gateway, rest_api)
-        == template["Resources"]["RestAPI"]["Properties"]["GatewayResponses"]
-    )
-    (deployment,) = gateway.get_deployments(restApiId=rest_api)["items"]
-    assert gateway.get_stage(restApiId=rest_api, stageName="api")["deploymentId"] == deployment["id"]
+    assert api_state.gateway_responses == template["Resources"]["RestAPI"]["Properties"]["GatewayResponses"]
+    deployments = client(aws, "apigateway").get_deployments(restApiId=rest_api)["items"]
+    assert api_state.deployment in [deployment["id"] for deployment in deployments]
 
 
 def gateway_responses(gateway: Any, api: str) -> dict[str, Any]:
@@ -142,32 +171,10 @@ def gateway_responses(gateway: Any, api: str) -> dict[str, Any]:
     }
 
 
-def test_setting_gateway_responses_twice_is_idempotent(
-    complete_build: AwsBuild, aws: dict[str, str], rest_api: str
-) -> None:
-    gateway = client(aws, "apigateway")
-
-    def put() -> tuple[Any, Any]:
-        result = python_m_deploy(
-            "gateway-responses", "--from", complete_build.folder, variables={**aws, "REST_API_ID": rest_api}
-        )
-        assert result.returncode == 0, result.stderr
-        return gateway_responses(gateway, rest_api), preflight_headers(gateway, rest_api)
-
-    assert put() == put()
-
-
-def test_gateway_responses_give_preflights_the_common_headers(
-    complete_build: AwsBuild, aws: dict[str, str], rest_api: str, anonymous: Client
-) -> None:
-    gateway = client(aws, "apigateway")
-
-    python_m_deploy(
-        "gateway-responses", "--from", complete_build.folder, variables={**aws, "REST_API_ID": rest_api}
-    )
-
-    headers = preflight_headers(gateway, rest_api)
+def test_gateway_responses_give_preflights_the_common_headers(api_state: ApiState, anonymous: Client) -> None:
+    headers = {**api_state.preflight_headers}
     ordinary = anonymous.get("/health").headers
+
     assert headers.pop("access-control-allow-methods") == "'POST,OPTIONS'"
     assert headers.pop("x-request-id") == "context.requestId"
     assert headers == {
@@ -190,8 +197,8 @@ def preflight_headers(gateway: Any, api: str) -> dict[str, str]:
     return {name.removeprefix("method.response.header.").lower(): value for name, value in mapped.items()}
 
 
-def test_gateway_responses_use_the_api_chalice_deployed(
-    complete_build: AwsBuild, aws: dict[str, str], rest_api: str, tmp_path: Path
+def test_gateway_responses_use_the_api_chalice_deployed_and_are_idempotent(
+    complete_build: AwsBuild, aws: dict[str, str], rest_api: str, api_state: ApiState, tmp_path: Path
 ) -> None:
     folder = tmp_path / "build"
     shutil.copytree(complete_build.folder / ".chalice", folder / ".chalice")
@@ -200,10 +207,10 @@ def test_gateway_responses_use_the_api_chalice_deployed(
         json.dumps({"schema_version": "2.0", "resources": [deployed]})
     )
 
-    result = python_m_deploy("gateway-responses", "--from", folder, variables=aws)
+    again = put_gateway_responses(folder, aws, rest_api)
 
-    assert result.returncode == 0, result.stderr
-    assert client(aws, "apigateway").get_gateway_responses(restApiId=rest_api)["items"]
+    assert again.deployment != api_state.deployment
+    assert again == replace(api_state, deployment=again.deployment)
 
 
 NO_PROFILE = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
@@ -254,10 +261,7 @@ def test_missing_required_setting_stops_the_deploy(
 
 def built_with(variables: dict[str, str], complete_build: AwsBuild, folder: Path) -> Path:
     shutil.copytree(complete_build.folder / ".chalice", folder / ".chalice")
-    file = folder / ".chalice" / "config.json"
-    config = json.loads(file.read_text())
-    config["stages"]["dev"]["environment_variables"] = variables
-    file.write_text(json.dumps(config))
+    set_variables(folder, variables)
     return folder
 
 

@@ -93,7 +93,10 @@ def tools(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def deploy(builds: Path, tools: Path) -> Deploy:
-    """Runs `python -m deploy deploy <target>` with complete settings and these changes."""
+    """Runs `python -m deploy deploy <target>` with complete settings and these changes.
+
+    The password must not be in its output or in its calls.
+    """
 
     def run(target: str, folder: Path | None = None, **changes: str) -> DeployResult:
         variables = {**SETTINGS, **TARGET_VARIABLES[target], "PATH": str(tools), **changes}
@@ -101,7 +104,9 @@ def deploy(builds: Path, tools: Path) -> Deploy:
         process = python_m_deploy("deploy", target, "--from", source, variables=variables)
         calls = tools / "calls"
         lines = calls.read_text().splitlines() if calls.exists() else []
-        return DeployResult(process, [json.loads(line) for line in lines])
+        result = DeployResult(process, [json.loads(line) for line in lines])
+        assert PASSWORD not in json.dumps(result.argv) + process.stdout + process.stderr
+        return result
 
     return run
 
@@ -196,7 +201,10 @@ def test_each_oracle_deployment_has_a_new_version(deploy: Deploy, builds: Path) 
 
 
 @pytest.mark.parametrize("target", hosts.TARGETS)
-def test_deploy_passes_exactly_the_apis_variables(deploy: Deploy, target: str) -> None:
+def test_deploy_passes_exactly_the_apis_variables(deploy: Deploy, tmp_path: Path, target: str) -> None:
+    """Not DB_SSLROOTCERT: the build contains the file."""
+    authority = tmp_path / "authority.pem"
+    authority.write_text("-----BEGIN CERTIFICATE-----")
     optional = {
         "DB_PORT": "6432",
         "DB_SSLMODE": "verify-full",
@@ -230,8 +238,12 @@ def test_deploy_passes_exactly_the_apis_variables(deploy: Deploy, target: str) -
         **({} if target == "oci" else dict.fromkeys(OTLP_HEADERS, "authorization=Basic%20x")),
     }
 
-    result = deploy(target, **optional, DB_UNKNOWN="1", AUTH_AUDIENCE="shops", DEFAULT_COLOUR="red")
+    others = {"DB_SSLROOTCERT": str(authority), "DB_UNKNOWN": "1", "DEFAULT_COLOUR": "red"}
 
+    result = deploy(target, **optional, **others)
+
+    assert result.process.returncode == 0, result.process.stderr
+    assert not any(name in json.dumps(result.calls) for name in (*others, str(authority)))
     if target == "oci":
         passed = dict(argv[5:] for argv in result.argv[1:])
     else:
@@ -243,27 +255,9 @@ def test_deploy_passes_exactly_the_apis_variables(deploy: Deploy, target: str) -
 
 
 @pytest.mark.parametrize("target", hosts.TARGETS)
-def test_deploy_does_not_send_the_authority_path(deploy: Deploy, tmp_path: Path, target: str) -> None:
-    """The build contains the file."""
-    authority = tmp_path / "authority.pem"
-    authority.write_text("-----BEGIN CERTIFICATE-----")
-
-    result = deploy(target, DB_SSLROOTCERT=str(authority))
-
-    assert result.process.returncode == 0, result.process.stderr
-    calls = json.dumps(result.calls)
-    assert "DB_HOST" in calls
-    assert "DB_SSLROOTCERT" not in calls
-    assert str(authority) not in calls
-
-
-@pytest.mark.parametrize("target", hosts.TARGETS)
-@pytest.mark.parametrize("url", [f"postgresql://orders_app:{PASSWORD}@db.example/orders", ""])
-def test_no_password_is_on_command_lines_or_printed(deploy: Deploy, target: str, url: str) -> None:
-    result = deploy(target, DATABASE_URL=url, DB_PASSWORD=PASSWORD)
-
-    assert PASSWORD not in json.dumps(result.argv)
-    assert PASSWORD not in result.process.stdout + result.process.stderr
+def test_no_password_is_on_command_lines_or_printed(deploy: Deploy, target: str) -> None:
+    """`deploy` checks this for each other set of variables."""
+    deploy(target, DATABASE_URL=f"postgresql://orders_app:{PASSWORD}@db.example/orders", DB_PASSWORD=PASSWORD)
 
 
 @pytest.mark.parametrize("name", OTLP_HEADERS)
@@ -343,16 +337,15 @@ def test_setting_that_prevents_startup_is_reported(
     assert (result.process.returncode, result.calls) == (1, [])
 
 
-@pytest.mark.parametrize("target", TARGET_VARIABLES)
-def test_the_settings_of_make_run_are_not_deployed(deploy: Deploy, target: str) -> None:
-    result = deploy(target, AUTH_JWKS_URL="http://127.0.0.1:8000/.well-known/jwks.json")
+def test_the_settings_of_make_run_are_not_deployed(deploy: Deploy) -> None:
+    result = deploy("azure", AUTH_JWKS_URL="http://127.0.0.1:8000/.well-known/jwks.json")
 
     assert result.process.returncode == 1
     assert "AUTH_JWKS_URL names this machine" in result.process.stderr
     assert result.calls == []
 
 
-@pytest.mark.parametrize("target", hosts.TARGETS)
+@pytest.mark.parametrize("target", ["azure", "run"])
 def test_missing_build_is_reported_with_its_make_command(deploy: Deploy, tmp_path: Path, target: str) -> None:
     absent = deploy(target, folder=tmp_path / "absent")
     empty = deploy(target, folder=tmp_path)

@@ -12,6 +12,7 @@ import pytest
 
 from deploy import hosts, pins, sbom
 from tests.support.builds import PROJECT, AwsBuild
+from tests.support.sboms import schema_errors
 
 pytestmark = pytest.mark.slow
 
@@ -35,14 +36,6 @@ def sbom_in(folder: Path) -> Json:
 
 def versions(document: Json) -> set[tuple[str, str]]:
     return {(component["name"], component["version"]) for component in document["components"]}
-
-
-def schema_errors(folder: Path) -> object:
-    """Errors by the CycloneDX schema, including unknown members; None if there are none."""
-    from cyclonedx.schema import SchemaVersion
-    from cyclonedx.validation.json import JsonStrictValidator  # takes seconds to import
-
-    return JsonStrictValidator(SchemaVersion.V1_6).validate_str((folder / sbom.NAME).read_text())
 
 
 def test_sbom_of_each_host_is_valid(host: tuple[str, Path]) -> None:

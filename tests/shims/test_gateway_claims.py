@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -22,35 +24,52 @@ Rows = Callable[..., list[tuple[Any, ...]]]
 PROJECT = Path(__file__).parents[2]
 NO_AUTHORIZER = object()
 ON_LAMBDA = {"AWS_LAMBDA_FUNCTION_NAME": "order-api-dev"}
+WITHOUT_TOKEN_SETTINGS = {"AUTH_AUDIENCE": "", "AUTH_JWKS_URL": "", "AUTH_ISSUER": "", **ON_LAMBDA}
 PROGRAM = """
 import json, sys
 {first}
 from app import app
-answers = [app(event, None) for event in json.load(sys.stdin)]
-print(json.dumps([answers, list(sys.modules)]))
+output, sys.stdout = sys.stdout, sys.stderr  # the API logs there
+for line in sys.stdin:
+    answers = [app(event, None) for event in json.loads(line)]
+    print(json.dumps([answers, list(sys.modules)]), file=output, flush=True)
 """
+"""Each line of its input is a list of events; each of its output the answers and the loaded modules."""
 
 
-@pytest.fixture
-def handle(environment: dict[str, str]) -> Handle:
-    """Runs app.py on these events in a separate process; returns the answers and the loaded modules."""
+@pytest.fixture(scope="module")
+def handle(environment: dict[str, str]) -> Iterator[Handle]:
+    """Runs app.py on these events in a process that is started once for equal variables.
 
-    def run(*events: Json, first: str = "", **variables: str) -> tuple[list[Answer], set[str]]:
-        process = subprocess.run(
-            [sys.executable, "-c", PROGRAM.format(first=first)],
-            cwd=PROJECT,
-            env={"PATH": "/usr/bin:/bin", **environment, **variables},
-            input=json.dumps(events),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert process.returncode == 0, process.stderr
-        answers, modules = json.loads(process.stdout.splitlines()[-1])
-        return [read(answer) for answer in answers], set(modules)
+    Returns the answers and the loaded modules.
+    """
+    with ExitStack() as processes:
 
-    return run
+        @cache
+        def start(first: str, variables: frozenset[tuple[str, str]]) -> subprocess.Popen[str]:
+            return processes.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", PROGRAM.format(first=first)],
+                    cwd=PROJECT,
+                    env={"PATH": "/usr/bin:/bin", **environment, **dict(variables)},
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+
+        def run(*events: Json, first: str = "", **variables: str) -> tuple[list[Answer], set[str]]:
+            process = start(first, frozenset(variables.items()))
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(json.dumps(events) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+            assert line, "the process ended"
+            answers, modules = json.loads(line)
+            return [read(answer) for answer in answers], set(modules)
+
+        yield run
 
 
 def event(
@@ -132,16 +151,14 @@ def test_auth_audience_restricts_app_clients_on_lambda(handle: Handle, tenant: s
     events = [event({"claims": client_claims}, "GET") for client_claims in clients]
 
     restricted, _ = handle(*events, AUTH_AUDIENCE="web, shop", **ON_LAMBDA)
-    unrestricted, _ = handle(*events, AUTH_AUDIENCE="", **ON_LAMBDA)
+    unrestricted, _ = handle(*events, **WITHOUT_TOKEN_SETTINGS)
 
     assert [answer.status for answer in restricted] == [200, 401, 401]
     assert [answer.status for answer in unrestricted] == [200, 200, 200]
 
 
 def test_token_settings_are_optional_on_lambda(handle: Handle, tenant: str) -> None:
-    answers, _ = handle(
-        event({"claims": claims(tenant)}), AUTH_AUDIENCE="", AUTH_JWKS_URL="", AUTH_ISSUER="", **ON_LAMBDA
-    )
+    answers, _ = handle(event({"claims": claims(tenant)}), **WITHOUT_TOKEN_SETTINGS)
 
     assert answers[0].status == 201
 
