@@ -133,7 +133,12 @@ def test_unsafe_role_is_refused_unless_allowed(admin_url: str, command: list[str
         "DATABASE_URL cannot be used: the role postgres is a superuser: log in as"
     )
     assert "DB_ALLOW_UNSAFE_ROLE=1" in refused.stderr
-    assert allowed.stderr.startswith("Cannot listen on 127.0.0.1:")  # the error after the role check
+    # The error after the role check.
+    target = {"run": "run", "serve": "local-aws"}[command[0]]
+    assert allowed.stderr == (
+        f"Cannot listen on 127.0.0.1:{port['PORT']}: Address already in use. Try: make {target} PORT=8001\n"
+    )
+    assert (refused.returncode, allowed.returncode) == (1, 1)
 
 
 def test_a_password_is_kept_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
