@@ -42,6 +42,11 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def __init__(self, listener: socket.socket, application: "_Application", settings: Config) -> None:
         super().__init__(0, os.getppid(), [listener], application, 0, settings, Logger(settings))
         self._open: set[socket.socket] = set()
+        self.running = threading.Event()
+
+    def run(self) -> None:
+        self.running.set()
+        super().run()
 
     def init_signals(self) -> None:
         """Does nothing: gunicorn's handlers are for a separate worker process."""
@@ -129,7 +134,8 @@ class Server:
             self._listener.close()
 
     def shutdown(self) -> None:
-        """Requests in progress get a few seconds to end."""
+        """Requests in progress get a few seconds to end. Waits until serve_forever() has begun."""
+        self._worker.running.wait(5)
         self._worker.handle_exit(None, None)
 
 

@@ -23,21 +23,17 @@ Rows = Callable[..., list[tuple[Any, ...]]]
 PROJECT = Path(__file__).parents[2]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[{}, {"AWS_LAMBDA_FUNCTION_NAME": "order-api-dev"}],
-    ids=["plain", "with Lambda's variable"],
-)
+@pytest.fixture(scope="module")
 def chalice_local(
-    request: pytest.FixtureRequest, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+    environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Transport]:
-    """`chalice local` started from the command line, on a free port."""
+    """`chalice local` from the command line, with Lambda's variable; test_chalice_door.py has it without."""
     port = free_port()
     log = (tmp_path_factory.mktemp("chalice-local") / "log").open("w+")
     process = subprocess.Popen(
         [Path(sys.executable).with_name("chalice"), "local", "--no-autoreload", "--port", str(port)],
         cwd=PROJECT,
-        env={**os.environ, **environment, **request.param},
+        env={**os.environ, **environment, "AWS_LAMBDA_FUNCTION_NAME": "order-api-dev"},
         stdout=log,
         stderr=subprocess.STDOUT,
     )
