@@ -207,13 +207,6 @@ def from_other_providers(provider: Provider, tenant: str) -> Tokens:
             yield f"{other.name}'s with all claims", KEY.token({**all_claims, "iss": other.issuer})
 
 
-def test_token_attacks_are_many_and_uniquely_named(provider_door: ProviderDoor) -> None:
-    names = [name for name, _ in forged_tokens(provider_door, "victim")]
-
-    assert len(names) >= 25
-    assert len(set(names)) == len(names)
-
-
 def test_valid_token_places_an_order_for_its_tenant(provider_door: ProviderDoor, tenant: str) -> None:
     claims = provider_door.provider.claims(tenant)
     alice = Client(provider_door.send, KEY.token(claims))
@@ -228,9 +221,14 @@ def test_valid_token_places_an_order_for_its_tenant(provider_door: ProviderDoor,
 
 def test_forged_token_is_rejected(provider_door: ProviderDoor, rows: Rows, tenant: str) -> None:
     before = stored_rows(rows)
+    attacks = list(forged_tokens(provider_door, tenant))
+    methods = {"POST": SEED_BYTES}
+    if provider_door.door == "local":
+        methods["GET"] = b""
 
-    for name, authorization in forged_tokens(provider_door, tenant):
-        for method, body in (("POST", SEED_BYTES), ("GET", b"")):
+    assert len({name for name, _ in attacks}) == len(attacks) >= 200
+    for name, authorization in attacks:
+        for method, body in methods.items():
             answer = authorized(provider_door, authorization, method, body)
             if answer.status == 431 and len(authorization or "") > MAX_HEADER_LENGTH:
                 continue
