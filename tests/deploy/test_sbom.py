@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -12,7 +13,6 @@ import pytest
 
 from deploy import hosts, pins, sbom
 from tests.support.builds import PROJECT, AwsBuild
-from tests.support.sboms import schema_errors
 
 pytestmark = pytest.mark.slow
 
@@ -36,6 +36,19 @@ def sbom_in(folder: Path) -> Json:
 
 def versions(document: Json) -> set[tuple[str, str]]:
     return {(component["name"], component["version"]) for component in document["components"]}
+
+
+def schema_errors(folder: Path) -> object:
+    """Errors by the CycloneDX schema, including unknown members; None if there are none."""
+    return validator().validate_str((folder / sbom.NAME).read_text())
+
+
+@cache
+def validator() -> Any:
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator  # takes seconds to import
+
+    return JsonStrictValidator(SchemaVersion.V1_6)
 
 
 def test_sbom_of_each_host_is_valid(host: tuple[str, Path]) -> None:
@@ -98,6 +111,15 @@ def test_sbom_timestamp_comes_from_source_date_epoch(tmp_path: Path, monkeypatch
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     assert write() == write() != without_timestamp
     assert sbom_in(tmp_path)["metadata"]["timestamp"] == "2023-11-14T22:13:20+00:00"
+    assert schema_errors(tmp_path) is None
+
+
+def test_sbom_with_an_authority_file_is_valid(tmp_path: Path) -> None:
+    (tmp_path / "authority.pem").write_text("-----BEGIN CERTIFICATE-----")
+
+    sbom.write(tmp_path, "aws", [], sbom.PYTHONS, authority=tmp_path / "authority.pem")
+
+    assert [component["type"] for component in sbom_in(tmp_path)["components"]] == ["file"]
     assert schema_errors(tmp_path) is None
 
 
