@@ -28,15 +28,15 @@ def measure(run: Run) -> Json:
     starts = [(contender, bytecode) for contender in contenders for bytecode in (WITH, WITHOUT)] + [
         (IMPORTS, WITH)
     ]
-    advance = run.steps(TITLE, (run.size.cold_rounds + 1) * len(starts))
+    advance = run.steps(TITLE, (run.size.cold_warm_up + run.size.cold_rounds) * len(starts))
     times: dict[tuple[str, str], list[Json]] = {
         (contender.key, bytecode): [] for contender, bytecode in starts
     }
     with pinned(run.database, run.core):
-        for number in range(run.size.cold_rounds + 1):
+        for number in range(-run.size.cold_warm_up, run.size.cold_rounds):
             for contender, bytecode in rotated(starts, number):
                 took = _start(run, contender, bytecode)
-                if number:  # before the first round, the files may not have been in the page cache
+                if number >= 0:
                     times[contender.key, bytecode].append(took)
                 advance()
     results = {

@@ -22,6 +22,8 @@ class Size:
     warm_calls: int
     """Of each operation, by each contender, in each round."""
     growth_calls: int
+    cold_warm_up: int
+    """Rounds before the measured ones, until the files are in the page cache."""
     cold_rounds: int
     http_rounds: int
     http_seconds: int
@@ -36,6 +38,7 @@ SIZES = {
         warm_rounds=40,
         warm_calls=20,
         growth_calls=100_000,
+        cold_warm_up=1,
         cold_rounds=15,
         http_rounds=4,
         http_seconds=4,
@@ -47,6 +50,7 @@ SIZES = {
         warm_rounds=12,
         warm_calls=8,
         growth_calls=4_000,
+        cold_warm_up=1,
         cold_rounds=3,
         http_rounds=2,
         http_seconds=2,
@@ -58,6 +62,7 @@ SIZES = {
         warm_rounds=1,
         warm_calls=2,
         growth_calls=50,
+        cold_warm_up=0,
         cold_rounds=1,
         http_rounds=1,
         http_seconds=1,

@@ -4,13 +4,13 @@ import os
 import time
 from collections.abc import Mapping
 from functools import cache, cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-import boto3
 from jose import jwk, jwt
-from moto.server import ThreadedMotoServer
-from moto.utilities.utils import load_resource
+
+if TYPE_CHECKING:
+    from moto.server import ThreadedMotoServer
 
 REGION = "eu-west-1"
 LIFETIME = 3600
@@ -22,6 +22,8 @@ class UserPool:
     """A pool with `custom:tenant_id`, one app client, and users created on demand."""
 
     def __init__(self, endpoint: str, name: str) -> None:
+        import boto3
+
         self._endpoint = endpoint
         self._cognito: Any = boto3.client(
             "cognito-idp",
@@ -126,8 +128,10 @@ def _email(tenant: str | None, user: str) -> str:
     return f"{user}@{tenant or 'nowhere'}.example"
 
 
-def start() -> tuple[ThreadedMotoServer, str]:
+def start() -> tuple["ThreadedMotoServer", str]:
     """moto's server on a free port, and its endpoint."""
+    from moto.server import ThreadedMotoServer  # takes a second, and not every run needs it
+
     os.environ.setdefault("AWS_DEFAULT_REGION", REGION)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -143,5 +147,7 @@ def signed(claims: Mapping[str, Any]) -> str:
 
 @cache
 def _moto_key() -> tuple[Any, str]:
+    from moto.utilities.utils import load_resource
+
     members = load_resource("cognitoidp/resources/jwks-private.json")
     return jwk.construct(members, "RS256"), members["kid"]

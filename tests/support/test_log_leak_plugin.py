@@ -78,6 +78,7 @@ def run(folder: Path, source: str) -> "subprocess.CompletedProcess[str]":
         env={
             **{name: value for name, value in os.environ.items() if name != "CI"},
             "PYTHONPATH": str(PROJECT),
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         },
         capture_output=True,
         text=True,

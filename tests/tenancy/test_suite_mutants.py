@@ -25,8 +25,9 @@ API_ONLY_TESTS = {
 
 
 def run_pytest(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    without_plugins = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+        [sys.executable, "-m", "pytest", "-q", *without_plugins, *arguments],
         cwd=PROJECT,
         capture_output=True,
         text=True,
