@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -49,17 +48,18 @@ def in_variables(first: int, second: int) -> dict[str, str]:
 Addresses = Callable[[int, int], dict[str, str]]
 
 
-@pytest.fixture
-def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
-    """The parameter makes the variables that configure both addresses."""
+@pytest.fixture(scope="module")
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The parameter makes the variables that configure both addresses. The last test replaces the primary."""
     addresses: Addresses = request.param
+    folder = tmp_path_factory.mktemp("cluster")
     with ExitStack() as stack:
         primary = stack.enter_context(private_server())
         apply_schema(primary.urls.owner)
         standby = stack.enter_context(standby_of(primary))
         rows(primary, "alter system set synchronous_standby_names = '*'")
         rows(primary, "select pg_reload_conf()")
-        tokens = stack.enter_context(token_issuer(tmp_path))
+        tokens = stack.enter_context(token_issuer(folder))
         proxies = [Proxy(None, primary.folder, parses=False), Proxy(None, standby.folder, parses=False)]
         for proxy in proxies:
             stack.callback(proxy.close)
@@ -68,7 +68,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]
             **addresses(proxies[0].port, proxies[1].port),
             "DB_READ_TIMEOUT": str(READ_TIMEOUT),
         }
-        product = stack.enter_context(door(tmp_path / "product", variables, workers=2))
+        product = stack.enter_context(door(folder / "product", variables, workers=2))
         cluster = Cluster(
             primary, standby, product, CustomerFactory([product.port], tokens.token, Ledger(), 0)
         )
@@ -87,7 +87,7 @@ def assert_promises_kept(cluster: Cluster, *, reads_may_be_stale: bool = False) 
     assert ledger.slowest < MAX_REQUEST_SECONDS
 
 
-@pytest.mark.parametrize("cluster", [in_url, in_variables], indirect=True)
+@pytest.mark.parametrize("cluster", [in_url], indirect=True)
 def test_standby_has_every_order_acknowledged_before_failover(cluster: Cluster) -> None:
     ledger = cluster.factory.ledger
     with Load(cluster.factory.customers()):
@@ -100,24 +100,6 @@ def test_standby_has_every_order_acknowledged_before_failover(cluster: Cluster) 
         until(lambda: ledger.acknowledged() > before + 50)
 
     assert_promises_kept(cluster)
-    assert recovery_seconds < MAX_RECOVERY_SECONDS
-
-
-@pytest.mark.parametrize("cluster", [in_variables], indirect=True)
-def test_writes_move_to_new_primary_after_a_switchover(cluster: Cluster) -> None:
-    """The old primary still answers, so a process that has not written since may read stale data."""
-    ledger = cluster.factory.ledger
-    with Load(cluster.factory.customers()):
-        until(lambda: ledger.acknowledged() > 50)
-        rows(cluster.primary, "alter system set default_transaction_read_only = on")
-        rows(cluster.primary, "select pg_reload_conf()")
-        until(lambda: ledger.answers[503] > 5)
-        cluster.standby.promote()
-        recovery_seconds = recovery(cluster.factory.customer("probe", "prober"), time.monotonic())
-        before = ledger.acknowledged()
-        until(lambda: ledger.acknowledged() > before + 50)
-
-    assert_promises_kept(cluster, reads_may_be_stale=True)
     assert recovery_seconds < MAX_RECOVERY_SECONDS
 
 
@@ -137,3 +119,22 @@ def test_primary_acknowledges_nothing_without_its_synchronous_standby(cluster: C
     cluster.standby.start()
     until(lambda: customer.place(key="meanwhile").status == 201)
     assert len(customer.get("/orders").json["orders"]) == 2
+    rows(cluster.primary, "truncate orders, order_items, idempotency_keys")  # the ledger does not have them
+
+
+@pytest.mark.parametrize("cluster", [in_variables], indirect=True)
+def test_writes_move_to_new_primary_after_a_switchover(cluster: Cluster) -> None:
+    """The old primary still answers, so a process that has not written since may read stale data."""
+    ledger = cluster.factory.ledger
+    with Load(cluster.factory.customers()):
+        until(lambda: ledger.acknowledged() > 50)
+        rows(cluster.primary, "alter system set default_transaction_read_only = on")
+        rows(cluster.primary, "select pg_reload_conf()")
+        until(lambda: ledger.answers[503] > 5)
+        cluster.standby.promote()
+        recovery_seconds = recovery(cluster.factory.customer("probe", "prober"), time.monotonic())
+        before = ledger.acknowledged()
+        until(lambda: ledger.acknowledged() > before + 50)
+
+    assert_promises_kept(cluster, reads_may_be_stale=True)
+    assert recovery_seconds < MAX_RECOVERY_SECONDS

@@ -6,28 +6,43 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.slow
+from tools.soak.__main__ import main
 
-
-@pytest.mark.parametrize(
-    ("name", "values", "advice"),
-    [
-        ("MINUTES", ["abc", "nan", "inf", "0", "-1"], "a number above 0, such as 10 or 0.5"),
-        ("SEED", ["x", "1.5", "-1"], "a whole number"),
-        ("SABOTAGE", ["rsl"], "one of "),
+CASES = [
+    *[
+        ("MINUTES", value, "a number above 0, such as 10 or 0.5")
+        for value in ("abc", "nan", "inf", "0", "-1")
     ],
-)
-def test_malformed_soak_variable_is_explained(name: str, values: list[str], advice: str) -> None:
-    for value in values:
-        result = subprocess.run(
-            [sys.executable, "-m", "tools.soak"],
-            env={**os.environ, name: value},
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
+    *[("SEED", value, "a whole number") for value in ("x", "1.5", "-1")],
+    ("SABOTAGE", "rsl", "one of "),
+]
 
-        assert (result.returncode, result.stdout) == (1, "")
-        assert result.stderr.startswith(f"{name} is {value!r}: use {advice}")
-        assert result.stderr.count("\n") == 1
+
+@pytest.mark.parametrize(("name", "value", "advice"), CASES)
+def test_malformed_soak_variable_is_explained(
+    name: str, value: str, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["tools.soak"])
+
+    with pytest.raises(SystemExit) as stopped:
+        main()
+
+    assert str(stopped.value.code).startswith(f"{name} is {value!r}: use {advice}")
+    assert "\n" not in str(stopped.value.code)
+
+
+@pytest.mark.slow
+def test_malformed_soak_variable_ends_the_command() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "tools.soak"],
+        env={**os.environ, "MINUTES": "abc"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("MINUTES is 'abc': use a number above 0")
+    assert result.stderr.count("\n") == 1

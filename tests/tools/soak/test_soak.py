@@ -36,7 +36,7 @@ def evidence(report: Report) -> str:
 
 
 def test_faults_under_load_break_no_promise() -> None:
-    report = run(seconds=15, kills=len(KILLS), kinds=KINDS)
+    report = run(seconds=10, kills=len(KILLS), kinds=KINDS)
 
     assert report.problems() == [], evidence(report)
     assert len(report.faults) >= KINDS
@@ -45,10 +45,12 @@ def test_faults_under_load_break_no_promise() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sabotage", "broken"), [("rls", "crossed"), ("idempotency", "doubled"), ("durability", "lost")]
+    ("sabotage", "broken", "kills"),
+    [("rls", "crossed", 0), ("idempotency", "doubled", 0), ("durability", "lost", 2)],
 )
-def test_sabotaged_run_breaks_the_matching_promise(sabotage: str, broken: str) -> None:
-    report = run(seconds=4, kills=2, kinds=1, sabotage=sabotage)
+def test_sabotaged_run_breaks_the_matching_promise(sabotage: str, broken: str, kills: int) -> None:
+    """Orders are lost when the database is killed: at least one of two kills does that."""
+    report = run(seconds=2, kills=kills, kinds=1, sabotage=sabotage)
 
     assert report.verdict is not None
     columns = {name: getattr(report.verdict, name) for name in ("lost", "doubled", "crossed")}
