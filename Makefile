@@ -13,7 +13,7 @@ SNAPSTART ?= off
 ORDERS ?= 1000000
 # docs/testing.md describes how tests are distributed over processes. Bytecode is on, because otherwise every process
 # that the tests start compiles all modules that it imports.
-PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --dist loadscope --no-loadscope-reorder
 # Only a USER on make's command line counts: every shell sets one too.
 TOKEN_USER := $(if $(filter command line,$(origin USER)),$(USER))
 
@@ -31,8 +31,8 @@ token: export TOKEN_USER := $(TOKEN_USER)
 token: $(READY) ## a token for the running stack: make token TENANT=acme USER=alice
 	@$(BIN)/python -m local token
 
-test: $(READY) ## every test, from nothing to green; WORKERS=2 processes, 0 for none
-	$(PYTEST) -n $(or $(WORKERS),2) --junit-xml=build/junit.xml
+test: $(READY) ## every test, from nothing to green; WORKERS=3 processes, 0 for none
+	$(PYTEST) -n $(or $(WORKERS),3) --junit-xml=build/junit.xml
 
 test-fast: $(READY) ## without the whole-stack and long tests, for daily work
 	$(PYTEST) -n $(or $(WORKERS),logical) -m "not slow"
