@@ -136,5 +136,5 @@ $(READY): requirements-dev.txt
 	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
 	@echo "Installing into $(VENV) (once, about a minute)" >&2
 	@"$(PYTHON)" -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt >&2 || { echo "Installing failed. Is the package index reachable? A proxy: HTTPS_PROXY, a mirror: PIP_INDEX_URL" >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-compile --require-hashes -r requirements-dev.txt >&2 || { echo "Installing failed. Is the package index reachable? A proxy: HTTPS_PROXY, a mirror: PIP_INDEX_URL" >&2; exit 1; }
 	@touch $@
