@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from app import app
-from chalicelib.settings.table import SETTINGS, Parameter, Setting
+from chalicelib.settings.parameter import Parameter
+from chalicelib.settings.table import SETTINGS, Setting
 from deploy import alarms, gateway_responses, policy
 
 Json = dict[str, Any]

@@ -5,23 +5,13 @@ To add one: an entry here and its reader in this package; then `make docs`.
 
 from typing import NamedTuple
 
+from chalicelib.settings.parameter import Parameter
+
 EVERY_HOST = "every host"
 OTHER_HOSTS = "every host but Lambda"
 OPENTELEMETRY = "every host but Lambda, for OpenTelemetry's SDK"
 LAMBDA = "none: Lambda sets it"
 BUILD = "none: builds copy the file"
-
-
-class Parameter(NamedTuple):
-    """The parameter of the SAM template that carries a variable's value."""
-
-    name: str
-    description: str
-    """Plain text for AWS's console."""
-    pattern: str = ""
-    """A regular expression for the whole value; empty: any value."""
-    is_required: bool = False
-    """Whether it has no default when the build sets none: CloudFormation then requires a value."""
 
 
 class Setting(NamedTuple):
