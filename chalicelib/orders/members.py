@@ -10,8 +10,6 @@ from typing import Any, Literal, NamedTuple
 
 Kind = Literal["text", "code", "uuid", "integer", "amount", "timestamp", "items"]
 """`code`: text without characters that JSON escapes. `amount`: exact decimal. `items`: the order's lines."""
-
-
 MAX_ITEMS, MAX_QUANTITY = 500, 1_000_000
 INITIAL: Mapping[str, Any] = MappingProxyType({"status": "pending", "version": 1})
 """What the server gives a new order, the same for each."""
