@@ -31,6 +31,13 @@ class Cluster:
     standby: Server
     product: Door
     factory: CustomerFactory
+    proxy: Proxy
+    """In front of the primary."""
+
+    def kill_primary(self) -> None:
+        """As when its machine dies: its address refuses connections, so that libpq tries the next one."""
+        self.primary.kill()
+        self.proxy.close()
 
     def is_synchronous(self) -> bool:
         return rows(self.primary, "select sync_state from pg_stat_replication") == [("sync",)]
@@ -69,9 +76,8 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             "DB_READ_TIMEOUT": str(READ_TIMEOUT),
         }
         product = stack.enter_context(door(folder / "product", variables, workers=2))
-        cluster = Cluster(
-            primary, standby, product, CustomerFactory([product.port], tokens.token, Ledger(), 0)
-        )
+        factory = CustomerFactory([product.port], tokens.token, Ledger(), 0)
+        cluster = Cluster(primary, standby, product, factory, proxies[0])
         until(cluster.is_synchronous)
         yield cluster
 
@@ -92,7 +98,7 @@ def test_standby_has_every_order_acknowledged_before_failover(cluster: Cluster) 
     ledger = cluster.factory.ledger
     with Load(cluster.factory.customers()):
         until(lambda: ledger.acknowledged() > 50)
-        cluster.primary.kill()
+        cluster.kill_primary()
         until(lambda: ledger.answers[503] > 5)
         cluster.standby.promote()
         recovery_seconds = recovery(cluster.factory.customer("probe", "prober"), time.monotonic())
