@@ -70,7 +70,7 @@ def health() -> Response:
 
 @app.route("/health/ready", methods=["GET", "HEAD"])
 def ready() -> Response:
-    connections().ping(deadline())
+    connections().check_schema(deadline())
     return Response('{"status":"ready"}')
 
 

@@ -1,11 +1,13 @@
 -- The schema of the order API, for PostgreSQL 15 to 18.
 --
--- Apply it as the owner of the database, who needs CREATEROLE the first time:
+-- This is what an empty database gets. Apply it as the owner of the database, who needs CREATEROLE the
+-- first time:
 --     psql "$OWNER_DATABASE_URL" -v ON_ERROR_STOP=1 -f schema.sql
--- It migrates an empty database, or one of any earlier version, to the version recorded at the
--- end of the file. Applied again it changes nothing.
+-- Applied again it changes nothing. A database of an earlier release is migrated with `make migrate`.
 --
 -- Every key starts with tenant_id, so that the tables can be distributed by tenant without changes.
+-- Text in keys, indexes and checks is compared byte by byte (collate "C"): another collation depends on the
+-- operating system's library, and its upgrade would make an index miss rows that exist.
 
 begin;
 
@@ -21,19 +23,25 @@ do $$ begin
     perform pg_advisory_xact_lock(hashtext('order-api schema'));
 end $$;
 
--- One row for each version of this file that was applied here.
-create table if not exists schema_version (
-    version     integer      not null,
-    applied_at  timestamptz  not null default now(),
-    constraint schema_version_pkey primary key (version)
-);
-
-do $$ declare newest integer := (select max(version) from schema_version); begin
-    if newest > 2 then
-        raise exception 'this database is at schema version %, this file is version 2', newest
+do $$ declare found integer; begin
+    if to_regclass('schema_version') is not null then
+        select max(version) into found from schema_version;
+    end if;
+    if found < 7 then
+        raise exception 'this database is at schema version %, this file is version 7', found
+            using hint = 'make migrate OWNER_DATABASE_URL=... brings it to version 7.';
+    elsif found > 7 then
+        raise exception 'this database is at schema version %, this file is version 7', found
             using hint = 'Apply the schema.sql that belongs to the newest deployed release.';
     end if;
 end $$;
+
+-- One row: the last migration in migrations/versions that this database has. Alembic updates it.
+create table if not exists schema_version (
+    version_num  varchar(32) collate "C"  not null,
+    version      integer                  generated always as (version_num::integer) stored,
+    constraint schema_version_pkey primary key (version_num)
+);
 
 
 -- Roles -------------------------------------------------------------------------------------
@@ -106,25 +114,25 @@ end $$;
 -- One order. order_id is a UUID version 7 that the API generates: the primary key serves both
 -- `where tenant_id = ? and order_id = ?` and the list, newest first.
 create table if not exists orders (
-    tenant_id         varchar(255)   not null,
-    order_id          uuid           not null,
-    created_by        varchar(255)   not null,
-    status            text           not null,
-    version           integer        not null,
-    customer_name     varchar(255)   not null,
-    customer_email    varchar(254)   not null,
+    tenant_id         text          collate "C"  not null,
+    order_id          uuid                       not null,
+    created_by        varchar(255)  collate "C"  not null,
+    status            text          collate "C"  not null,
+    version           integer                    not null,
+    customer_name     varchar(255)               not null,
+    customer_email    varchar(254)               not null,
     customer_phone    varchar(255),
     shipping_address  varchar(2000),
     billing_address   varchar(2000),
     -- With the currency's number of decimals: 99.99 USD, 100 JPY. numeric without a scale preserves them.
-    total_amount      numeric        not null,
-    currency          char(3)        not null,
-    created_at        timestamptz    not null,
-    updated_at        timestamptz    not null,
+    total_amount      numeric                    not null,
+    currency          char(3)       collate "C"  not null,
+    created_at        timestamptz                not null,
+    updated_at        timestamptz                not null,
 
     constraint orders_pkey           primary key (tenant_id, order_id),
     -- After the first SET LOCAL the setting is '' for the rest of the session: '' must not be a tenant.
-    constraint orders_tenant_named   check (tenant_id <> ''),
+    constraint orders_tenant_named   check (char_length(tenant_id) between 1 and 255),
     constraint orders_status_known   check (status in ('pending')),
     constraint orders_version_counts check (version >= 1),
     constraint orders_amount_range   check (total_amount between 0 and 999999999999.999
@@ -152,17 +160,17 @@ end $$;
 
 -- One line of an order; line_no (1..n) is its position in the request.
 create table if not exists order_items (
-    tenant_id     varchar(255)  not null,
-    order_id      uuid          not null,
-    line_no       integer       not null,
-    product_name  varchar(255)  not null,
-    product_sku   varchar(255)  not null,
-    quantity      integer       not null,
-    unit_price    numeric       not null,
+    tenant_id     text collate "C"  not null,
+    order_id      uuid              not null,
+    line_no       integer           not null,
+    product_name  varchar(255)      not null,
+    product_sku   varchar(255)      not null,
+    quantity      integer           not null,
+    unit_price    numeric           not null,
 
     constraint order_items_pkey           primary key (tenant_id, order_id, line_no),
     constraint order_items_order_fkey     foreign key (tenant_id, order_id) references orders (tenant_id, order_id),
-    constraint order_items_tenant_named   check (tenant_id <> ''),
+    constraint order_items_tenant_named   check (char_length(tenant_id) between 1 and 255),
     constraint order_items_line_range     check (line_no between 1 and 500),
     constraint order_items_quantity_range check (quantity between 1 and 1000000),
     constraint order_items_amount_range   check (unit_price between 0 and 999999999999.999
@@ -173,16 +181,16 @@ create table if not exists order_items (
 -- so that a second request with the same key waits here before it does any work. Therefore it has no
 -- foreign key to orders.
 create table if not exists idempotency_keys (
-    tenant_id        varchar(255)  not null,
-    created_by       varchar(255)  not null,
-    idempotency_key  varchar(255)  not null,
+    tenant_id        text          collate "C"  not null,
+    created_by       varchar(255)  collate "C"  not null,
+    idempotency_key  varchar(255)  collate "C"  not null,
     -- SHA-256, in hex, of the validated order: the key is refused with a different order.
-    fingerprint      char(64)      not null,
-    order_id         uuid          not null,
-    created_at       timestamptz   not null,
+    fingerprint      char(64)                   not null,
+    order_id         uuid                       not null,
+    created_at       timestamptz                not null,
 
     constraint idempotency_keys_pkey         primary key (tenant_id, created_by, idempotency_key),
-    constraint idempotency_keys_tenant_named check (tenant_id <> '')
+    constraint idempotency_keys_tenant_named check (char_length(tenant_id) between 1 and 255)
 );
 
 -- One tenant's rate limit state, with RATE_LIMIT set: the time until which its turns are taken, in seconds
@@ -190,11 +198,11 @@ create table if not exists idempotency_keys (
 -- than the limit's period is refused (the generic cell rate algorithm, ITU-T I.371). Unlogged: no write waits
 -- for the disk, and a crash resets all limits.
 create unlogged table if not exists rate_limits (
-    tenant_id    varchar(255)  not null,
-    taken_until  float8        not null,
+    tenant_id    text    collate "C"  not null,
+    taken_until  float8               not null,
 
     constraint rate_limits_pkey         primary key (tenant_id),
-    constraint rate_limits_tenant_named check (tenant_id <> '')
+    constraint rate_limits_tenant_named check (char_length(tenant_id) between 1 and 255)
 ) with (fillfactor = 20);  -- frequent updates stay within the page (HOT)
 
 
@@ -218,16 +226,35 @@ do $$ declare tenant_table text; begin
 end $$;
 
 
--- Grants: only what the API needs. It can neither change nor delete an order.
-do $$ begin
-    execute format('grant usage on schema %I to orders_app', current_schema());
+-- Grants: only what the API needs, and nothing for any other role. It can neither change nor delete an order.
+-- (Default privileges, such as Supabase's for `anon`, grant everything on each new table and function, and
+-- TRUNCATE ignores row-level security.) Grants that you add later are kept.
+do $$ declare object text; grantee text; begin
+    if exists (select from schema_version) then
+        return;
+    end if;
+    for object, grantee in
+        select distinct its.object, case its.grantee when 0 then 'public' else its.grantee::regrole::text end from (
+            select format('table %s', oid::regclass), (aclexplode(relacl)).grantee, relowner from pg_class
+                where relnamespace = current_schema()::regnamespace
+                  and relname in ('schema_version', 'orders', 'order_items', 'idempotency_keys', 'rate_limits')
+            union all
+            select format('function %s', oid::regprocedure), (aclexplode(coalesce(proacl, acldefault('f', proowner)))).grantee, proowner
+                from pg_proc where pronamespace = current_schema()::regnamespace and proname = 'set_tenant'
+        ) as its (object, grantee, owner) where its.grantee <> its.owner
+    loop
+        execute format('revoke all on %s from %s cascade', object, grantee);
+    end loop;
 end $$;
 grant select, insert on orders, order_items, idempotency_keys to orders_app;
 grant select, insert, update on rate_limits to orders_app;
 grant select on schema_version to orders_app;
-revoke execute on function set_tenant(text), set_tenant(text, integer) from public;
 grant execute on function set_tenant(text), set_tenant(text, integer) to orders_app;
+do $$ begin
+    execute format('grant usage on schema %I to orders_app', current_schema());
+    execute format('grant connect on database %I to orders_app', current_database());
+end $$;
 
-insert into schema_version (version) values (1), (2) on conflict do nothing;
+insert into schema_version (version_num) select '7' where not exists (select from schema_version);
 
 commit;

@@ -34,7 +34,8 @@ from bench.load import HUGE
 from bench.scale_report import Step
 from bench.scale_requests import CALLS, EMPTY, FEW, LIMIT, MINE, OPERATIONS, Operation, Requests
 from local import postgres
-from local.database import apply_schema, embedded
+from local.database import embedded
+from migrations.migrate import migrate
 
 Json = dict[str, Any]
 Advance = Callable[[float], None]
@@ -222,7 +223,7 @@ def _databases(folder: Path, shared_buffers: str) -> Iterator[Databases]:
         many.execute("select current_setting('server_version')")
         ((version,),) = many.fetchall()
         databases = Databases(Database(urls, folder, version, []), many, None)
-        apply_schema(databases.url("orders_owner", "few"))
+        migrate(databases.url("orders_owner", "few"))
         with _superuser(databases.url("postgres", "few")) as few:
             # With few orders PostgreSQL would choose a sequential scan, and keep that plan for many.
             few.execute("alter role orders_app in database orders_empty set enable_seqscan = off")

@@ -24,6 +24,7 @@ from chalicelib.settings.startup import check_settings
 from chalicelib.settings.table import PASSED_TO_OTHER_HOSTS
 from local import database, docs, hosts, issuer, postgres
 from local.key_server import serving_keys
+from migrations.migrate import migrate
 
 PROJECT = Path(__file__).parent.parent
 FOLDER = PROJECT / ".local"
@@ -197,7 +198,7 @@ def _database() -> Iterator[database.Urls]:
     if app_url:
         try:
             if owner_url:
-                database.apply_schema(owner_url)
+                migrate(owner_url, quiet=False)
             problem = database.check_app_role()
         except psycopg2.Error as error:
             raise SystemExit(f"Your database cannot be used: {str(error).strip()}") from None

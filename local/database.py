@@ -13,8 +13,8 @@ import psycopg2
 from chalicelib.database.role_check import ROLE_CHECK, UNSAFE_ROLE
 from chalicelib.settings.database import database_settings, parse_database_url
 from local.postgres import Server
+from migrations.migrate import migrate
 
-SCHEMA = Path(__file__).parent.parent / "schema.sql"
 START_TIMEOUT = 30
 """Seconds in which a server that is starting up or shutting down must accept connections."""
 
@@ -39,18 +39,12 @@ def embedded(folder: Path) -> Iterator[Urls]:
             with server.lock("start.lock", fcntl.LOCK_EX):
                 _bring_up(server)
             urls = Urls(owner=server.url("orders_owner"), app=server.url("orders_app"))
-            apply_schema(urls.owner)
+            migrate(urls.owner, quiet=False)
             yield urls
         finally:
             with suppress(BlockingIOError):  # another process still uses it
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 server.stop()
-
-
-def apply_schema(owner_url: str) -> None:
-    """Run schema.sql, which has its own transaction, and changes nothing when it is already applied."""
-    with _connected(parse_database_url(owner_url, "OWNER_DATABASE_URL")) as connection:
-        connection.cursor().execute(SCHEMA.read_text())
 
 
 def check_app_role() -> str | None:

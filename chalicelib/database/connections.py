@@ -14,6 +14,7 @@ from chalicelib.database import errors
 from chalicelib.database.pool import Connection, Pool, PoolExhausted
 from chalicelib.database.read_timeout import ReadTimeout
 from chalicelib.database.role_check import ROLE_CHECK
+from chalicelib.database.schema_check import SCHEMA_CHECK, SCHEMA_VERSION, SELECT_VERSION, warnings
 from chalicelib.database.statement import Row, Statement
 from chalicelib.observability import record
 from chalicelib.settings.database import DatabaseSettings, connect_arguments
@@ -49,6 +50,7 @@ class Connections:
         )
         self.read_timeout = ReadTimeout()
         self._may_prepare = True
+        self._schema_is_checked = False
 
     def send(self, build_sql: BuildSql, deadline: float | None = None) -> list[Row]:
         """One round trip; the rows of the last statement. Raises Unavailable, Refused or StatementLost."""
@@ -60,11 +62,11 @@ class Connections:
         try:
             with connection.driver.cursor() as cursor:
                 first, rest = build_sql(connection, cursor)
-                check = b"" if connection.role_is_safe else ROLE_CHECK
-                sql = first + check + rest + record.comment()
+                sql = first + self._checks(connection) + rest + record.comment()
                 seconds = min(seconds, time_left(deadline))
                 self._execute(connection, cursor, sql, seconds)
-                connection.role_is_safe = True
+                if not connection.role_is_safe:
+                    self._checked(connection)
                 return cursor.fetchall() if cursor.description else []
         except psycopg2.Error as error:
             failure = errors.classify(
@@ -91,6 +93,16 @@ class Connections:
     def ping(self, deadline: float | None = None) -> None:
         """One round trip without effect. Raises Unavailable."""
         self.send(lambda _connection, _cursor: (b"", b"select 1"), deadline)
+
+    def check_schema(self, deadline: float | None = None) -> None:
+        """One round trip. Raises Unavailable, also where the schema is older than this release needs."""
+        try:
+            ((version,),) = self.send(lambda _connection, _cursor: (b"", SELECT_VERSION), deadline)
+        except errors.Refused as refused:
+            _log.error("schema_version cannot be read: %s", refused)
+            raise errors.OutdatedSchema("none that can be read", SCHEMA_VERSION) from None
+        if version is None or version < SCHEMA_VERSION:
+            raise errors.OutdatedSchema(version, SCHEMA_VERSION)
 
     def prepare(self, statements: Iterable[Statement[Any]]) -> None:
         """Connect, unless a connection is idle, and prepare these, so that each costs one round trip later.
@@ -132,6 +144,19 @@ class Connections:
                 return self.pool.take(seconds)
         except (PoolExhausted, psycopg2.OperationalError, OSError) as error:  # OSError: out of descriptors
             raise _logged(errors.unavailable(error)) from None
+
+    def _checks(self, connection: Connection) -> bytes:
+        """What a session's first string checks: the role in each, the schema once in a process."""
+        if connection.role_is_safe:
+            return b""
+        return ROLE_CHECK if self._schema_is_checked else ROLE_CHECK + SCHEMA_CHECK
+
+    def _checked(self, connection: Connection) -> None:
+        connection.role_is_safe = True
+        if not self._schema_is_checked:
+            self._schema_is_checked = True
+            for warning in warnings(connection.driver.notices):
+                _log.warning("%s", warning)
 
     def _execute(self, connection: Connection, cursor: Cursor, sql: bytes, seconds: float) -> None:
         try:

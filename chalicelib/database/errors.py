@@ -52,6 +52,17 @@ class UnsafeRole(Unavailable):
     headers: Mapping[str, str] = {"Retry-After": "60"}
 
 
+class OutdatedSchema(Unavailable):
+    """The database's schema is older than this release needs. /health/ready alone raises it."""
+
+    headers: Mapping[str, str] = {"Retry-After": "60"}
+
+    def __init__(self, version: object, needed: int) -> None:
+        super().__init__(
+            f"The database's schema is at version {version}, this release needs {needed}: run make migrate."
+        )
+
+
 class OutcomeUnknown(Unavailable):
     """The connection was lost after a write that must not be repeated was sent."""
 

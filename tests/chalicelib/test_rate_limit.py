@@ -18,7 +18,8 @@ from psycopg2.extensions import parse_dsn
 
 from chalicelib import rate_limit
 from chalicelib.composition import rate_limiter
-from local.database import Urls, apply_schema
+from local.database import Urls
+from migrations.migrate import migrate
 from tests.conftest import NewClient
 from tests.support.servers import READ_ONLY, limited, private_server, scope_of, standby_of
 from tools.client import Client
@@ -193,7 +194,7 @@ def test_standby_answers_reads_and_keeps_prepared_statements(
 @pytest.fixture
 def proxied_standby(database: Urls) -> Iterator[Proxy]:  # noqa: ARG001 (as root it makes the server's user)
     with private_server() as primary:
-        apply_schema(primary.urls.owner)
+        migrate(primary.urls.owner)
         with (
             standby_of(primary) as standby,
             TemporaryDirectory(prefix="order-api-proxy-") as folder,

@@ -12,7 +12,7 @@ from psycopg2.extras import RealDictCursor
 
 from chalicelib.database.errors import Refused
 from chalicelib.database.statement import Statement
-from local.database import apply_schema
+from migrations.migrate import migrate
 from tests.support.servers import api_on, private_server, scope_of
 from tests.support.waiting import until
 from tools.client import Client
@@ -43,7 +43,7 @@ def statements() -> list[str]:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     with private_server() as server:
-        apply_schema(server.urls.owner)
+        migrate(server.urls.owner)
         server.stop()
         server.options = "-c shared_preload_libraries=pg_stat_statements"
         server.start()
@@ -53,7 +53,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def small_server() -> Iterator[Server]:
     with private_server() as server:
-        apply_schema(server.urls.owner)
+        migrate(server.urls.owner)
         server.stop()
         server.options = (
             f"-c max_connections={CONNECTIONS} -c superuser_reserved_connections={RESERVED} "
@@ -188,7 +188,7 @@ def test_runbook_fix_for_a_refused_role_works(
         superuser.cursor().execute(fault)
         line = logged_line(server, alice, caplog)
         superuser.cursor().execute(fix or "select")
-    apply_schema(server.urls.owner)
+    migrate(server.urls.owner)
 
     assert line.startswith("refuses to serve: the role orders_app ")
     assert runbook_cause(line) != "row-level security would not bind this role" or "superuser" in fault
@@ -204,7 +204,7 @@ def test_runbook_covers_an_outdated_schema(server: Server) -> None:
             with api_on(server.urls.app), pytest.raises(Refused) as refused:
                 scope_of("acme", time.monotonic() + 3).read(Statement("select 1", None))
         finally:
-            apply_schema(server.urls.owner)
+            migrate(server.urls.owner)
 
     assert "older than the release" in runbook_cause(f"Refused: {refused.value}")
 

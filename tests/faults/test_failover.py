@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from local.database import apply_schema
+from migrations.migrate import migrate
 from tests.support.servers import private_server, standby_of
 from tests.support.waiting import until
 from tools.client import Client, over_http
@@ -62,7 +62,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("cluster")
     with ExitStack() as stack:
         primary = stack.enter_context(private_server())
-        apply_schema(primary.urls.owner)
+        migrate(primary.urls.owner)
         standby = stack.enter_context(standby_of(primary))
         rows(primary, "alter system set synchronous_standby_names = '*'")
         rows(primary, "select pg_reload_conf()")

@@ -15,8 +15,8 @@ from secrets import token_hex
 import psycopg2
 import pytest
 
-from local.database import apply_schema
 from local.postgres import SERVER_USER
+from migrations.migrate import migrate
 from tests.support.refusals import assert_unavailable
 from tests.support.servers import private_server
 from tests.support.waiting import until, within
@@ -97,7 +97,7 @@ def finish(order: http.client.HTTPConnection) -> int:
 def module_deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     with ExitStack() as stack:
         server = stack.enter_context(private_server())
-        apply_schema(server.urls.owner)
+        migrate(server.urls.owner)
         rows(server, "create role reporting login")
         rows(server, f"alter role orders_app set lock_timeout = '{LOCK_TIMEOUT}s'")
         rows(server, f"alter role orders_app set statement_timeout = '{STATEMENT_TIMEOUT}s'")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from local.database import apply_schema
+from migrations.migrate import migrate
 from tests.support.servers import private_server
 from tests.support.waiting import until
 from tools.client import Answer, Client, over_http
@@ -28,7 +28,7 @@ def tokens(tmp_path: Path) -> Iterator[TokenIssuer]:
 @pytest.fixture
 def server() -> Iterator[Server]:
     with private_server() as server:
-        apply_schema(server.urls.owner)
+        migrate(server.urls.owner)
         rows(server, "alter role orders_app set lock_timeout = '0'")
         rows(server, "alter role orders_app set statement_timeout = '0'")
         yield server

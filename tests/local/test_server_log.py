@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 from psycopg2.errors import DeadlockDetected
 
-from local.database import apply_schema
+from migrations.migrate import migrate
 from tests.support.servers import api_on, private_server
 from tools.client import Client, seed
 from tools.log_leaks import find_leaks
@@ -73,7 +73,7 @@ def test_replays_log_no_values_on_the_server(
 
 def test_documented_settings_keep_order_values_unlogged(alice: Client) -> None:
     with private_server(log_may_hold_values=True) as server:
-        apply_schema(server.urls.owner)
+        migrate(server.urls.owner)
         log, logs = server.folder / "log", {}
         for name, setting in (("by default", DEFAULT), ("as documented", DOCUMENTED)):
             with connected(server.url("postgres")) as superuser, superuser.cursor() as cursor:

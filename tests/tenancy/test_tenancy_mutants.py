@@ -9,7 +9,7 @@ import pytest
 from chalicelib.database.statement import Insert
 from chalicelib.orders import repository as orders
 from local import hosts
-from local.database import apply_schema
+from migrations.migrate import migrate
 from tests.support.cognito import UserPool
 from tests.support.cross_tenant_requests import WAYS_AT_ONCE, Way
 from tests.support.mutants import NO_ROW_LEVEL_SECURITY
@@ -31,7 +31,7 @@ TABLES = {"INSERT_ORDER": "orders", "INSERT_ITEMS": "order_items", "INSERT_KEY":
 def server_without_rls() -> Iterator[Server]:
     """A separate server without row-level security."""
     with private_server() as server:
-        apply_schema(server.urls.owner)
+        migrate(server.urls.owner)
         with connected(server.urls.owner) as connection:
             connection.cursor().execute(NO_ROW_LEVEL_SECURITY)
             connection.cursor().execute("alter role orders_app set synchronous_commit = off")

@@ -15,8 +15,8 @@ import psutil
 
 from deploy import hosts as builds
 from local import hosts, issuer
-from local.database import apply_schema
 from local.key_server import serving_keys
+from migrations.migrate import migrate
 from tools.client import free_port
 from tools.log_leaks import find_leaks
 from tools.postgres_proxy import Proxy
@@ -106,7 +106,7 @@ def soak_environment(rng: random.Random, sabotage: str | None = None) -> Iterato
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="order-api-faults-")))
         server = stack.enter_context(private_server())
         stack.callback(refuse_leaks, server.folder / "log")
-        apply_schema(server.urls.owner)
+        migrate(server.urls.owner)
         for statement in SABOTAGES[sabotage] if sabotage else ():
             rows(server, statement)
         tokens = stack.enter_context(token_issuer(folder))

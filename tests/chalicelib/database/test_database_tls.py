@@ -11,7 +11,7 @@ import pytest
 
 from deploy import hosts as builds
 from local import hosts
-from local.database import apply_schema
+from migrations.migrate import migrate
 from tests.support.certificates import HOST, certify
 from tests.support.servers import api_on, private_server
 from tools.client import Client, free_port, over_http
@@ -67,7 +67,7 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     folder = tmp_path_factory.mktemp("tls")
     ca, other_ca = certify(folder), certify(folder / "other")
     with private_server(INSTALLED[-1]) as server:
-        apply_schema(server.urls.owner)
+        migrate(server.urls.owner)
         owner = server.data.stat()
         for name in ("server.crt", "server.key"):
             copy = shutil.copy(folder / name, server.data)

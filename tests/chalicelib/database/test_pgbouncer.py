@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 
 from chalicelib.composition import connections
-from local.database import apply_schema
+from migrations.migrate import migrate
 from tests.support.cognito import UserPool, signed
 from tests.support.servers import PgBouncer, api_on, pgbouncer, private_server
 from tests.support.tenants import claims
@@ -46,7 +46,7 @@ POOLERS_OWN = ["client_encoding", "DateStyle", "TimeZone", "standard_conforming_
 def server() -> Iterator[Server]:
     """A server without other clients."""
     with private_server() as server:
-        apply_schema(server.urls.owner)
+        migrate(server.urls.owner)
         with connected(server.urls.owner) as connection:
             connection.cursor().execute("alter role orders_app set synchronous_commit = off")
         yield server

@@ -43,9 +43,9 @@ def proxy(app: object, database: Urls) -> Iterator[Proxy]:  # noqa: ARG001 (its 
 @pytest.fixture
 def own_server() -> Iterator[Server]:
     with private_server() as server:
-        from local.database import apply_schema
+        from migrations.migrate import migrate
 
-        apply_schema(server.urls.owner)
+        migrate(server.urls.owner)
         yield server
 
 

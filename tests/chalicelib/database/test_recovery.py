@@ -15,7 +15,7 @@ import pytest
 
 from chalicelib.composition import connections
 from chalicelib.database.pool import MIN_RECONNECT_INTERVAL
-from local.database import apply_schema
+from migrations.migrate import migrate
 from tests.conftest import NewClient
 from tests.support.refusals import assert_unavailable
 from tests.support.servers import READ_ONLY, api_on, private_server
@@ -34,7 +34,7 @@ SHORT_STATEMENT_TIMEOUT = "-c%20lock_timeout%3D0%20-c%20statement_timeout%3D300m
 @pytest.fixture(scope="module")
 def own_server(database: object) -> Iterator[Server]:  # noqa: ARG001 (as root it makes the server's user)
     with private_server() as server:
-        apply_schema(server.urls.owner)
+        migrate(server.urls.owner)
         yield server
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from chalicelib.composition import connections
-from local.database import apply_schema
+from migrations.migrate import migrate
 from tests.support.servers import api_on, pgbouncer, private_server
 from tools.client import Answer, Client
 from tools.postgres_proxy import Proxy
@@ -142,7 +142,7 @@ GIVEN_BYPASSRLS = Unsafe(
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     with private_server() as server:
-        apply_schema(server.urls.owner)
+        migrate(server.urls.owner)
         yield server
 
 
@@ -281,7 +281,7 @@ def test_createrole_is_refused_before_postgresql_16(
     with applied(server, with_createrole), api_on(server.urls.app):
         assert alice.place().status == 201
     with private_server(before_16[0]) as older:
-        apply_schema(older.urls.owner)
+        migrate(older.urls.owner)
         with api_on(older.urls.app):
             assert alice.place().status == 201
         with applied(older, with_createrole), api_on(older.urls.app):

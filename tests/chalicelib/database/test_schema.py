@@ -19,7 +19,8 @@ from sqlmodel import SQLModel
 from chalicelib.database.statement import Statement
 from chalicelib.orders import statements
 from chalicelib.orders.tables import IdempotencyKey, Order, OrderItem
-from local.database import Urls, apply_schema
+from local.database import Urls
+from migrations.migrate import migrate
 from tests.support.servers import api_on, private_server
 from tools.client import Client
 from tools.postgres_server import EMBEDDED, INSTALLED, connected
@@ -157,14 +158,14 @@ def execute(url: str, *statements: str) -> None:
 def test_applying_the_schema_twice_changes_nothing(database: Urls, admin_url: str) -> None:
     before = snapshot(EMBEDDED, admin_url)
 
-    apply_schema(database.owner)
+    migrate(database.owner)
 
     assert snapshot(EMBEDDED, admin_url) == before
 
 
 def test_schema_can_be_applied_concurrently(admin_url: str, empty_database: str) -> None:
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(apply_schema, [owner_url(empty_database)] * 4))
+        list(pool.map(migrate, [owner_url(empty_database)] * 4))
 
     sequential, concurrent = (snapshot(EMBEDDED, url) for url in (admin_url, empty_database))
     assert without_timestamps(concurrent) == without_timestamps(sequential)
@@ -175,16 +176,16 @@ def without_timestamps(snapshot: str) -> list[str]:
 
 
 def test_applying_the_schema_again_takes_no_blocking_locks(empty_database: str) -> None:
-    apply_schema(owner_url(empty_database))
+    migrate(owner_url(empty_database))
 
     with connected(empty_database) as connection, connection.cursor() as cursor:
         cursor.execute("begin; " + insert("orders"), ROWS["orders"])
-        apply_schema(make_dsn(owner_url(empty_database), options="-c lock_timeout=2s"))
+        migrate(make_dsn(owner_url(empty_database), options="-c lock_timeout=2s"))
         cursor.execute("rollback")
 
 
 def test_schema_upgrades_version_1_to_version_2(admin_url: str, empty_database: str) -> None:
-    apply_schema(owner_url(empty_database))
+    migrate(owner_url(empty_database))
     execute(
         owner_url(empty_database),
         "drop table rate_limits",
@@ -192,21 +193,21 @@ def test_schema_upgrades_version_1_to_version_2(admin_url: str, empty_database: 
         "delete from schema_version where version = 2",
     )
 
-    apply_schema(owner_url(empty_database))
+    migrate(owner_url(empty_database))
 
     upgraded, new = (snapshot(EMBEDDED, url) for url in (empty_database, admin_url))
     assert without_timestamps(upgraded) == without_timestamps(new)
 
 
 def test_newer_database_refuses_an_older_schema_file(empty_database: str) -> None:
-    apply_schema(owner_url(empty_database))
+    migrate(owner_url(empty_database))
     execute(
         empty_database, "insert into schema_version (version) values (3)", "drop index orders_created_by_idx"
     )
     before = snapshot(EMBEDDED, empty_database)
 
     with pytest.raises(psycopg2.errors.RaiseException) as error:
-        apply_schema(owner_url(empty_database))
+        migrate(owner_url(empty_database))
 
     assert error.value.diag.message_primary == "this database is at schema version 3, this file is version 2"
     assert "newest deployed release" in str(error.value.diag.message_hint)
@@ -219,7 +220,7 @@ def test_operators_role_settings_are_kept(database: Urls, rows: Rows, admin_url:
     name, _, value = setting.partition("=")
     execute(admin_url, f"alter role orders_app set {name} = '{value}'")
 
-    apply_schema(database.owner)
+    migrate(database.owner)
 
     assert setting in role_settings(rows)
 
@@ -228,7 +229,7 @@ def test_operators_role_settings_are_kept(database: Urls, rows: Rows, admin_url:
 def test_timeouts_are_set_beside_other_operator_settings(database: Urls, rows: Rows, admin_url: str) -> None:
     execute(admin_url, "alter role orders_app reset all", "alter role orders_app set work_mem = '8MB'")
 
-    apply_schema(database.owner)
+    migrate(database.owner)
 
     assert set(role_settings(rows)) == {"work_mem=8MB", *ROLE_SETTINGS}
 
@@ -242,7 +243,7 @@ def test_non_utf8_database_is_refused(database: Urls, admin_url: str, encoding: 
     )
 
     with pytest.raises(psycopg2.errors.RaiseException, match="UTF8 is needed"):
-        apply_schema(database.owner.replace("/orders?", f"/{name}?"))
+        migrate(database.owner.replace("/orders?", f"/{name}?"))
 
     execute(admin_url, f"drop database {name}")
 
@@ -254,7 +255,7 @@ def test_timeouts_are_set_despite_settings_for_another_database(
     command = "alter role orders_app in database template1 {} statement_timeout"
     execute(admin_url, "alter role orders_app reset all", command.format("set") + " = '60s'")
 
-    apply_schema(database.owner)
+    migrate(database.owner)
 
     execute(admin_url, command.format("reset"))
     assert set(role_settings(rows)) == ROLE_SETTINGS
@@ -455,7 +456,7 @@ def type_name(kind: Any) -> str:
 def many_orders(admin_url: str) -> Iterator[str]:
     """Thirty tenants with 300 orders of ten users each."""
     with new_database(admin_url) as url:
-        apply_schema(owner_url(url))
+        migrate(owner_url(url))
         execute(
             url,
             "insert into orders select 'tenant-' || n % 30, gen_random_uuid(), 'user-' || n % 10, 'pending',"
@@ -542,9 +543,9 @@ def test_schema_works_on_other_postgresql_versions(
         pytest.skip(reason)
 
     with private_server(binaries) as server:
-        apply_schema(server.urls.owner)
+        migrate(server.urls.owner)
         before = snapshot(binaries, server.url("postgres"))
-        apply_schema(server.urls.owner)
+        migrate(server.urls.owner)
         assert snapshot(binaries, server.url("postgres")) == before
 
         with api_on(server.urls.app):

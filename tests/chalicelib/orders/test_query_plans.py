@@ -17,7 +17,7 @@ from uuid import uuid4
 import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 
-from local.database import apply_schema
+from migrations.migrate import migrate
 from tests.conftest import NewClient
 from tests.support.cognito import UserPool
 from tests.support.servers import api_on
@@ -134,7 +134,7 @@ def populated_url(request: pytest.FixtureRequest, admin_url: str, user_pool: Use
     with connected(admin_url) as connection, connection.cursor() as cursor:
         cursor.execute(f"create database {name} owner orders_owner")
         try:
-            apply_schema(make_dsn(url, user="orders_owner"))
+            migrate(make_dsn(url, user="orders_owner"))
             fill(url, user_pool, POPULATIONS[request.param])
             yield url
         finally:

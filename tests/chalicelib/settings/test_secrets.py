@@ -24,8 +24,8 @@ from chalicelib.settings import secret_stores as stores
 from chalicelib.settings import secrets
 from chalicelib.settings.database import database_settings
 from chalicelib.settings.environment import SettingsError
-from local.database import apply_schema
 from local.environments import environment
+from migrations.migrate import migrate
 from tests.support import cognito, secret_servers
 from tests.support.log_leak_plugin import check_log_text
 from tests.support.refusals import assert_unavailable
@@ -86,7 +86,7 @@ class Database:
 @pytest.fixture(scope="module")
 def server(database: object) -> Iterator[Server]:  # noqa: ARG001 (as root it makes the server's user)
     with private_server() as server:
-        apply_schema(server.urls.owner)
+        migrate(server.urls.owner)
         rules = "local all postgres trust\nlocal all orders_owner trust\nlocal all all scram-sha-256\n"
         (server.folder / "data/pg_hba.conf").write_text(rules)
         with connected(server.url("postgres")) as connection, connection.cursor() as cursor:

@@ -1,0 +1,51 @@
+"""Checks the schema's version, and whether roles have privileges that schema.sql does not grant.
+
+SCHEMA_CHECK runs once in a process, in its first string, after the role check. What it finds is logged and no
+request fails for it: an older schema may still serve most requests, and a grant may be an operator's own.
+/health/ready is 503 on an older schema.
+"""
+
+from collections.abc import Iterable, Iterator
+
+SCHEMA_VERSION = 7
+"""What this release needs: the newest of migrations/versions, and what schema.sql makes."""
+SELECT_VERSION = b"select max(version) from schema_version"
+_MARK = "order-api: "
+"""Begins our warnings. The server's own are not logged: they may quote the request."""
+
+SCHEMA_CHECK = rb"""do $$ declare current integer; foreign_grants text; begin
+    if has_table_privilege(to_regclass('schema_version'), 'SELECT') then
+        select max(version) into current from schema_version;
+        if current < NEEDED then
+            raise warning 'order-api: the schema is at version %, this release needs NEEDED (make migrate)',
+                current;
+        end if;
+    end if;
+    select string_agg(format('%s on %s to %s', privileges, object, grantee), '; ') into foreign_grants from (
+        select string_agg(distinct privilege_type, ', '), object,
+               case grantee when 0 then 'public' else grantee::regrole::text end
+            from (select relname, relowner, (aclexplode(relacl)).* from pg_class
+                      where oid in (to_regclass('orders'), to_regclass('order_items'),
+                                    to_regclass('idempotency_keys'), to_regclass('rate_limits'),
+                                    to_regclass('schema_version'))
+                  union all
+                  select proname, proowner, (aclexplode(coalesce(proacl, acldefault('f', proowner)))).*
+                      from pg_proc where oid in (to_regprocedure('set_tenant(text)'),
+                                                 to_regprocedure('set_tenant(text, integer)'))
+                 ) as its (object, owner, grantor, grantee, privilege_type)
+            where grantee <> owner and (grantee = 0 or not pg_has_role(grantee, 'MEMBER'))
+            group by object, grantee order by object, grantee
+        ) as its (privileges, object, grantee);
+    if foreign_grants is not null then
+        raise warning 'order-api: other roles have privileges: %', foreign_grants;
+    end if;
+end $$;
+""".replace(b"NEEDED", str(SCHEMA_VERSION).encode())
+
+
+def warnings(notices: Iterable[str]) -> Iterator[str]:
+    """What SCHEMA_CHECK found, from psycopg2's connection.notices."""
+    for notice in notices:
+        _, is_ours, warning = notice.partition(_MARK)
+        if is_ours:
+            yield warning.strip()

@@ -1,0 +1,31 @@
+"""Alembic's environment: runs migrations on a connection, or prints them as SQL."""
+
+from typing import Any
+
+from alembic import context
+
+attributes = context.config.attributes
+if "connection" not in attributes and not context.is_offline_mode():
+    raise SystemExit("Migrations run with: make migrate OWNER_DATABASE_URL=...")
+
+
+def report(step: Any, **_: Any) -> None:
+    """Runs after each migration."""
+    if context.is_offline_mode():
+        return
+    notices: list[str] = attributes["connection"].connection.notices
+    for line in (f"Version {step.up_revision_id}: {step.up_revision.doc}", *notices):
+        attributes["progress"].say(line.strip())
+    notices.clear()
+
+
+options: dict[str, Any] = {"on_version_apply": report}  # which Alembic types more narrowly than it calls it
+context.configure(
+    connection=attributes.get("connection"),
+    dialect_name="postgresql",
+    version_table="schema_version",
+    transaction_per_migration=True,
+    **options,
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,143 @@
+"""Brings a database to this release's schema: schema.sql where it is empty, else the migrations it lacks."""
+
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+
+from chalicelib.database.errors import LOCK_NOT_AVAILABLE
+from chalicelib.database.schema_check import SCHEMA_VERSION
+from chalicelib.settings.database import parse_database_url
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+PROJECT = Path(__file__).parent.parent
+SCHEMA = PROJECT / "schema.sql"
+RETRY_TIMEOUT = 600
+"""Seconds in which a migration tries to lock tables that are in use."""
+PAUSE = 1
+"""Seconds between two attempts, in which the requests run that waited behind the lock."""
+DEADLOCK = "40P01"
+SIZES = """\
+select relname, greatest(reltuples, 0)::bigint, pg_size_pretty(pg_table_size(oid)) from pg_class
+where oid in (to_regclass('orders'), to_regclass('order_items'), to_regclass('idempotency_keys'))
+order by relname"""
+USERS = """\
+select distinct usename, pid from pg_locks join pg_stat_activity using (pid)
+where granted and relation in (to_regclass('orders'), to_regclass('order_items'),
+                               to_regclass('idempotency_keys'), to_regclass('rate_limits'))"""
+
+
+def migrate(owner_url: str, *, quiet: bool = True) -> None:
+    """Safe while the API serves, safe to repeat, and safe twice at once: the second run waits for the first.
+
+    Raises psycopg2.Error; SystemExit with what to do where that is known.
+    """
+    parameters = parse_database_url(owner_url, "OWNER_DATABASE_URL")
+    with closing(_connect(parameters)) as connection:
+        found = schema_version(connection)
+        if found is None or found >= SCHEMA_VERSION:
+            connection.cursor().execute(SCHEMA.read_text())
+            return
+        with _one_run_at_a_time(connection):
+            _upgrade(parameters, connection, quiet=quiet)
+
+
+def schema_version(connection: Any) -> int | None:
+    """None: there is no schema."""
+    with connection.cursor() as cursor:
+        cursor.execute("select to_regclass('schema_version') is not null")
+        if cursor.fetchone() == (False,):
+            return None
+        cursor.execute("select max(version) from schema_version")
+        (version,) = cursor.fetchone()
+        return int(version)
+
+
+def print_sql(start: int) -> None:
+    """Print the migrations after version `start`, for psql as the owner of the tables."""
+    from alembic import command
+
+    from migrations.session import ADOPT, SESSION
+
+    print(f"{SESSION}{ADOPT}", flush=True)
+    command.upgrade(_config(), f"{start}:head", sql=True)
+
+
+def _upgrade(parameters: dict[str, str], connection: Any, *, quiet: bool) -> None:
+    from alembic import command
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import DBAPIError
+    from sqlalchemy.pool import NullPool
+
+    from migrations.progress import Progress
+
+    progress = Progress(lambda: _connect(parameters), quiet=quiet)
+    progress.say(_sizes(connection))
+    engine = create_engine("postgresql+psycopg2://", creator=lambda: _session(parameters), poolclass=NullPool)
+    deadline = time.monotonic() + RETRY_TIMEOUT
+    while True:
+        try:
+            with engine.connect() as migrating:
+                command.upgrade(_config(connection=migrating, progress=progress), "head")
+            return
+        except DBAPIError as error:
+            if getattr(error.orig, "pgcode", None) not in (LOCK_NOT_AVAILABLE, DEADLOCK):
+                raise
+        users = _users_of_tables(connection)
+        if time.monotonic() > deadline:
+            raise SystemExit(f"The tables stay in use by {users}: end that, and repeat make migrate")
+        progress.say(f"The tables are in use by {users}: trying again in {PAUSE} s")
+        time.sleep(PAUSE)
+
+
+def _config(**attributes: Any) -> "Config":
+    from alembic.config import Config
+
+    return Config(toml_file=PROJECT / "pyproject.toml", attributes=attributes)
+
+
+def _connect(parameters: dict[str, str]) -> Any:
+    defaults: dict[str, Any] = {"connect_timeout": 10, "application_name": "order-api migrate"}
+    connection = psycopg2.connect(**{**defaults, **parameters})
+    connection.autocommit = True
+    return connection
+
+
+def _session(parameters: dict[str, str]) -> Any:
+    """A connection for migrations, with their settings."""
+    from migrations.session import ADOPT, SESSION
+
+    connection = _connect(parameters)
+    connection.cursor().execute(SESSION + ADOPT)
+    connection.autocommit = False
+    return connection
+
+
+@contextmanager
+def _one_run_at_a_time(connection: Any) -> Iterator[None]:
+    """Holds an advisory lock. It is polled: a statement that waits for it would hold a snapshot, for which an
+    index that the other run builds concurrently would wait."""
+    with connection.cursor() as cursor:
+        while True:
+            cursor.execute("select pg_try_advisory_lock(hashtext('order-api migrations'))")
+            if cursor.fetchone() == (True,):
+                break
+            time.sleep(PAUSE)
+    yield  # the lock is released with the connection
+
+
+def _sizes(connection: Any) -> str:
+    with connection.cursor() as cursor:
+        cursor.execute(SIZES)
+        return "\n".join(f"{table}: about {rows:,} rows, {size}" for table, rows, size in cursor.fetchall())
+
+
+def _users_of_tables(connection: Any) -> str:
+    with connection.cursor() as cursor:
+        cursor.execute(USERS)
+        return ", ".join(f"{role} (pid {pid})" for role, pid in cursor.fetchall()) or "short transactions"

@@ -1,0 +1,25 @@
+"""Grants, complete: what orders_app needs, and nothing for any other role but the owner."""
+
+from alembic import op
+
+from migrations.steps import revoke_all
+
+revision = "3"
+down_revision = "2"
+
+
+def upgrade() -> None:
+    """In one transaction, so that the API's grants are never missing."""
+    revoke_all("schema_version", "orders", "order_items", "idempotency_keys", "rate_limits", "set_tenant")
+    op.execute(
+        """
+        grant select, insert on orders, order_items, idempotency_keys to orders_app;
+        grant select, insert, update on rate_limits to orders_app;
+        grant select on schema_version to orders_app;
+        grant execute on function set_tenant(text), set_tenant(text, integer) to orders_app;
+        do $$ begin
+            execute format('grant usage on schema %I to orders_app', current_schema());
+            execute format('grant connect on database %I to orders_app', current_database());
+        end $$;
+        """
+    )
