@@ -121,10 +121,10 @@ lock: $(READY) ## pin the dependency groups of pyproject.toml, with the hashes o
 	$(LOCK) --group peer-chalice -c requirements.txt -o bench/peers/chalice_orm/requirements.txt
 	$(LOCK) --group dev -c requirements.txt -o requirements-dev.txt
 
-system-packages: ## install the browser, PostgreSQL 15, PgBouncer, npm and wrk for tests and bench, on Debian and as root
+system-packages: ## install the browser, PostgreSQL 15, PgBouncer, locales, npm and wrk for tests and bench, on Debian and as root
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
-		chromium chromium-driver curl pgbouncer postgresql-15 wrk $$(command -v npm >/dev/null || echo npm) >/dev/null
+		chromium chromium-driver curl locales pgbouncer postgresql-15 wrk $$(command -v npm >/dev/null || echo npm) >/dev/null
 
 clean: ## remove the virtual environment and caches; orders in .local/ stay
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,10 +28,18 @@ INSTALLED = [initdb.parent for initdb in sorted(Path("/usr/lib/postgresql").glob
 class Server:
     """A private cluster on a socket in `folder`. As root it runs as the embedded server's own user."""
 
-    def __init__(self, binaries: Path, folder: Path, primary: "Server | None" = None) -> None:
+    def __init__(
+        self,
+        binaries: Path,
+        folder: Path,
+        primary: "Server | None" = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """An empty cluster, or a standby of `primary`: a copy that replicates it once it is started."""
         self.binaries, self.folder = binaries, folder
         self.data = folder / "data"
+        self.environment = dict(environment or {})
+        """More variables for its programs, such as LC_ALL, the locale that initdb chooses."""
         self.options = ""
         """More of what `postgres` is started with, such as `-c max_connections=20`."""
         self._user = postgres.SERVER_USER if os.geteuid() == 0 else None
@@ -104,16 +112,19 @@ class Server:
             check=True,
             cwd=self.folder,
             user=self._user,
+            env={**os.environ, **self.environment},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
 
 
 @contextmanager
-def private_server(binaries: Path = EMBEDDED) -> Iterator[Server]:
+def private_server(
+    binaries: Path = EMBEDDED, environment: Mapping[str, str] | None = None
+) -> Iterator[Server]:
     """A running server with an empty database; removed afterwards."""
     with _temporary_folder("order-api-server-") as folder:
-        server = Server(binaries, folder)
+        server = Server(binaries, folder, environment=environment)
         try:
             server.start()
             server.create_database()

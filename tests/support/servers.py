@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +26,14 @@ READ_ONLY = "-c%20default_transaction_read_only%3Don"
 
 
 @contextmanager
-def private_server(binaries: Path = EMBEDDED, *, log_may_hold_values: bool = False) -> Iterator[Server]:
+def private_server(
+    binaries: Path = EMBEDDED,
+    *,
+    environment: Mapping[str, str] | None = None,
+    log_may_hold_values: bool = False,
+) -> Iterator[Server]:
     """A private server for one test; its log is checked for leaks unless it may hold values."""
-    with postgres_server.private_server(binaries) as server:
+    with postgres_server.private_server(binaries, environment) as server:
         try:
             yield server
         finally:
