@@ -2,16 +2,15 @@
 
 from collections.abc import Iterator
 from itertools import product
-from pathlib import Path
 from typing import NamedTuple
 
 import psycopg2
 import pytest
 
-from local.database import apply_schema
-from tests import support
+from migrations.migrate import migrate
 from tests.support.cognito import UserPool, signed
 from tests.support.locales import LOCALE, Locales, compiled_locales
+from tests.support.release_1 import apply_release_1
 from tests.support.servers import api_on, private_server
 from tests.support.tenants import claims
 from tools.client import Client, Transport
@@ -19,7 +18,6 @@ from tools.postgres_server import Server, connected
 
 pytestmark = pytest.mark.slow
 
-RELEASE_1 = Path(support.__file__).parent / "release_1" / "schema.sql"
 TENANTS = ["".join(parts) for parts in product(("shop", "Shop"), ("", "-"), ("1", "b"))]
 USERS = ["al9", "al-9", "alb"]
 KEYS = ["".join(parts) for parts in product(("cart", "Cart"), ("", "-"), ("2", "a", "B"))]
@@ -108,10 +106,13 @@ def count_broken_indexes(server: Server) -> int:
     return broken
 
 
+@pytest.mark.parametrize("migrated", [False, True], ids=["new", "migrated"])
 def test_changed_collation_neither_loses_nor_doubles_orders(
-    server: Server, buyers: list[Client], locales: Locales
+    migrated: bool, server: Server, buyers: list[Client], locales: Locales
 ) -> None:
-    apply_schema(server.urls.owner)
+    if migrated:
+        apply_release_1(server.urls.owner)
+    migrate(server.urls.owner)
 
     assert damage(server, buyers, locales) == Damage(lost=0, not_replayed=0, doubled=0, broken_indexes=0)
 
@@ -120,7 +121,6 @@ def test_changed_collation_breaks_the_schema_of_release_1(
     server: Server, buyers: list[Client], locales: Locales
 ) -> None:
     """The trial can fail: in release 1 the keys follow the database's locale."""
-    with connected(server.urls.owner) as connection:
-        connection.cursor().execute(RELEASE_1.read_text())
+    apply_release_1(server.urls.owner)
 
     assert min(damage(server, buyers, locales)) > 0
