@@ -1,10 +1,12 @@
 """Alembic's environment: runs migrations on a connection, or prints them as SQL."""
 
+import time
 from typing import Any
 
 from alembic import context
 
 attributes = context.config.attributes
+began = time.monotonic()
 if "connection" not in attributes and not context.is_offline_mode():
     raise SystemExit("Migrations run with: make migrate OWNER_DATABASE_URL=...")
 
@@ -13,8 +15,10 @@ def report(step: Any, **_: Any) -> None:
     """Runs after each migration."""
     if context.is_offline_mode():
         return
+    global began
+    seconds, began = time.monotonic() - began, time.monotonic()
     notices: list[str] = attributes["connection"].connection.notices
-    for line in (f"Version {step.up_revision_id}: {step.up_revision.doc}", *notices):
+    for line in (f"Version {step.up_revision_id} in {seconds:.2f} s: {step.up_revision.doc}", *notices):
         attributes["progress"].say(line.strip())
     notices.clear()
 

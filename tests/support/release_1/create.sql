@@ -1,0 +1,4 @@
+select set_tenant(%(tenant_id)s);
+INSERT INTO idempotency_keys (tenant_id, created_by, idempotency_key, fingerprint, order_id, created_at) VALUES (%(tenant_id)s, %(created_by)s, %(idempotency_key)s, %(fingerprint)s, %(order_id)s::UUID, %(created_at)s);
+INSERT INTO orders (tenant_id, order_id, created_by, status, version, customer_name, customer_email, customer_phone, shipping_address, billing_address, total_amount, currency, created_at, updated_at) VALUES (%(tenant_id)s, %(order_id)s::UUID, %(created_by)s, 'pending', 1, %(customer_name)s, %(customer_email)s, %(customer_phone)s, %(shipping_address)s, %(billing_address)s, %(total_amount)s, %(currency)s, %(created_at)s, %(created_at)s);
+INSERT INTO order_items (tenant_id, order_id, line_no, product_name, product_sku, quantity, unit_price) VALUES (%(tenant_id)s, %(order_id)s::UUID, %(line_no)s, %(product_name)s, %(product_sku)s, %(quantity)s, %(unit_price)s)
