@@ -35,7 +35,7 @@ MATRIX: Mapping[str, tuple[str, ...]] = {
     "TimeZone": ("Asia/Kathmandu", "America/St_Johns"),
     "backslash_quote": ("on", "off"),
     "bytea_output": ("escape",),
-    "client_encoding": ("LATIN1", "SJIS", "SQL_ASCII"),
+    "client_encoding": ("LATIN1", "SQL_ASCII", "EUC_TW"),
     "client_min_messages": ("debug5", "error"),
     "default_text_search_config": ("pg_catalog.simple",),
     "extra_float_digits": ("-15", "3"),
