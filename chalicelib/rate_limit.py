@@ -51,18 +51,19 @@ WITH turn AS (
            OR mine.taken_until > excluded.taken_until + %(period)s + 10
     RETURNING taken_until
 ), now AS (SELECT extract(epoch FROM statement_timestamp())::float8 AS epoch)
-SELECT taken_until - epoch AS ahead, true AS taken FROM turn, now
+SELECT (taken_until - epoch)::numeric AS ahead, true AS taken FROM turn, now
 UNION ALL
-SELECT coalesce((SELECT taken_until - epoch FROM rate_limits WHERE tenant_id = %(tenant_id)s), %(period)s),
-       false
+SELECT coalesce((SELECT taken_until - epoch FROM rate_limits WHERE tenant_id = %(tenant_id)s),
+                %(period)s)::numeric, false
 FROM now WHERE NOT EXISTS (SELECT FROM turn)"""
 TAKE_TURN = Statement(_TAKE_TURN, _TAKE_TURN, Turn)
 """Takes a turn if there is one.
 
 A statement waits at most ten seconds for its row. A tenant that is further ahead than the period and ten
 seconds was counted with another limit or another clock: its request is let through and the row corrected.
-Citus accepts only such clock functions and arithmetic here. Written as text, because it would be unreadable
-as an SQLAlchemy expression.
+Citus accepts only such clock functions and arithmetic here. The answer is numeric, because extra_float_digits
+decides how many digits of a float8 are printed. Written as text, because it would be unreadable as an
+SQLAlchemy expression.
 """
 
 
@@ -145,7 +146,7 @@ class RateLimiter:
 
 def _query_turn(scope: TenantScope, rate: Rate) -> Turn:
     (turn,) = scope.read(TAKE_TURN, interval=rate.interval, period=rate.seconds)
-    return turn
+    return turn._replace(ahead=float(turn.ahead))  # psycopg2 reads numeric as Decimal
 
 
 def _refused(rate: Rate, wait: float) -> RateLimited:

@@ -92,7 +92,7 @@ def _create_database(admin_url: str) -> None:
 
 @contextmanager
 def _connected(parameters: Mapping[str, Any]) -> Iterator[psycopg2.extensions.connection]:
-    connection = psycopg2.connect(**{"connect_timeout": 3, **parameters})
+    connection = psycopg2.connect(**{"connect_timeout": 3, **parameters, "client_encoding": "UTF8"})
     connection.autocommit = True
     try:
         yield connection

@@ -6,9 +6,10 @@ a `do` block works on a database of any schema version.
 
 UNSAFE_ROLE = "OA001"
 """A custom SQLSTATE, from the classes that SQL leaves to implementations (ISO/IEC 9075-2, 24.1)."""
-ROLE_CHECK = rb"""do $$ declare found text;
-    bound constant text :=
-        '^\(+tenant_id\)*(::text)? = current_setting\(''app\.tenant_id''::text, true\)\)*$';
+ROLE_CHECK = b"""do $$ declare found text;
+    -- No backslashes: standard_conforming_strings may be off. Quotes: quote_all_identifiers may be on.
+    bound constant text := '^[(]+"?tenant_id"?[)]*(::"?text"?)? = '
+        '"?current_setting"?[(]''app[.]tenant_id''::"?text"?, true[)][)]*$';
 begin
     select case when rolname = current_user then '' else 'may become ' || rolname || ', which ' end
            || case when rolsuper then 'is a superuser' when rolbypassrls then 'has BYPASSRLS'
