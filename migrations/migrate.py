@@ -87,7 +87,7 @@ def _upgrade(parameters: dict[str, str], connection: Any, *, quiet: bool) -> Non
             return
         except DBAPIError as error:
             if getattr(error.orig, "pgcode", None) not in (LOCK_NOT_AVAILABLE, DEADLOCK):
-                raise
+                raise (error.orig or error) from None
         users = _users_of_tables(connection)
         if time.monotonic() > deadline:
             raise SystemExit(f"The tables stay in use by {users}: end that, and repeat make migrate")
@@ -103,7 +103,7 @@ def _config(**attributes: Any) -> "Config":
 
 def _connect(parameters: dict[str, str]) -> Any:
     defaults: dict[str, Any] = {"connect_timeout": 10, "application_name": "order-api migrate"}
-    connection = psycopg2.connect(**{**defaults, **parameters})
+    connection = psycopg2.connect(**{**defaults, **parameters, "client_encoding": "UTF8"})
     connection.autocommit = True
     return connection
 

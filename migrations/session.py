@@ -8,7 +8,9 @@ set lock_timeout = '{LOCK_TIMEOUT}';
 set statement_timeout = 0;
 set idle_in_transaction_session_timeout = 0;
 set client_min_messages = warning;
-do $$ declare owner name := (select relowner::regrole from pg_class where oid = 'orders'::regclass); begin
+do $$ declare owner name; begin
+    select rolname into owner from pg_class join pg_roles on pg_roles.oid = relowner
+        where pg_class.oid = 'orders'::regclass;
     if owner <> current_user then
         raise exception 'migrations run as %, who owns the tables, not as %', owner, current_user
             using hint = format('log in as %1$I, or: set role %1$I', owner);

@@ -45,10 +45,11 @@ def revoke_all(*names: str) -> None:
     listed = ", ".join(f"'{name}'" for name in names)
     op.execute(
         f"""
-        do $$ declare object text; grantee text; begin
-            for object, grantee in
+        do $$ declare object text; grantee text; is_foreign boolean; begin
+            for object, grantee, is_foreign in
                 select distinct its.object,
-                       case its.grantee when 0 then 'public' else its.grantee::regrole::text end
+                       case its.grantee when 0 then 'public' else its.grantee::regrole::text end,
+                       its.grantee <> 'orders_app'::regrole
                 from (
                     select format('table %s', oid::regclass), (aclexplode(relacl)).grantee, relowner
                         from pg_class
@@ -62,7 +63,7 @@ def revoke_all(*names: str) -> None:
                 where its.grantee <> its.owner
             loop
                 execute format('revoke all on %s from %s cascade', object, grantee);
-                if grantee <> 'orders_app' then
+                if is_foreign then
                     raise warning 'revoked: all on % from %', object, grantee;
                 end if;
             end loop;

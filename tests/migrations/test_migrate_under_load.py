@@ -25,14 +25,24 @@ pytestmark = pytest.mark.slow
 
 ORDERS = int(os.environ.get("ORDERS", "1000000"))
 FILL = """
-    set session_replication_role = replica;  -- no foreign key is looked up
+    set maintenance_work_mem = '256MB';
+    alter table order_items drop constraint order_items_order_fkey, drop constraint order_items_pkey;
+    alter table orders drop constraint orders_pkey;
+    drop index orders_created_by_idx;
     insert into orders
         select 'tenant-' || g / 1000, lpad(to_hex(g), 32, '0')::uuid, 'user-' || g % 50, 'pending', 1,
                'John Doe', 'john@example.com', null, null, null, 99.98, 'USD', now(), now()
         from generate_series(1, {orders}) as g;
     insert into order_items select tenant_id, order_id, 1, 'Widget', 'WDG-001', 2, 49.99 from orders;
     insert into idempotency_keys
-        select tenant_id, created_by, order_id::text, repeat('0', 64), order_id, now() from orders;
+        select tenant_id, created_by, order_id::text, repeat('0', 64), order_id, now() from orders
+        limit {orders} / 5;
+    alter table orders add constraint orders_pkey primary key (tenant_id, order_id);
+    create index orders_created_by_idx on orders (tenant_id, created_by, order_id);
+    alter table order_items
+        add constraint order_items_pkey primary key (tenant_id, order_id, line_no),
+        add constraint order_items_order_fkey
+            foreign key (tenant_id, order_id) references orders (tenant_id, order_id);
     analyze"""
 STORED = "select tenant_id, order_id::text from orders where tenant_id = any(%s)"
 MAX_WAIT = "1s"

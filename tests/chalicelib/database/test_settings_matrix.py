@@ -12,11 +12,12 @@ import pytest
 from psycopg2.extensions import parse_dsn
 
 from chalicelib.database.statement import Statement
-from local.database import apply_schema
+from migrations.migrate import migrate
 from tests.chalicelib.database.test_role_check import UNSAFE, applied, assert_refused
-from tests.chalicelib.database.test_schema import new_database, owner_url, snapshot, without_timestamps
+from tests.chalicelib.database.test_schema import new_database, owner_url, snapshot
 from tests.conftest import NewClient
 from tests.support.cognito import UserPool
+from tests.support.release_1 import apply_release_1
 from tests.support.servers import api_on, limited, private_server, scope_of
 from tools.client import Client, Transport, item, seed
 from tools.postgres_server import EMBEDDED, INSTALLED, Server, connected
@@ -109,16 +110,16 @@ all_settings = on_servers(*[(binaries, settings) for binaries in SERVERS for set
 @pytest.fixture(scope="module")
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     with private_server(request.param) as server:
-        apply_schema(server.urls.owner)
+        migrate(server.urls.owner)
         yield server
 
 
 @pytest.fixture(scope="module")
-def catalog(server: Server) -> list[str]:
+def catalog(server: Server) -> str:
     """What schema.sql makes of an empty database under PostgreSQL's defaults."""
     with new_database(server.url("postgres")) as url:
-        apply_schema(owner_url(url))
-        return without_timestamps(snapshot(server.binaries, url))
+        migrate(owner_url(url))
+        return snapshot(server.binaries, url)
 
 
 @pytest.fixture(scope="module")
@@ -243,10 +244,13 @@ def test_setting_hides_no_loose_policy(server: Server, settings: Settings, case:
 
 
 @all_settings
-def test_setting_changes_no_schema(server: Server, settings: Settings, catalog: list[str]) -> None:
+@pytest.mark.parametrize("migrated", [False, True], ids=["schema.sql", "migrations"])
+def test_setting_changes_no_schema(server: Server, settings: Settings, migrated: bool, catalog: str) -> None:
     with new_database(server.url("postgres")) as url:
+        if migrated:
+            apply_release_1(owner_url(url))
         owner, database = "role orders_owner", f"database {parse_dsn(url)['dbname']}"
         with applied_settings(server, settings, owner, database):
-            apply_schema(owner_url(url))
-            apply_schema(owner_url(url))
-        assert without_timestamps(snapshot(server.binaries, url)) == catalog
+            migrate(owner_url(url))
+            migrate(owner_url(url))
+        assert snapshot(server.binaries, url) == catalog
