@@ -18,7 +18,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --dist loadscope --no
 TOKEN_USER := $(if $(filter command line,$(origin USER)),$(USER))
 
 .DEFAULT_GOAL := help
-.PHONY: help run token build-aws deploy-aws gateway-responses build-azure build-gcp build-oci local-aws local-lambda local-azure local-gcp local-oci deploy-azure deploy-gcp deploy-run deploy-oci conform bench bench-profile bench-scale soak test test-fast test-report audit docs lint fmt lock system-packages clean
+.PHONY: help run token migrate build-aws deploy-aws gateway-responses build-azure build-gcp build-oci local-aws local-lambda local-azure local-gcp local-oci deploy-azure deploy-gcp deploy-run deploy-oci conform bench bench-profile bench-scale soak test test-fast test-report audit docs lint fmt lock system-packages clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / {gsub(/ /, ", ", $$1); printf((length($$1) > 17 ? "  make %s\n                         %s\n" : "  make %-17s %s\n"), $$1, $$2)}' $(MAKEFILE_LIST)
@@ -30,6 +30,12 @@ token: export TENANT := $(TENANT)
 token: export TOKEN_USER := $(TOKEN_USER)
 token: $(READY) ## a token for the running stack: make token TENANT=acme USER=alice
 	@$(BIN)/python -m local token
+
+migrate: export OWNER_DATABASE_URL := $(OWNER_DATABASE_URL)
+migrate: export SQL := $(SQL)
+migrate: export FROM := $(FROM)
+migrate: $(READY) ## bring a database to this release's schema while it serves: OWNER_DATABASE_URL=...; SQL=1 FROM=2 prints it
+	@$(BIN)/python -m migrations
 
 test: $(READY) ## every test, from nothing to green; WORKERS=3 processes, 0 for none
 	$(PYTEST) -n $(or $(WORKERS),3) --junit-xml=build/junit.xml
@@ -93,11 +99,12 @@ audit: export SERVICE := $(SERVICE)
 audit: $(READY) ## known vulnerabilities of every pinned dependency (pip-audit); SERVICE=osv
 	@$(BIN)/python -m audit
 
-lint: $(READY) ## ruff, mypy --strict and the import contract
+lint: $(READY) ## ruff, mypy --strict, the import contract and the locks of migrations (squawk)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
+	@$(BIN)/python -m migrations.lint
 
 docs: $(READY) ## write the table of settings in docs/configuration.md
 	@$(BIN)/python -m deploy.configuration_page

@@ -27,6 +27,7 @@ options: dict[str, Any] = {"on_version_apply": report}  # which Alembic types mo
 context.configure(
     connection=attributes.get("connection"),
     dialect_name="postgresql",
+    dialect_opts={"paramstyle": "named"},  # else % is printed twice
     version_table="schema_version",
     transaction_per_migration=True,
     **options,

@@ -1,10 +1,12 @@
 """Brings a database to this release's schema: schema.sql where it is empty, else the migrations it lacks."""
 
+import io
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import psycopg2
 
@@ -32,7 +34,7 @@ where granted and relation in (to_regclass('orders'), to_regclass('order_items')
                                to_regclass('idempotency_keys'), to_regclass('rate_limits'))"""
 
 
-def migrate(owner_url: str, *, quiet: bool = True) -> None:
+def migrate(owner_url: str, version: int = SCHEMA_VERSION, *, quiet: bool = True) -> None:
     """Safe while the API serves, safe to repeat, and safe twice at once: the second run waits for the first.
 
     Raises psycopg2.Error; SystemExit with what to do where that is known.
@@ -44,7 +46,7 @@ def migrate(owner_url: str, *, quiet: bool = True) -> None:
             connection.cursor().execute(SCHEMA.read_text())
             return
         with _one_run_at_a_time(connection):
-            _upgrade(parameters, connection, quiet=quiet)
+            _upgrade(parameters, connection, version, quiet=quiet)
 
 
 def schema_version(connection: Any) -> int | None:
@@ -60,15 +62,22 @@ def schema_version(connection: Any) -> int | None:
 
 def print_sql(start: int) -> None:
     """Print the migrations after version `start`, for psql as the owner of the tables."""
-    from alembic import command
-
     from migrations.session import ADOPT, SESSION
 
-    print(f"{SESSION}{ADOPT}", flush=True)
-    command.upgrade(_config(), f"{start}:head", sql=True)
+    print(SESSION + ADOPT + migration_sql(f"{start}:head"))
 
 
-def _upgrade(parameters: dict[str, str], connection: Any, *, quiet: bool) -> None:
+def migration_sql(versions: str) -> str:
+    """The SQL of some migrations, `2:head`."""
+    from alembic import command
+
+    output = io.StringIO()
+    command.upgrade(alembic_config(output), versions, sql=True)
+    return output.getvalue()
+
+
+def _upgrade(parameters: dict[str, str], connection: Any, version: int, *, quiet: bool) -> None:
+    """Up to a version. Where a table stays in use for LOCK_TIMEOUT, the rest of the migrations is retried."""
     from alembic import command
     from sqlalchemy import create_engine
     from sqlalchemy.exc import DBAPIError
@@ -83,7 +92,7 @@ def _upgrade(parameters: dict[str, str], connection: Any, *, quiet: bool) -> Non
     while True:
         try:
             with engine.connect() as migrating:
-                command.upgrade(_config(connection=migrating, progress=progress), "head")
+                command.upgrade(alembic_config(connection=migrating, progress=progress), str(version))
             return
         except DBAPIError as error:
             if getattr(error.orig, "pgcode", None) not in (LOCK_NOT_AVAILABLE, DEADLOCK):
@@ -95,10 +104,10 @@ def _upgrade(parameters: dict[str, str], connection: Any, *, quiet: bool) -> Non
         time.sleep(PAUSE)
 
 
-def _config(**attributes: Any) -> "Config":
+def alembic_config(output: TextIO = sys.stdout, **attributes: Any) -> "Config":
     from alembic.config import Config
 
-    return Config(toml_file=PROJECT / "pyproject.toml", attributes=attributes)
+    return Config(toml_file=PROJECT / "pyproject.toml", output_buffer=output, attributes=attributes)
 
 
 def _connect(parameters: dict[str, str]) -> Any:

@@ -1,10 +1,10 @@
 """${message}"""
 
-from alembic import op
+from migrations.steps import execute
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
 
 
 def upgrade() -> None:
-    op.execute("")
+    execute("")

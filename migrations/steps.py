@@ -7,6 +7,7 @@ VALIDATE (docs/migrations.md).
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from textwrap import dedent
 
 from alembic import context, op
 
@@ -17,6 +18,11 @@ BATCH = 2000
 """Rows that `backfill` locks at a time, for some hundredths of a second."""
 
 
+def execute(sql: str) -> None:
+    """Run one or several statements."""
+    op.execute(dedent(sql).strip().removesuffix(";"))
+
+
 @contextmanager
 def outside_transaction() -> Iterator[None]:
     """Each statement commits by itself, and waits for its lock as long as it takes.
@@ -24,16 +30,16 @@ def outside_transaction() -> Iterator[None]:
     For what never blocks the API: CONCURRENTLY, VALIDATE, ANALYZE and `backfill`.
     """
     with op.get_context().autocommit_block():
-        op.execute("set lock_timeout = 0")
+        execute("set lock_timeout = 0")
         yield
-        op.execute(f"set lock_timeout = '{LOCK_TIMEOUT}'")
+        execute(f"set lock_timeout = '{LOCK_TIMEOUT}'")
 
 
 def build_index(name: str, kind: str, definition: str) -> None:
     """Build an index while the table is written to. One left over from a failed run is replaced."""
-    op.execute(f"drop index concurrently if exists {name}")
+    execute(f"drop index concurrently if exists {name}")
     with nullcontext() if context.is_offline_mode() else _progress().index_build(name):
-        op.execute(f"create {kind} index concurrently {name} on {definition}")
+        execute(f"create {kind} index concurrently {name} on {definition}")
 
 
 def revoke_all(*names: str) -> None:
@@ -43,7 +49,7 @@ def revoke_all(*names: str) -> None:
     ignores row-level security. Grant what orders_app needs in the same transaction.
     """
     listed = ", ".join(f"'{name}'" for name in names)
-    op.execute(
+    execute(
         f"""
         do $$ declare object text; grantee text; is_foreign boolean; begin
             for object, grantee, is_foreign in
@@ -77,11 +83,11 @@ def show_rows_to_owner(table: str) -> None:
 
     By a policy for the owner alone: row-level security stays forced, else the API would refuse to serve.
     """
-    op.execute(f"create policy migration on {table} to current_user using (true) with check (true)")
+    execute(f"create policy migration on {table} to current_user using (true) with check (true)")
 
 
 def hide_rows_from_owner(table: str) -> None:
-    op.execute(f"drop policy migration on {table}")
+    execute(f"drop policy migration on {table}")
 
 
 def backfill(table: str, key: Sequence[str], assignments: str, condition: str) -> None:
@@ -102,7 +108,7 @@ def backfill(table: str, key: Sequence[str], assignments: str, condition: str) -
         select count(*), format('({columns}) > ({marks})', {last}) from batch"""
     with outside_transaction():
         if context.is_offline_mode():
-            op.execute(
+            execute(
                 f"""
                 do $do$ declare rows bigint; after text := 'true'; begin
                     loop

@@ -1,8 +1,6 @@
 """Grants, complete: what orders_app needs, and nothing for any other role but the owner."""
 
-from alembic import op
-
-from migrations.steps import revoke_all
+from migrations.steps import execute, revoke_all
 
 revision = "3"
 down_revision = "2"
@@ -11,7 +9,7 @@ down_revision = "2"
 def upgrade() -> None:
     """In one transaction, so that the API's grants are never missing."""
     revoke_all("schema_version", "orders", "order_items", "idempotency_keys", "rate_limits", "set_tenant")
-    op.execute(
+    execute(
         """
         grant select, insert on orders, order_items, idempotency_keys to orders_app;
         grant select, insert, update on rate_limits to orders_app;

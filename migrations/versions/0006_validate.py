@@ -1,8 +1,6 @@
 """Validates what the migration before brought back, and collects the changed columns' statistics."""
 
-from alembic import op
-
-from migrations.steps import outside_transaction
+from migrations.steps import execute, outside_transaction
 
 revision = "6"
 down_revision = "5"
@@ -11,7 +9,7 @@ down_revision = "5"
 def upgrade() -> None:
     """One transaction for each constraint; none blocks the API."""
     with outside_transaction():
-        op.execute("analyze orders, order_items, idempotency_keys")
+        execute("analyze orders, order_items, idempotency_keys")
         for table, constraint in (
             ("orders", "orders_tenant_named"),
             ("orders", "orders_status_known"),
@@ -20,4 +18,4 @@ def upgrade() -> None:
             ("order_items", "order_items_order_fkey"),
             ("idempotency_keys", "idempotency_keys_tenant_named"),
         ):
-            op.execute(f"alter table {table} validate constraint {constraint}")
+            execute(f"alter table {table} validate constraint {constraint}")

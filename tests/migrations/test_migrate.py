@@ -1,0 +1,182 @@
+"""`make migrate` from release 1.0.0's schema: step by step, interrupted, concurrently, as SQL, refused."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import psycopg2
+import pytest
+from alembic.script import ScriptDirectory
+from psycopg2.extensions import make_dsn
+
+from chalicelib.database.schema_check import SCHEMA_VERSION
+from migrations import migrate as migrating
+from migrations.migrate import alembic_config, migrate, schema_version
+from tests.chalicelib.database.test_schema import execute, new_database, owner_url, snapshot
+from tests.support.release_1 import Release1, apply_release_1
+from tests.support.servers import api_on
+from tools.client import Client
+from tools.postgres_server import EMBEDDED, connected
+
+PROJECT = Path(migrating.__file__).parents[1]
+VERSIONS = range(2, SCHEMA_VERSION + 1)
+
+
+@pytest.fixture
+def release_1(admin_url: str) -> Iterator[str]:
+    """The superuser's URL of a database of release 1.0.0."""
+    with new_database(admin_url) as url:
+        apply_release_1(owner_url(url))
+        yield url
+
+
+def app_url(url: str) -> str:
+    return make_dsn(url, user="orders_app")
+
+
+def migrate_to(url: str, version: int) -> None:
+    """Some of the migrations, as a run that was interrupted leaves them."""
+    if version > 2:
+        migrate(owner_url(url), version)
+
+
+def run_command(**variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "migrations"],
+        cwd=PROJECT,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_newest_migration_is_what_the_release_needs() -> None:
+    assert ScriptDirectory.from_config(alembic_config()).get_heads() == [str(SCHEMA_VERSION)]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_both_releases_serve_at_each_version(
+    release_1: str, admin_url: str, version: int, alice: Client, tenant: str
+) -> None:
+    """An interrupted migration is one of these, and is continued."""
+    migrate_to(release_1, version)
+
+    with closing(Release1(app_url(release_1), tenant)) as old, api_on(app_url(release_1)):
+        order_id = old.place("old")
+        assert old.replay("old") == order_id
+        assert alice.get(f"/orders/{order_id}").status == 200
+        placed = alice.place(key="new").json["order"]["order_id"]
+        assert f'"{placed}"' in old.get(placed)
+        assert old.page() == len(alice.get("/orders").json["orders"]) == 2
+        migrate(owner_url(release_1))
+        assert old.page() == len(alice.get("/orders").json["orders"]) == 2
+        assert old.replay("old") == order_id
+    assert snapshot(EMBEDDED, release_1) == snapshot(EMBEDDED, admin_url)
+
+
+def test_index_of_a_failed_run_is_replaced(release_1: str) -> None:
+    migrate_to(release_1, 3)
+    execute(owner_url(release_1), "create index orders_pkey_c on orders (tenant_id)")
+
+    migrate(owner_url(release_1))
+
+    with connected(release_1) as connection:
+        assert schema_version(connection) == SCHEMA_VERSION
+
+
+def test_concurrent_runs_migrate_once(release_1: str, admin_url: str) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(migrate, [owner_url(release_1)] * 3))
+
+    assert snapshot(EMBEDDED, release_1) == snapshot(EMBEDDED, admin_url)
+
+
+def test_table_in_use_blocks_requests_briefly(
+    release_1: str, alice: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The migration gives up its place in the queue of locks, and tries again."""
+    migrate_to(release_1, 4)
+    with (
+        closing(psycopg2.connect(owner_url(release_1))) as user,
+        api_on(make_dsn(app_url(release_1), options="-c lock_timeout=1s")),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        user.cursor().execute("select from orders")
+        migration = pool.submit(migrate, owner_url(release_1), quiet=False)
+        answers, tried_again = [], threading.Event()
+        while not tried_again.is_set():
+            answers.append(alice.place().status)
+            if "The tables are in use by orders_owner (pid" in capsys.readouterr().err:
+                tried_again.set()
+        user.rollback()
+        migration.result()
+
+    assert set(answers) == {201}
+
+
+@pytest.mark.parametrize("version", [2, 5])
+def test_sql_for_a_dba_makes_the_same_schema(release_1: str, admin_url: str, version: int) -> None:
+    migrate_to(release_1, version)
+    printed = run_command(SQL="1", FROM=str(version))
+
+    psql = [str(EMBEDDED / "psql"), "-q", "-v", "ON_ERROR_STOP=1", "-d", owner_url(release_1)]
+    subprocess.run(psql, input=printed.stdout, text=True, check=True)
+
+    assert snapshot(EMBEDDED, release_1) == snapshot(EMBEDDED, admin_url)
+
+
+# Refused
+
+
+def test_version_1_is_refused(release_1: str) -> None:
+    execute(release_1, "delete from schema_version where version = 2")
+
+    refused = run_command(OWNER_DATABASE_URL=owner_url(release_1))
+
+    assert refused.returncode == 1
+    assert "at schema version 1, migrations start at version 2" in refused.stderr
+    assert "schema.sql of release 1.0.0" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_other_roles_than_the_owner_are_refused(release_1: str) -> None:
+    refused = run_command(OWNER_DATABASE_URL=release_1)
+
+    assert refused.returncode == 1
+    assert "migrations run as orders_owner, who owns the tables, not as postgres" in refused.stderr
+    assert "set role orders_owner" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"OWNER_DATABASE_URL": ""}, "Set OWNER_DATABASE_URL="),
+        ({"OWNER_DATABASE_URL": "orders"}, "OWNER_DATABASE_URL is not a connection URL"),
+        ({"OWNER_DATABASE_URL": "postgresql://o@127.0.0.1:1/orders"}, "Connection refused"),
+        ({"SQL": "1", "FROM": "1"}, "FROM=1: take the database's version"),
+        ({"SQL": "1", "FROM": str(SCHEMA_VERSION)}, f"FROM={SCHEMA_VERSION}: take the database's version"),
+    ],
+)
+def test_command_says_what_is_wrong(variables: dict[str, str], message: str) -> None:
+    refused = run_command(**variables)
+
+    assert refused.returncode == 1
+    assert message in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_command_says_what_it_does(release_1: str) -> None:
+    done = run_command(OWNER_DATABASE_URL=owner_url(release_1))
+
+    assert done.returncode == 0
+    assert re.search(r"orders: about 0 rows", done.stderr)
+    for version in VERSIONS[1:]:
+        assert f"Version {version} in " in done.stderr
+    assert done.stdout == f"The database is at version {SCHEMA_VERSION}\n"
