@@ -19,7 +19,10 @@ def main() -> None:
         if script.down_revision:
             sql = SESSION + migration_sql(f"{script.down_revision}:{script.revision}")
             command = [str(SQUAWK), "--stdin-filepath", script.path]
-            results.append(subprocess.run(command, input=sql, text=True, check=False).returncode)  # noqa: S603
+            result = subprocess.run(command, input=sql, text=True, capture_output=True, check=False)  # noqa: S603
+            if result.returncode:
+                print(result.stdout or result.stderr)
+            results.append(result.returncode)
     if any(results):
         raise SystemExit(1)
     print(f"squawk: {len(results)} migrations are clean")

@@ -19,6 +19,9 @@ begin
                or (rolcreaterole and current_setting('server_version_num')::integer < 160000))
           and (pg_has_role(oid, 'MEMBER') or pg_has_role(session_user, oid, 'MEMBER'))
         order by rolname <> current_user, rolname limit 1;
+    if found is null and current_setting('row_security') = 'off' then
+        found := 'has row_security = off, and PostgreSQL refuses its statements';
+    end if;
     if found is null then
         select case when is_owner then 'owns the table ' || relname
                     when not relrowsecurity then 'sees every tenant: row-level security is off on ' || relname

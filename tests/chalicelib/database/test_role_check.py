@@ -88,6 +88,12 @@ UNSAFE = {
         )
         for table in TABLES
     },
+    "row_security off": Unsafe(
+        "orders_app",
+        "has row_security = off, and PostgreSQL refuses its statements",
+        "alter role orders_app set row_security = off",
+        "alter role orders_app reset row_security",
+    ),
     "a policy that was rewritten": Unsafe(
         "orders_app",
         "may do more than its tenant by the policy tenant_isolation on orders",
