@@ -184,7 +184,7 @@ create table if not exists idempotency_keys (
     tenant_id        text          collate "C"  not null,
     created_by       varchar(255)  collate "C"  not null,
     idempotency_key  varchar(255)  collate "C"  not null,
-    -- SHA-256, in hex, of the validated order: the key is refused with a different order.
+    -- SHA-256 of the request (chalicelib/orders/fingerprint.py): the key is refused with a different one.
     fingerprint      char(64)                   not null,
     order_id         uuid                       not null,
     created_at       timestamptz                not null,

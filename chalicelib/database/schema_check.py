@@ -34,7 +34,7 @@ SCHEMA_CHECK = rb"""do $$ declare current integer; foreign_grants text; begin
                                                  to_regprocedure('set_tenant(text, integer)'))
                  ) as its (object, owner, grantor, grantee, privilege_type)
             where grantee <> owner
-              and (grantee = 0 or not pg_has_role(grantee, 'MEMBER')
+              and (not pg_has_role(grantee, 'MEMBER')
                    or privilege_type in ('DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER', 'MAINTAIN'))
             group by object, grantee order by object, grantee
         ) as its (privileges, object, grantee);

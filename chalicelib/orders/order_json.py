@@ -52,7 +52,7 @@ _item = _writer(ITEM)
 
 
 def content_json(order: Values, items: Sequence[Values]) -> str:
-    """The members that the client sent, validated; an idempotency key's fingerprint is their hash."""
+    """The members that the client sent, validated; and fingerprinted for an idempotency key."""
     lines = ",".join(["{" + _item(item) + "}" for item in items])
     return _content({**order, "items": lines})
 

@@ -1,6 +1,5 @@
 """One tenant's orders: placing, reading, listing. One round trip each; the replay of a key takes two."""
 
-import hashlib
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from chalicelib.database.errors import UNIQUE_VIOLATION, Locked, Refused
 from chalicelib.database.statement import Step, Values
 from chalicelib.database.tenant_scope import TenantScope
 from chalicelib.errors import IdempotencyInFlight, IdempotencyMismatch, NotFound
+from chalicelib.orders import fingerprint
 from chalicelib.orders.members import CONTENT, INITIAL, ITEM, amounts
 from chalicelib.orders.new_order import NewOrder
 from chalicelib.orders.order_json import content_json, order_json, page_json
@@ -64,7 +64,7 @@ class OrderRepository:
         else:
             key_row = _key_row(key, order, content)
             if not self._write_with_key(key_row, inserts):
-                return self._replay(key_row)
+                return self._replay(key_row, new, content)
         return StoredOrder(order["order_id"], order["version"], order_json(order, content))
 
     def get(self, order_id: str) -> StoredOrder:
@@ -99,13 +99,13 @@ class OrderRepository:
             return False
         return True
 
-    def _replay(self, key_row: Values) -> StoredOrder:
+    def _replay(self, key_row: Values, new: NewOrder, content: str) -> StoredOrder:
         """The order that the key placed before."""
         rows = self._scope.read(ORDER_BY_KEY, **key_row)
         if not rows:
             raise IdempotencyInFlight
         (row,) = rows
-        if row.fingerprint != key_row["fingerprint"]:
+        if not fingerprint.matches(row.fingerprint, new, content):
             raise IdempotencyMismatch
         return StoredOrder(row.order_id, row.version, row.json, replayed=True)
 
@@ -141,7 +141,7 @@ def _key_row(key: str, order: Values, content: str) -> Values:
     return {
         "created_by": order["created_by"],
         "idempotency_key": key,
-        "fingerprint": hashlib.sha256(content.encode()).hexdigest(),
+        "fingerprint": fingerprint.of_answer(content),
         "order_id": order["order_id"],
         "created_at": order["created_at"],
     }

@@ -19,6 +19,7 @@ import pytest
 from psycopg2.extensions import parse_dsn
 
 from chalicelib.database.role_check import ROLE_CHECK
+from chalicelib.database.schema_check import SCHEMA_CHECK
 from local import hosts
 from local.api_gateway import of_type
 from local.database import Urls
@@ -64,8 +65,9 @@ def messages(traffic: Traffic) -> list[str]:
 
 
 def first_words(traffic: Traffic) -> list[set[str]]:
-    """The first word of each command in each string, without the role check."""
-    strings = [text.removeprefix(ROLE_CHECK.decode()) for text in traffic.statements]
+    """The first word of each command in each string, without the checks of role and schema."""
+    checks = ROLE_CHECK.decode(), SCHEMA_CHECK.decode()
+    strings = [text.removeprefix(checks[0]).removeprefix(checks[1]) for text in traffic.statements]
     return [{line.split()[0] for line in text.split(";\n") if line} for text in strings]
 
 
@@ -155,7 +157,7 @@ def test_restore_without_prepare_connects_and_checks_the_role(
             status, _ = instance.run("create")
 
     assert messages(restoring) == ["startup", "Q"]
-    assert restoring.statements == [f"{ROLE_CHECK.decode()}select 1"]
+    assert restoring.statements == [f"{(ROLE_CHECK + SCHEMA_CHECK).decode()}select 1"]
     assert (status, messages(first)) == (201, ["Q"])
 
 
