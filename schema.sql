@@ -255,6 +255,6 @@ do $$ begin
     execute format('grant connect on database %I to orders_app', current_database());
 end $$;
 
-insert into schema_version (version_num) select '7' where not exists (select from schema_version);
+insert into schema_version (version_num) select '0007' where not exists (select from schema_version);
 
 commit;

@@ -18,7 +18,7 @@ def report(step: Any, **_: Any) -> None:
     global began
     seconds, began = time.monotonic() - began, time.monotonic()
     notices: list[str] = attributes["connection"].connection.notices
-    for line in (f"Version {step.up_revision_id} in {seconds:.2f} s: {step.up_revision.doc}", *notices):
+    for line in (f"Version {int(step.up_revision_id)} in {seconds:.2f} s: {step.up_revision.doc}", *notices):
         attributes["progress"].say(line.strip())
     notices.clear()
 

@@ -64,11 +64,11 @@ def print_sql(start: int) -> None:
     """Print the migrations after version `start`, for psql as the owner of the tables."""
     from migrations.session import ADOPT, SESSION
 
-    print(SESSION + ADOPT + migration_sql(f"{start}:head"))
+    print(SESSION + ADOPT + migration_sql(f"{start:04}:head"))
 
 
 def migration_sql(versions: str) -> str:
-    """The SQL of some migrations, `2:head`."""
+    """The SQL of some migrations, `0002:head`."""
     from alembic import command
 
     output = io.StringIO()
@@ -92,7 +92,7 @@ def _upgrade(parameters: dict[str, str], connection: Any, version: int, *, quiet
     while True:
         try:
             with engine.connect() as migrating:
-                command.upgrade(alembic_config(connection=migrating, progress=progress), str(version))
+                command.upgrade(alembic_config(connection=migrating, progress=progress), f"{version:04}")
             return
         except DBAPIError as error:
             if getattr(error.orig, "pgcode", None) not in (LOCK_NOT_AVAILABLE, DEADLOCK):

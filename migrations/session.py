@@ -36,7 +36,7 @@ do $$ declare found integer; begin
         version      integer                  generated always as (version_num::integer) stored,
         constraint schema_version_pkey primary key (version_num)
     );
-    insert into schema_version (version_num) values (2);
+    insert into schema_version (version_num) values ('0002');
     grant select on schema_version to orders_app;
 end $$;
 """

@@ -1,6 +1,6 @@
 """The schema of release 1.0.0, where migrations start."""
 
-revision = "2"
+revision = "0002"
 down_revision = None
 
 

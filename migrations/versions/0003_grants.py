@@ -2,8 +2,8 @@
 
 from migrations.steps import execute, revoke_all
 
-revision = "3"
-down_revision = "2"
+revision = "0003"
+down_revision = "0002"
 
 
 def upgrade() -> None:

@@ -6,8 +6,8 @@ API reads and writes. A key that exists twice, because a changed locale hid it f
 
 from migrations.steps import build_index, outside_transaction
 
-revision = "4"
-down_revision = "3"
+revision = "0004"
+down_revision = "0003"
 
 
 def upgrade() -> None:

@@ -7,8 +7,8 @@ back without a look at the rows (NOT VALID); the next migration validates them.
 
 from migrations.steps import execute, show_rows_to_owner
 
-revision = "5"
-down_revision = "4"
+revision = "0005"
+down_revision = "0004"
 
 _POLICY = """
     create policy tenant_isolation on {table}

@@ -2,8 +2,8 @@
 
 from migrations.steps import execute, outside_transaction
 
-revision = "6"
-down_revision = "5"
+revision = "0006"
+down_revision = "0005"
 
 
 def upgrade() -> None:

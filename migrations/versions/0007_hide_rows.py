@@ -2,8 +2,8 @@
 
 from migrations.steps import hide_rows_from_owner
 
-revision = "7"
-down_revision = "6"
+revision = "0007"
+down_revision = "0006"
 
 
 def upgrade() -> None:

@@ -58,7 +58,7 @@ def run_command(**variables: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_newest_migration_is_what_the_release_needs() -> None:
-    assert ScriptDirectory.from_config(alembic_config()).get_heads() == [str(SCHEMA_VERSION)]
+    assert ScriptDirectory.from_config(alembic_config()).get_heads() == [f"{SCHEMA_VERSION:04}"]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
