@@ -29,7 +29,7 @@ select relname, greatest(reltuples, 0)::bigint, pg_size_pretty(pg_table_size(oid
 where oid in (to_regclass('orders'), to_regclass('order_items'), to_regclass('idempotency_keys'))
 order by relname"""
 USERS = """\
-select distinct usename, pid from pg_locks join pg_stat_activity using (pid)
+select distinct coalesce(usename, backend_type), pid from pg_locks join pg_stat_activity using (pid)
 where granted and relation in (to_regclass('orders'), to_regclass('order_items'),
                                to_regclass('idempotency_keys'), to_regclass('rate_limits'))"""
 

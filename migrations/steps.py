@@ -35,6 +35,24 @@ def outside_transaction() -> Iterator[None]:
         execute(f"set lock_timeout = '{LOCK_TIMEOUT}'")
 
 
+def lock(*tables: str) -> None:
+    """Lock tables against all use, for what needs it and takes milliseconds, in one transaction.
+
+    List them in the order in which a create writes them, so that neither deadlocks. The weaker lock, which
+    blocks no request, is waited for first: PostgreSQL cancels an autovacuum that another session has waited
+    for deadlock_timeout, which is longer than LOCK_TIMEOUT.
+    """
+    names = ", ".join(tables)
+    execute(
+        f"""
+        set local lock_timeout = 0;
+        lock table {names} in share update exclusive mode;
+        set local lock_timeout = '{LOCK_TIMEOUT}';
+        lock table {names} in access exclusive mode;
+        """
+    )
+
+
 def build_index(name: str, kind: str, definition: str) -> None:
     """Build an index while the table is written to. One left over from a failed run is replaced."""
     execute(f"drop index concurrently if exists {name}")

@@ -5,7 +5,7 @@ The tables are locked for some hundredths of a second, whatever their size. Chec
 back without a look at the rows (NOT VALID); the next migration validates them.
 """
 
-from migrations.steps import execute, show_rows_to_owner
+from migrations.steps import execute, lock, show_rows_to_owner
 
 revision = "0005"
 down_revision = "0004"
@@ -18,14 +18,12 @@ _POLICY = """
 
 
 def upgrade() -> None:
-    """Locks in the order in which a create writes, so that neither deadlocks."""
+    lock("idempotency_keys", "orders", "order_items", "rate_limits")
     execute(
         """
         -- The locks are short: what is dropped comes back at once, nothing is rewritten.
         -- squawk-ignore-file ban-drop-constraint, changing-column-type, constraint-missing-not-valid
         -- squawk-ignore-file renaming-object, require-concurrent-index-deletion
-        lock table idempotency_keys, orders, order_items, rate_limits in access exclusive mode;
-
         alter table order_items drop constraint order_items_order_fkey;
         drop index orders_created_by_idx;
         """

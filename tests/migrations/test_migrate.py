@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -20,11 +21,21 @@ from migrations import migrate as migrating
 from migrations.migrate import alembic_config, migrate, schema_version
 from tests.chalicelib.database.test_schema import execute, new_database, owner_url, snapshot
 from tests.support.release_1 import Release1, apply_release_1
-from tests.support.servers import api_on
+from tests.support.servers import api_on, private_server
 from tools.client import Client
 from tools.postgres_server import EMBEDDED, connected
 
 PROJECT = Path(migrating.__file__).parents[1]
+SLOW_AUTOVACUUM = [
+    """insert into orders select 'acme', gen_random_uuid(), 'alice', 'pending', 1, 'John Doe', 'john@example.com',
+       null, null, null, 1, 'USD', now(), now() from generate_series(1, 20000)""",
+    "delete from orders",
+    "alter system set autovacuum_naptime = 1",
+    "alter system set autovacuum_vacuum_cost_delay = 100",
+    "alter system set autovacuum_vacuum_cost_limit = 1",
+    "select pg_reload_conf()",
+]
+VACUUM = "select from pg_stat_progress_vacuum where relid = 'orders'::regclass"
 VERSIONS = range(2, SCHEMA_VERSION + 1)
 
 
@@ -44,6 +55,18 @@ def migrate_to(url: str, version: int) -> None:
     """Some of the migrations, as a run that was interrupted leaves them."""
     if version > 2:
         migrate(owner_url(url), version)
+
+
+def wait_for(url: str, query: str) -> None:
+    """Until the query has a row."""
+    deadline = time.monotonic() + 30
+    with connected(url) as connection, connection.cursor() as cursor:
+        while time.monotonic() < deadline:
+            cursor.execute(query)
+            if cursor.rowcount:
+                return
+            time.sleep(0.05)
+    raise TimeoutError(query)
 
 
 def run_command(**variables: str) -> subprocess.CompletedProcess[str]:
@@ -119,6 +142,22 @@ def test_table_in_use_blocks_requests_briefly(
         migration.result()
 
     assert set(answers) == {201}
+
+
+def test_autovacuum_is_cancelled_for_a_lock() -> None:
+    """On a large table it runs for hours."""
+    with private_server() as server:
+        apply_release_1(server.urls.owner)
+        migrate(server.urls.owner, 4)
+        execute(server.url("postgres"), *SLOW_AUTOVACUUM)
+        wait_for(
+            server.url("postgres"), "select from pg_stat_progress_vacuum where relid = 'orders'::regclass"
+        )
+
+        migrate(server.urls.owner)
+
+        with connected(server.urls.owner) as connection:
+            assert schema_version(connection) == SCHEMA_VERSION
 
 
 @pytest.mark.parametrize("version", [2, 5])
