@@ -27,13 +27,15 @@ class Move:
     old: Server
     new: Server
     folder: Path
+    old_password: str = ""
 
     def run(self, containing: str, section: str, *, reverse: bool = False) -> str:
         """Runs the section's block that contains this text; returns its output."""
         (commands,) = [block.text for block in blocks("moving.md", "sh", section) if containing in block.text]
         if reverse:
             commands = commands.replace("OLD_OWNER_URL", "NEW_OWNER_URL")
-        urls = {"OLD_OWNER_URL": self.old.urls.owner, "NEW_OWNER_URL": self.new.urls.owner}
+        old_owner = self.old.urls.owner.replace("@", f":{self.old_password}@")
+        urls = {"OLD_OWNER_URL": old_owner, "NEW_OWNER_URL": self.new.urls.owner}
         return shell_with_psql(commands, self.folder, **urls)
 
     def rows(self, server: Server, table: str) -> Rows:
