@@ -40,6 +40,7 @@ def shell_with_psql(commands: str, folder: Path = PROJECT, **variables: str) -> 
         ["bash", "-euo", "pipefail", "-c", commands],
         cwd=folder,
         env=clean_environment() | {"PATH": path} | variables,
+        timeout=120,
         capture_output=True,
         text=True,
         check=False,
