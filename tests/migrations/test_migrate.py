@@ -27,8 +27,10 @@ from tools.postgres_server import EMBEDDED, connected
 
 PROJECT = Path(migrating.__file__).parents[1]
 SLOW_AUTOVACUUM = [
-    """insert into orders select 'acme', gen_random_uuid(), 'alice', 'pending', 1, 'John Doe', 'john@example.com',
-       null, null, null, 1, 'USD', now(), now() from generate_series(1, 20000)""",
+    """insert into orders
+       select 'acme', gen_random_uuid(), 'alice', 'pending', 1, 'John Doe', 'john@example.com', null, null, null,
+              1, 'USD', now(), now()
+       from generate_series(1, 20000)""",
     "delete from orders",
     "alter system set autovacuum_naptime = 1",
     "alter system set autovacuum_vacuum_cost_delay = 100",
@@ -150,14 +152,11 @@ def test_autovacuum_is_cancelled_for_a_lock() -> None:
         apply_release_1(server.urls.owner)
         migrate(server.urls.owner, 4)
         execute(server.url("postgres"), *SLOW_AUTOVACUUM)
-        wait_for(
-            server.url("postgres"), "select from pg_stat_progress_vacuum where relid = 'orders'::regclass"
-        )
+        wait_for(server.url("postgres"), VACUUM)
 
         migrate(server.urls.owner)
 
-        with connected(server.urls.owner) as connection:
-            assert schema_version(connection) == SCHEMA_VERSION
+        assert "canceling autovacuum task" in (server.folder / "log").read_text()
 
 
 @pytest.mark.parametrize("version", [2, 5])
