@@ -28,8 +28,8 @@ from tools.postgres_server import EMBEDDED, connected
 PROJECT = Path(migrating.__file__).parents[1]
 SLOW_AUTOVACUUM = [
     """insert into orders
-       select 'acme', gen_random_uuid(), 'alice', 'pending', 1, 'John Doe', 'john@example.com', null, null, null,
-              1, 'USD', now(), now()
+       select 'acme', gen_random_uuid(), 'alice', 'pending', 1, 'John Doe', 'john@example.com', null, null,
+              null, 1, 'USD', now(), now()
        from generate_series(1, 20000)""",
     "delete from orders",
     "alter system set autovacuum_naptime = 1",
