@@ -72,7 +72,7 @@ def upgrade() -> None:
         alter table order_items add constraint order_items_order_fkey
             foreign key (tenant_id, order_id) references orders (tenant_id, order_id) not valid;
 
-        -- A changed locale may have doubled rows here too. All limits start anew, as after a crash.
+        -- A changed locale may have doubled rows here too. All limits are reset, as after a crash.
         truncate rate_limits;
         drop policy tenant_isolation on rate_limits;
         alter table rate_limits
