@@ -28,7 +28,7 @@ UNHASHED = "six==1.17.0\n"
 
 
 def test_make_lock_writes_every_requirements_file() -> None:
-    folders = [PROJECT / name for name in ("bench", "deploy", "local", "shims", "tests")]
+    folders = [PROJECT / name for name in ("bench", "deploy", "local", "migrations", "shims", "tests")]
     files = [*PROJECT.glob("*.txt"), *(path for folder in folders for path in folder.rglob("*.txt"))]
 
     assert sorted(LOCKED) == sorted(str(path.relative_to(PROJECT)) for path in files)

@@ -93,7 +93,7 @@ def test_every_make_target_exists(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_documented_environment_variable_is_read(page: str) -> None:
-    folders = ("chalicelib", "deploy", "local", "shims", "tools")
+    folders = ("chalicelib", "deploy", "local", "migrations", "shims", "tools")
     sources = [path for folder in folders for path in (PROJECT / folder).rglob("*") if path.is_file()]
     sources = [path for path in sources if path.suffix in (".py", ".json", "") and "pycache" not in str(path)]
     code = "\n".join(path.read_text() for path in [PROJECT / "Makefile", *sources])

@@ -99,7 +99,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project without builds; it shares this project's virtual environments."""
     folder = tmp_path_factory.mktemp("shared") / "project"
     nothing_compiled = shutil.ignore_patterns("__pycache__", "deployments", "deployed")
-    for name in ("chalicelib", "deploy", "local", "shims", ".chalice"):
+    for name in ("chalicelib", "deploy", "local", "migrations", "shims", ".chalice"):
         shutil.copytree(PROJECT / name, folder / name, ignore=nothing_compiled)
     for name in ("app.py", "pyproject.toml", "requirements.txt", "schema.sql", "test_order.json"):
         shutil.copy(PROJECT / name, folder)
