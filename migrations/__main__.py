@@ -3,6 +3,8 @@
 import os
 
 import psycopg2
+from psycopg2.extensions import set_wait_callback
+from psycopg2.extras import wait_select
 
 from chalicelib.database.schema_check import SCHEMA_VERSION
 from chalicelib.settings.environment import SettingsError
@@ -19,8 +21,11 @@ def main() -> None:
             "Set OWNER_DATABASE_URL=postgresql://owner:password@host:5432/orders: the role owns the tables. "
             "Without a connection: make migrate SQL=1 FROM=2 prints the migrations after version 2"
         )
+    set_wait_callback(wait_select)  # without it Ctrl-C waits for the statement's end
     try:
         migrate(url, quiet=False)
+    except (KeyboardInterrupt, psycopg2.errors.QueryCanceled):
+        raise SystemExit("\nInterrupted. The API is not affected: repeat make migrate to continue") from None
     except (SettingsError, psycopg2.Error) as error:
         raise SystemExit(str(error).strip()) from None
     print(f"The database is at version {SCHEMA_VERSION}")

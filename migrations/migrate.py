@@ -31,7 +31,8 @@ order by relname"""
 USERS = """\
 select distinct coalesce(usename, backend_type), pid from pg_locks join pg_stat_activity using (pid)
 where granted and relation in (to_regclass('orders'), to_regclass('order_items'),
-                               to_regclass('idempotency_keys'), to_regclass('rate_limits'))"""
+                               to_regclass('idempotency_keys'), to_regclass('rate_limits'),
+                               to_regclass('schema_version'))"""
 
 
 def migrate(owner_url: str, version: int = SCHEMA_VERSION, *, quiet: bool = True) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -37,6 +38,8 @@ SLOW_AUTOVACUUM = [
     "alter system set autovacuum_vacuum_cost_limit = 1",
     "select pg_reload_conf()",
 ]
+WAITING_INDEX = """select from pg_stat_progress_create_index
+    where datname = current_database() and phase like 'waiting for %'"""
 VACUUM = "select from pg_stat_progress_vacuum where relid = 'orders'::regclass"
 VERSIONS = range(2, SCHEMA_VERSION + 1)
 
@@ -170,7 +173,49 @@ def test_sql_for_a_dba_makes_the_same_schema(release_1: str, admin_url: str, ver
     assert snapshot(EMBEDDED, release_1) == snapshot(EMBEDDED, admin_url)
 
 
+def test_ctrl_c_ends_a_run_that_can_be_continued(release_1: str, admin_url: str) -> None:
+    """Here while it waits for an older transaction, before it builds an index."""
+    with closing(psycopg2.connect(release_1)) as old:
+        old.cursor().execute("set transaction isolation level repeatable read; select 1")
+        with subprocess.Popen(
+            [sys.executable, "-m", "migrations"],
+            cwd=PROJECT,
+            env={**os.environ, "OWNER_DATABASE_URL": owner_url(release_1)},
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as run:
+            wait_for(release_1, WAITING_INDEX)
+            run.send_signal(signal.SIGINT)
+            _, output = run.communicate(timeout=10)
+
+    assert run.returncode == 1
+    assert output.endswith("Interrupted. The API is not affected: repeat make migrate to continue\n")
+    migrate(owner_url(release_1))
+    assert snapshot(EMBEDDED, release_1) == snapshot(EMBEDDED, admin_url)
+
+
 # Refused
+
+
+def test_other_indexes_are_not_rebuilt_under_the_lock(release_1: str) -> None:
+    execute(owner_url(release_1), "create index by_email on orders (tenant_id, customer_email)")
+
+    refused = run_command(OWNER_DATABASE_URL=owner_url(release_1))
+    execute(owner_url(release_1), "drop index by_email")
+    repeated = run_command(OWNER_DATABASE_URL=owner_url(release_1))
+
+    assert refused.returncode == 1
+    assert "locked while these indexes are rebuilt: by_email\nHINT:  Drop them" in refused.stderr
+    assert repeated.returncode == 0
+
+
+def test_views_are_named(release_1: str) -> None:
+    execute(owner_url(release_1), "create view tenants as select distinct tenant_id from orders")
+
+    refused = run_command(OWNER_DATABASE_URL=owner_url(release_1))
+
+    assert refused.returncode == 1
+    assert "view tenants depends on column" in refused.stderr
 
 
 def test_version_1_is_refused(release_1: str) -> None:
