@@ -234,14 +234,20 @@ do $$ declare object text; grantee text; begin
         return;
     end if;
     for object, grantee in
-        select distinct its.object, case its.grantee when 0 then 'public' else its.grantee::regrole::text end from (
-            select format('table %s', oid::regclass), (aclexplode(relacl)).grantee, relowner from pg_class
+        select distinct its.object,
+               case its.grantee when 0 then 'public' else its.grantee::regrole::text end
+        from (
+            select format('table %s', oid::regclass), (aclexplode(relacl)).grantee, relowner
+                from pg_class
                 where relnamespace = current_schema()::regnamespace
                   and relname in ('schema_version', 'orders', 'order_items', 'idempotency_keys', 'rate_limits')
             union all
-            select format('function %s', oid::regprocedure), (aclexplode(coalesce(proacl, acldefault('f', proowner)))).grantee, proowner
-                from pg_proc where pronamespace = current_schema()::regnamespace and proname = 'set_tenant'
-        ) as its (object, grantee, owner) where its.grantee <> its.owner
+            select format('function %s', oid::regprocedure),
+                   (aclexplode(coalesce(proacl, acldefault('f', proowner)))).grantee, proowner
+                from pg_proc
+                where pronamespace = current_schema()::regnamespace and proname = 'set_tenant'
+        ) as its (object, grantee, owner)
+        where its.grantee <> its.owner
     loop
         execute format('revoke all on %s from %s cascade', object, grantee);
     end loop;
@@ -251,8 +257,19 @@ grant select, insert, update on rate_limits to orders_app;
 grant select on schema_version to orders_app;
 grant execute on function set_tenant(text), set_tenant(text, integer) to orders_app;
 do $$ begin
-    execute format('grant usage on schema %I to orders_app', current_schema());
-    execute format('grant connect on database %I to orders_app', current_database());
+    begin
+        execute format('grant usage on schema %I to orders_app', current_schema());
+        execute format('grant connect on database %I to orders_app', current_database());
+    exception when insufficient_privilege then
+        null;  -- PUBLIC may have both
+    end;
+    if not (has_schema_privilege('orders_app', current_schema(), 'USAGE')
+            and has_database_privilege('orders_app', current_database(), 'CONNECT')) then
+        raise exception '% may not let orders_app connect', current_user
+            using hint = format('As an administrator: create role orders_app login; '
+                                'grant connect on database %I to orders_app; '
+                                'grant usage on schema %I to orders_app;', current_database(), current_schema());
+    end if;
 end $$;
 
 insert into schema_version (version_num) select '0007' where not exists (select from schema_version);

@@ -46,7 +46,7 @@ def migrate(owner_url: str, version: int = SCHEMA_VERSION, *, quiet: bool = True
         if found is None or found >= SCHEMA_VERSION:
             connection.cursor().execute(SCHEMA.read_text())
             return
-        with _one_run_at_a_time(connection):
+        with _one_run_at_a_time(connection, quiet=quiet):
             _upgrade(parameters, connection, version, quiet=quiet)
 
 
@@ -129,7 +129,7 @@ def _session(parameters: dict[str, str]) -> Any:
 
 
 @contextmanager
-def _one_run_at_a_time(connection: Any) -> Iterator[None]:
+def _one_run_at_a_time(connection: Any, *, quiet: bool) -> Iterator[None]:
     """Holds an advisory lock. It is polled: a statement that waits for it would hold a snapshot, for which an
     index that the other run builds concurrently would wait."""
     with connection.cursor() as cursor:
@@ -137,6 +137,8 @@ def _one_run_at_a_time(connection: Any) -> Iterator[None]:
             cursor.execute("select pg_try_advisory_lock(hashtext('order-api migrations'))")
             if cursor.fetchone() == (True,):
                 break
+            if not quiet:
+                sys.stderr.write("Waiting for another run of make migrate\n")
             time.sleep(PAUSE)
     yield  # the lock is released with the connection
 

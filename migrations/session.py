@@ -7,6 +7,8 @@ SESSION = f"""\
 set lock_timeout = '{LOCK_TIMEOUT}';
 set statement_timeout = 0;
 set idle_in_transaction_session_timeout = 0;
+set row_security = on;
+select set_config(name, '0', false) from pg_settings where name = 'transaction_timeout';  -- PostgreSQL 17
 set client_min_messages = warning;
 do $$ declare owner name; begin
     select rolname into owner from pg_class join pg_roles on pg_roles.oid = relowner

@@ -40,12 +40,12 @@ def lock(*tables: str) -> None:
 
     List them in the order in which a create writes them, so that neither deadlocks. The weaker lock, which
     blocks no request, is waited for first: PostgreSQL cancels an autovacuum that another session has waited
-    for deadlock_timeout, which is longer than LOCK_TIMEOUT.
+    for deadlock_timeout, a second by default.
     """
     names = ", ".join(tables)
     execute(
         f"""
-        set local lock_timeout = 0;
+        set local lock_timeout = '5s';
         lock table {names} in share update exclusive mode;
         set local lock_timeout = '{LOCK_TIMEOUT}';
         lock table {names} in access exclusive mode;

@@ -16,8 +16,19 @@ def upgrade() -> None:
         grant select on schema_version to orders_app;
         grant execute on function set_tenant(text), set_tenant(text, integer) to orders_app;
         do $$ begin
-            execute format('grant usage on schema %I to orders_app', current_schema());
-            execute format('grant connect on database %I to orders_app', current_database());
+            begin
+                execute format('grant usage on schema %I to orders_app', current_schema());
+                execute format('grant connect on database %I to orders_app', current_database());
+            exception when insufficient_privilege then
+                null;  -- PUBLIC may have both
+            end;
+            if not (has_schema_privilege('orders_app', current_schema(), 'USAGE')
+                    and has_database_privilege('orders_app', current_database(), 'CONNECT')) then
+                raise exception '% may not let orders_app connect', current_user
+                    using hint = format(
+                        'As their owners: grant connect on database %I to orders_app; '
+                        'grant usage on schema %I to orders_app;', current_database(), current_schema());
+            end if;
         end $$;
         """
     )

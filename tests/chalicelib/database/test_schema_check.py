@@ -69,6 +69,32 @@ def test_api_serves_where_public_may_not_connect(
     assert warnings(caplog) == []
 
 
+@pytest.mark.parametrize("migrated", [False, True])
+def test_missing_right_to_connect_is_explained(migrated: bool) -> None:
+    """The owner of the tables does not own the database, and may not grant it."""
+    with private_server() as server:
+        if migrated:
+            apply_release_1(server.urls.owner)
+        execute(
+            server.url("postgres"),
+            "alter database orders owner to postgres",
+            "revoke connect on database orders from public",
+            "grant connect on database orders to orders_owner",
+            "grant create, usage on schema public to orders_owner",
+        )
+
+        with pytest.raises(psycopg2.errors.RaiseException, match="may not let orders_app connect") as error:
+            migrate(server.urls.owner)
+        if not migrated:  # the file's own role was rolled back with it
+            settings = ("statement_timeout = '5s'", "lock_timeout = '2s'")
+            execute(server.url("postgres"), "create role orders_app login")
+            execute(server.url("postgres"), *(f"alter role orders_app set {setting}" for setting in settings))
+        execute(server.url("postgres"), "grant connect on database orders to orders_app")
+        migrate(server.urls.owner)
+
+    assert "grant connect on database orders to orders_app" in str(error.value.diag.message_hint)
+
+
 def test_later_grants_are_kept_and_logged_once(
     server: Server, alice: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
