@@ -27,7 +27,13 @@ do $$ declare found integer; begin
     if to_regclass('schema_version') is not null then
         select max(version) into found from schema_version;
     end if;
-    if found < 7 then
+    if to_regclass('orders') is not null and found is null then
+        raise exception 'there is a table orders, but no version of it in schema_version'
+            using hint = 'Take an empty database, or restore the row of schema_version.';
+    elsif (select relnamespace from pg_class where oid = to_regclass('orders')) <> current_schema()::regnamespace then
+        raise exception 'the table orders is in another schema than %', current_schema()
+            using hint = 'Set search_path to the schema of the tables.';
+    elsif found < 7 then
         raise exception 'this database is at schema version %, this file is version 7', found
             using hint = 'make migrate OWNER_DATABASE_URL=... brings it to version 7.';
     elsif found > 7 then

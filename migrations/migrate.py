@@ -58,14 +58,15 @@ def schema_version(connection: Any) -> int | None:
             return None
         cursor.execute("select max(version) from schema_version")
         (version,) = cursor.fetchone()
-        return int(version)
+        return None if version is None else int(version)
 
 
 def print_sql(start: int) -> None:
     """Print the migrations after version `start`, for psql as the owner of the tables."""
-    from migrations.session import ADOPT, SESSION
+    from migrations.session import ADOPT, EXPECT, SESSION
 
-    print(SESSION + ADOPT + migration_sql(f"{start:04}:head"))
+    expected = EXPECT.format(version=start)
+    print(SESSION + ADOPT + expected + migration_sql(f"{start:04}:head"))
 
 
 def migration_sql(versions: str) -> str:
@@ -115,6 +116,7 @@ def _connect(parameters: dict[str, str]) -> Any:
     defaults: dict[str, Any] = {"connect_timeout": 10, "application_name": "order-api migrate"}
     connection = psycopg2.connect(**{**defaults, **parameters, "client_encoding": "UTF8"})
     connection.autocommit = True
+    connection.cursor().execute("set idle_session_timeout = 0")
     return connection
 
 
@@ -139,6 +141,7 @@ def _one_run_at_a_time(connection: Any, *, quiet: bool) -> Iterator[None]:
                 break
             if not quiet:
                 sys.stderr.write("Waiting for another run of make migrate\n")
+                quiet = True
             time.sleep(PAUSE)
     yield  # the lock is released with the connection
 

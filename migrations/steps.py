@@ -1,8 +1,8 @@
 """What migrations are made of. Each function runs its SQL, or prints it for `make migrate SQL=1`.
 
-A change of a large table takes several migrations, so that no lock is held while rows are read:
-a nullable column and `show_rows_to_owner`; `backfill`; constraints NOT VALID and `hide_rows_from_owner`;
-VALIDATE (docs/migrations.md).
+A change of a large table takes several migrations, so that no lock is held while rows are read: a column with
+a default for new rows, and `show_rows_to_owner`; `backfill`; constraints NOT VALID; VALIDATE, which checks
+only rows that the owner sees; `hide_rows_from_owner` (docs/migrations.md).
 """
 
 from collections.abc import Iterator, Sequence
@@ -77,6 +77,10 @@ def revoke_all(*names: str) -> None:
                 from (
                     select format('table %s', oid::regclass), (aclexplode(relacl)).grantee, relowner
                         from pg_class
+                        where relnamespace = current_schema()::regnamespace and relname in ({listed})
+                    union all
+                    select format('table %s', attrelid::regclass), (aclexplode(attacl)).grantee, relowner
+                        from pg_attribute join pg_class on pg_class.oid = attrelid
                         where relnamespace = current_schema()::regnamespace and relname in ({listed})
                     union all
                     select format('function %s', oid::regprocedure),

@@ -100,8 +100,11 @@ class Connections:
             ((version,),) = self.send(lambda _connection, _cursor: (b"", SELECT_VERSION), deadline)
         except errors.Refused as refused:
             _log.error("schema_version cannot be read: %s", refused)
-            raise errors.OutdatedSchema("none that can be read", SCHEMA_VERSION) from None
-        if version is None or version < SCHEMA_VERSION:
+            raise errors.OutdatedSchema("that cannot be read", SCHEMA_VERSION) from None
+        if version is None:
+            _log.error("schema_version shows no row: row-level security is on there, or the row was deleted")
+            raise errors.OutdatedSchema("that cannot be read", SCHEMA_VERSION)
+        if version < SCHEMA_VERSION:
             raise errors.OutdatedSchema(version, SCHEMA_VERSION)
 
     def prepare(self, statements: Iterable[Statement[Any]]) -> None:

@@ -5,13 +5,14 @@ request fails for it: an older schema may still serve most requests, and a grant
 /health/ready is 503 on an older schema.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 
 SCHEMA_VERSION = 7
 """What this release needs: the newest of migrations/versions, and what schema.sql makes."""
 SELECT_VERSION = b"select max(version) from schema_version"
-_MARK = "order-api: "
-"""Begins our warnings. The server's own are not logged: they may quote the request."""
+_WARNING = re.compile(r"[^:\n]+:\s+order-api: (.*)")
+"""The severity, which is translated, and a message of SCHEMA_CHECK."""
 
 SCHEMA_CHECK = rb"""do $$ declare current integer; foreign_grants text; begin
     if has_table_privilege(to_regclass('schema_version'), 'SELECT') then
@@ -28,6 +29,12 @@ SCHEMA_CHECK = rb"""do $$ declare current integer; foreign_grants text; begin
                       where oid in (to_regclass('orders'), to_regclass('order_items'),
                                     to_regclass('idempotency_keys'), to_regclass('rate_limits'),
                                     to_regclass('schema_version'))
+                  union all
+                  select relname, relowner, (aclexplode(attacl)).* from pg_attribute join pg_class
+                      on pg_class.oid = attrelid
+                      where attrelid in (to_regclass('orders'), to_regclass('order_items'),
+                                         to_regclass('idempotency_keys'), to_regclass('rate_limits'),
+                                         to_regclass('schema_version'))
                   union all
                   select proname, proowner, (aclexplode(coalesce(proacl, acldefault('f', proowner)))).*
                       from pg_proc where oid in (to_regprocedure('set_tenant(text)'),
@@ -46,8 +53,10 @@ end $$;
 
 
 def warnings(notices: Iterable[str]) -> Iterator[str]:
-    """What SCHEMA_CHECK found, from psycopg2's connection.notices."""
+    """What SCHEMA_CHECK found, from psycopg2's connection.notices.
+
+    Other notices are dropped: with log_statement and client_min_messages they quote the request.
+    """
     for notice in notices:
-        _, is_ours, warning = notice.partition(_MARK)
-        if is_ours:
-            yield warning.strip()
+        if found := _WARNING.match(notice):
+            yield found[1]

@@ -17,26 +17,7 @@ _POLICY = """
     """
 
 
-# An index that an operator added would be rebuilt under the lock.
-_REFUSE_OTHER_INDEXES = """
-    do $$ declare others text; begin
-        select string_agg(indexrelid::regclass::text, ', ') into others
-            from pg_index join pg_class on pg_class.oid = indexrelid
-            where indrelid in ('orders'::regclass, 'order_items'::regclass, 'idempotency_keys'::regclass)
-              and relname !~ '^(orders|order_items|idempotency_keys)_(pkey|created_by_idx)(_c)?$'
-              and exists (
-                  select from pg_attribute where attrelid = indrelid and attnum = any(indkey)
-                  and attname in ('tenant_id', 'created_by', 'status', 'currency', 'idempotency_key'));
-        if others is not null then
-            raise exception 'the tables would be locked while these indexes are rebuilt: %', others
-                using hint = 'Drop them (drop index concurrently), and create them again after make migrate.';
-        end if;
-    end $$;
-    """
-
-
 def upgrade() -> None:
-    execute(_REFUSE_OTHER_INDEXES)
     lock("idempotency_keys", "orders", "order_items", "rate_limits")
     execute(
         """

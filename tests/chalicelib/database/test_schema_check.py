@@ -98,7 +98,10 @@ def test_missing_right_to_connect_is_explained(migrated: bool) -> None:
 def test_later_grants_are_kept_and_logged_once(
     server: Server, alice: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    grants = "select on orders to anon; grant truncate on order_items to orders_app"
+    grants = (
+        "select on orders to anon; grant truncate on order_items to orders_app;"
+        "grant update (version_num) on schema_version to anon"
+    )
     execute(server.urls.owner, f"grant {grants}", "grant execute on function set_tenant(text) to public")
 
     migrate(server.urls.owner)
@@ -111,8 +114,22 @@ def test_later_grants_are_kept_and_logged_once(
     execute(server.urls.owner, "revoke execute on function set_tenant(text) from public")
     assert warnings(caplog) == [
         "roles have privileges that schema.sql does not grant: TRUNCATE on order_items to orders_app; "
-        "SELECT on orders to anon; EXECUTE on set_tenant to public"
+        "SELECT on orders to anon; UPDATE on schema_version to anon; EXECUTE on set_tenant to public"
     ]
+
+
+def test_statements_that_the_server_logs_to_clients_are_not_logged(
+    alice: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They have the request's values."""
+    settings = ("client_min_messages = log", "log_statement = 'all'", "log_min_duration_statement = 0")
+    with private_server(log_may_hold_values=True) as server:
+        migrate(server.urls.owner)
+        execute(server.url("postgres"), *(f"alter role orders_app set {setting}" for setting in settings))
+        with api_on(server.urls.app):
+            assert alice.place().status == 201
+
+    assert [record for record in caplog.records if record.name == "order-api" and record.levelno > 20] == []
 
 
 @pytest.mark.parametrize("version", [2, 6])
