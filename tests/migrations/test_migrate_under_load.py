@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 
 from migrations.migrate import migrate
-from tests.chalicelib.database.test_schema import snapshot
+from tests.chalicelib.database.test_schema import new_database, owner_url, snapshot
 from tests.support.release_1 import Release1, apply_release_1
 from tests.support.servers import api_on, private_server
 from tools.client import Client
@@ -140,6 +140,6 @@ def test_both_releases_serve_during_a_migration(server: Server, alice: Client, t
     with connected(server.url("postgres")) as connection, connection.cursor() as cursor:
         cursor.execute(STORED, [[tenant, "acme"]])
         assert sorted(cursor.fetchall()) == sorted(load.placed)
-    with private_server() as new:
-        migrate(new.urls.owner)
-        assert snapshot(EMBEDDED, server.url("postgres")) == snapshot(EMBEDDED, new.url("postgres"))
+    with new_database(server.url("postgres")) as new:
+        migrate(owner_url(new))
+        assert snapshot(EMBEDDED, server.url("postgres")) == snapshot(EMBEDDED, new)
