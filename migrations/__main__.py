@@ -18,7 +18,7 @@ def main() -> None:
     url = os.environ.get("OWNER_DATABASE_URL")
     if not url:
         raise SystemExit(
-            "Set OWNER_DATABASE_URL=postgresql://owner:password@host:5432/orders, with the owner of the tables. "
+            "Set OWNER_DATABASE_URL=postgresql://owner:password@host:5432/orders, as the tables' owner. "
             "Without a connection: make migrate SQL=1 FROM=2 prints the migrations after version 2"
         )
     set_wait_callback(wait_select)  # without it Ctrl-C waits for the statement's end
